@@ -10,8 +10,10 @@ type Level = keyof Logger;
 
 /** Writes JSON lines to `write`, e.g. a keeper's log file. */
 export function jsonLogger(write: (line: string) => void, wallMs: () => number): Logger {
-  const at = (level: Level) => (message: string, facts: Readonly<Record<string, unknown>> = {}) =>
-    write(`${JSON.stringify({ time: new Date(wallMs()).toISOString(), level, message, ...facts })}\n`);
+  const at =
+    (level: Level) =>
+    (message: string, facts: Readonly<Record<string, unknown>> = {}) =>
+      write(`${JSON.stringify({ time: new Date(wallMs()).toISOString(), level, message, ...facts })}\n`);
   return { debug: at('debug'), info: at('info'), warn: at('warn'), error: at('error') };
 }
 

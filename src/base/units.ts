@@ -31,7 +31,11 @@ export function parseBytes(text: string): number | undefined {
 
 /** `268435456` → `256 MiB`. */
 export function formatBytes(bytes: number): string {
-  for (const [unit, size] of [['GiB', GIB], ['MiB', MIB], ['KiB', KIB]] as const) {
+  for (const [unit, size] of [
+    ['GiB', GIB],
+    ['MiB', MIB],
+    ['KiB', KIB],
+  ] as const) {
     if (bytes >= size) return `${Number((bytes / size).toFixed(1))} ${unit}`;
   }
   return `${bytes} B`;
