@@ -13,6 +13,8 @@ export interface DirtyLog extends Disposable {
   /**
    * Returns the pages changed since the last call and starts anew: sorted, disjoint. Destructive: pages of an
    * epoch that is not completed have to be given back with `mark`. Complete only while the VM stands still.
+   * @throws MemoryError MEMORY_PROCESS_GONE when QEMU dies meanwhile, whose page tables then show no writes;
+   * after any error the log cannot be trusted any more.
    */
   collect(): PageRun[];
   /** Counts changed pages without starting anew, but stops counting at `limitPages`. Undefined where this would cost as much as `collect`. */

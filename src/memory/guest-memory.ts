@@ -1,0 +1,157 @@
+import { closeSync, constants, fstatSync, ftruncateSync, openSync, rmSync } from 'node:fs';
+import { dirname } from 'node:path';
+import { assert } from '../base/assert.ts';
+import { formatBytes, PAGE_BYTES } from '../base/units.ts';
+import { dataExtents, freeBytesOf, preadInto, punchHole, pwriteFrom } from '../linux/file.ts';
+import { errnoNameOf, fromNodeError } from '../linux/linux-error.ts';
+import type { Mapping } from '../linux/mapping.ts';
+import { MemoryError } from './memory-error.ts';
+import { mergeRuns, type PageRun, runOfBytes } from './page-runs.ts';
+
+/**
+ * The memory of one VM as a file that QEMU maps shared (`memory-backend-file,share=on`). We never map it:
+ * reading a hole through a mapping would fill it. Nor does any dirty log see what is written here: whoever
+ * writes or discards pages of a VM that is protected marks them.
+ */
+export class GuestMemory implements Disposable {
+  readonly path: string;
+  readonly fd: number;
+  readonly sizeBytes: number;
+  #disposed = false;
+
+  private constructor(path: string, fd: number, sizeBytes: number) {
+    this.path = path;
+    this.fd = fd;
+    this.sizeBytes = sizeBytes;
+  }
+
+  /**
+   * Makes the file, all holes, for this user only. `path` is usually in /dev/shm.
+   * @throws MemoryError MEMORY_NO_ROOM when the file system has less free than the VM may come to use,
+   * MEMORY_EXISTS.
+   */
+  static create(path: string, sizeBytes: number): GuestMemory {
+    assert(
+      sizeBytes > 0 && sizeBytes % PAGE_BYTES === 0,
+      `guest memory is whole pages, not ${sizeBytes} bytes`,
+    );
+    const freeBytes = freeBytesOf(dirname(path));
+    if (freeBytes < sizeBytes) throw noRoom(path, { freeBytes, sizeBytes });
+    const flags = constants.O_RDWR | constants.O_CREAT | constants.O_EXCL;
+    const fd = openMemory(path, flags);
+    try {
+      ftruncateSync(fd, sizeBytes);
+    } catch (thrown) {
+      closeSync(fd);
+      rmSync(path);
+      throw fromNodeError('ftruncate', thrown, { facts: { path } });
+    }
+    return new GuestMemory(path, fd, sizeBytes);
+  }
+
+  /** @throws MemoryError MEMORY_MISSING. */
+  static open(path: string): GuestMemory {
+    const fd = openMemory(path, constants.O_RDWR);
+    return new GuestMemory(path, fd, fstatSync(fd).size);
+  }
+
+  get pageCount(): number {
+    return this.sizeBytes / PAGE_BYTES;
+  }
+
+  /** Bytes that the file really takes up. */
+  residentBytes(): number {
+    return fstatSync(this.fd).blocks * 512;
+  }
+
+  /** Pages that hold data. All others are holes, which read as zeros. */
+  dataRuns(): PageRun[] {
+    const extents = dataExtents(this.fd, { endBytes: this.sizeBytes });
+    return mergeRuns(extents.map(({ startByte, endByte }) => runOfBytes(startByte, endByte - startByte)));
+  }
+
+  /** Copies the pages to `target`, one after the other, holes as zeros. Returns the number of bytes. */
+  readRuns(runs: readonly PageRun[], target: Mapping, targetOffset = 0): number {
+    let doneBytes = 0;
+    for (const run of runs) {
+      const { fileOffset, lengthBytes } = this.#bytesOf(run);
+      preadInto(this.fd, target, { targetOffset: targetOffset + doneBytes, lengthBytes, fileOffset });
+      doneBytes += lengthBytes;
+    }
+    return doneBytes;
+  }
+
+  /** The reverse of `readRuns`. Returns the number of bytes. */
+  writeRuns(runs: readonly PageRun[], source: Mapping, sourceOffset = 0): number {
+    let doneBytes = 0;
+    for (const run of runs) {
+      const { fileOffset, lengthBytes } = this.#bytesOf(run);
+      pwriteFrom(this.fd, source, { sourceOffset: sourceOffset + doneBytes, lengthBytes, fileOffset });
+      doneBytes += lengthBytes;
+    }
+    return doneBytes;
+  }
+
+  /** Makes holes: the pages read as zeros and take up no memory. */
+  discard(runs: readonly PageRun[]): void {
+    for (const run of runs) {
+      const { fileOffset, lengthBytes } = this.#bytesOf(run);
+      punchHole(this.fd, fileOffset, { lengthBytes });
+    }
+  }
+
+  discardAll(): void {
+    this.discard([{ firstPage: 0, pageCount: this.pageCount }]);
+  }
+
+  /** Takes the name away; the memory lives on while QEMU or we have it open. No error when it is gone. */
+  remove(): void {
+    rmSync(this.path, { force: true });
+  }
+
+  #bytesOf({ firstPage, pageCount }: PageRun) {
+    const inside = firstPage >= 0 && pageCount > 0 && firstPage + pageCount <= this.pageCount;
+    assert(inside, `pages ${firstPage}+${pageCount} are outside of guest memory`);
+    return { fileOffset: firstPage * PAGE_BYTES, lengthBytes: pageCount * PAGE_BYTES };
+  }
+
+  /** Closes the file and leaves it in place. */
+  [Symbol.dispose](): void {
+    if (this.#disposed) return;
+    this.#disposed = true;
+    closeSync(this.fd);
+  }
+}
+
+function openMemory(path: string, flags: number): number {
+  try {
+    return openSync(path, flags, 0o600);
+  } catch (thrown) {
+    const errno = errnoNameOf(thrown);
+    if (errno === 'EEXIST') {
+      throw new MemoryError('MEMORY_EXISTS', `${path} is there already`, {
+        facts: { path },
+        hint: 'Another VM of this name runs, or one left it behind: stop that VM, or delete the file.',
+      });
+    }
+    if (errno === 'ENOENT') {
+      throw new MemoryError('MEMORY_MISSING', `there is no guest memory at ${path}`, {
+        facts: { path },
+        hint: 'The VM was stopped, or its directory is not mounted.',
+      });
+    }
+    throw fromNodeError('open guest memory', thrown, { facts: { path } });
+  }
+}
+
+function noRoom(
+  path: string,
+  { freeBytes, sizeBytes }: { freeBytes: number; sizeBytes: number },
+): MemoryError {
+  const place = dirname(path);
+  const message = `${place} has ${formatBytes(freeBytes)} free, and the memory needs ${formatBytes(sizeBytes)}`;
+  return new MemoryError('MEMORY_NO_ROOM', message, {
+    facts: { path, freeBytes, sizeBytes },
+    hint: `Stop another VM, give this one less memory, or enlarge it: mount -o remount,size=SIZE ${place}`,
+  });
+}
