@@ -1,0 +1,43 @@
+/** Every field of a VM specification with its default, explained. Shown by `understudy run --help`. */
+export const VM_SPEC_EXAMPLE = `\
+name: redis-demo               # 1 to 40 of a-z 0-9 -
+vcpus: 1                       # 1 to 64
+memory: 256MiB                 # whole MiB, 32MiB to 1TiB
+accel: auto                    # auto: KVM where it really runs a guest, else TCG | kvm | tcg
+machine: q35                   # the only one for now
+boot:                          # a kernel, or disk: {path: debian.qcow2, format: qcow2}
+  kernel: vmlinuz              # relative paths begin at the folder of this file
+  initrd: initrd.cpio.gz
+  cmdline: console=ttyS0
+disks: []                      # {path, format: raw|qcow2, readOnly: false}; not with a shadow yet
+nics:
+  - mac: 52:54:00:12:34:56     # derived from name and position when left out
+    uplink:
+      kind: tap                # tap | passt | none
+      device: us-redis         # made at the start, gone at the end
+      address: 10.77.0.1/24    # of the host's end; or bridge: br0
+      # netns: name            # network namespace the device lives in
+  - uplink:
+      kind: passt              # where TAP is not allowed
+      forward:
+        - {hostPort: 16379, guestPort: 6379}
+console: true                  # serial console
+agent: true                    # channel org.qemu.guest_agent.0, needed to set the guest's clock
+qemu:
+  binary: qemu-system-x86_64
+  # user: libvirt-qemu         # run QEMU as this user; with KVM its primary group must be kvm
+  extraArgs: []                # only what a shadow can follow, e.g. [-device, virtio-rng-pci]
+shadow:
+  enabled: true
+  maxIntervalMs: 100           # an epoch ends at least this often
+  pauseShare: 0.3              # bound on the share of time the guest stands still, 0.01 to 0.9
+  pauseBurstMs: 20             # pause that a quiet VM may spend at once
+  dirtyPagesMax: 8192          # an epoch ends when more pages are dirty
+  epochsInFlightMax: 4         # epochs cut but not yet committed
+  hangTimeoutMs: 2000          # a QEMU that is silent for so long is taken for dead
+  dirtyLog: auto               # auto | pagemap-scan | soft-dirty | compare
+  standbyCpuShare: 0.01        # of one CPU, until the standby is promoted
+clock:
+  syncIntervalMs: 1000         # the guest's wall clock is compared this often
+  errorMaxMs: 40               # and set when it is off by more
+`;

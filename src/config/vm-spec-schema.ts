@@ -1,0 +1,196 @@
+import { createHash } from 'node:crypto';
+import { z } from 'zod';
+import { GIB, MIB, parseBytes } from '../base/units.ts';
+
+const MEMORY_BYTES_MIN = 32 * MIB;
+const MEMORY_BYTES_MAX = 1024 * GIB;
+
+/** Linux: IFNAMSIZ is 16 bytes with the closing zero, and a device name is a file name in sysfs. */
+const deviceName = z
+  .string()
+  .regex(/^[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}$/, 'no name of a network device (1 to 15 of A-Z a-z 0-9 _ . -)');
+const netnsName = z.string().regex(/^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$/, 'no name of a network namespace');
+const port = z.int().min(1).max(65535);
+const filePath = z
+  .string()
+  .min(1, 'is empty')
+  .refine((path) => !path.includes('\0'), 'has a NUL byte');
+
+const memory = z
+  .union([z.string(), z.int()], 'expected a size such as 256MiB or 4G')
+  .transform((size, context) => {
+    const bytes = parseBytes(String(size));
+    if (bytes === undefined) {
+      context.addIssue({
+        code: 'custom',
+        message: `${JSON.stringify(size)} is no size such as 256MiB or 4G`,
+      });
+    } else if (bytes < MEMORY_BYTES_MIN || bytes > MEMORY_BYTES_MAX) {
+      context.addIssue({ code: 'custom', message: 'expected 32 MiB to 1 TiB' });
+    } else if (bytes % MIB !== 0) {
+      // QEMU rounds RAM up to 8 KiB; whole MiB keep the file, the machine and the page tables of one size.
+      context.addIssue({ code: 'custom', message: 'expected a whole number of MiB' });
+    }
+    return bytes ?? z.NEVER;
+  });
+
+const disk = z.strictObject({
+  path: filePath,
+  format: z.enum(['raw', 'qcow2']),
+  readOnly: z.boolean().default(false),
+});
+
+const boot = z
+  .strictObject({
+    kernel: filePath.optional(),
+    initrd: filePath.optional(),
+    cmdline: z.string().optional(),
+    disk: disk.optional(),
+  })
+  .superRefine((given, context) => {
+    const contradict = (field: string, message: string) =>
+      context.addIssue({ code: 'custom', path: [field], message });
+    if (given.kernel === undefined && given.disk === undefined) {
+      context.addIssue({ code: 'custom', message: 'expected either kernel or disk' });
+    }
+    if (given.disk === undefined) return;
+    for (const field of ['kernel', 'initrd', 'cmdline'] as const) {
+      if (given[field] !== undefined)
+        contradict(field, 'contradicts disk: boot from a kernel or from a disk');
+    }
+  })
+  .transform(({ kernel, initrd, cmdline, disk }) =>
+    disk === undefined
+      ? { kind: 'kernel' as const, kernel: kernel ?? '', initrd, cmdline: cmdline ?? '' }
+      : { kind: 'disk' as const, disk },
+  );
+
+const tap = z
+  .strictObject({
+    kind: z.literal('tap'),
+    device: deviceName,
+    netns: netnsName.optional(),
+    address: z
+      .union([z.cidrv4(), z.cidrv6()], 'expected an address with its prefix, e.g. 10.77.0.1/24')
+      .optional(),
+    bridge: deviceName.optional(),
+  })
+  .superRefine(({ address, bridge }, context) => {
+    if (address === undefined || bridge === undefined) return;
+    context.addIssue({
+      code: 'custom',
+      path: ['bridge'],
+      message: 'contradicts address: a device in a bridge has no address of its own',
+    });
+  });
+
+const passt = z.strictObject({
+  kind: z.literal('passt'),
+  forward: z
+    .array(z.strictObject({ hostPort: port, guestPort: port }))
+    .superRefine(distinct((entry) => String(entry.hostPort), 'hostPort', 'is forwarded already'))
+    .default([]),
+});
+
+const nic = z.strictObject({
+  mac: z
+    .string()
+    .regex(/^[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}$/, 'expected six bytes such as 52:54:00:12:34:56')
+    .refine(
+      (mac) => (Number.parseInt(mac, 16) & 1) === 0,
+      'is a multicast address: the first byte must be even',
+    )
+    .transform((mac) => mac.toLowerCase())
+    .optional(),
+  uplink: z.discriminatedUnion('kind', [tap, passt, z.strictObject({ kind: z.literal('none') })]),
+});
+
+const nics = z
+  .array(nic)
+  .max(8)
+  .superRefine(distinct((entry) => entry.mac, 'mac', 'is taken by another nic'));
+
+const qemu = z.strictObject({
+  binary: z.string().min(1, 'is empty').default('qemu-system-x86_64'),
+  user: z
+    .string()
+    .regex(/^[a-z_][a-z0-9_-]{0,31}$/, 'no name of a user')
+    .optional(),
+  extraArgs: z.array(z.string()).default([]),
+});
+
+const shadow = z
+  .strictObject({
+    enabled: z.boolean().default(true),
+    maxIntervalMs: z.number().min(1).max(60_000).default(100),
+    pauseShare: z.number().min(0.01).max(0.9).default(0.3),
+    pauseBurstMs: z.number().min(1).max(10_000).default(20),
+    dirtyPagesMax: z.int().min(1).max(268_435_456).default(8192),
+    epochsInFlightMax: z.int().min(1).max(64).default(4),
+    hangTimeoutMs: z.number().min(100).max(600_000).default(2000),
+    dirtyLog: z.enum(['auto', 'pagemap-scan', 'soft-dirty', 'compare']).default('auto'),
+    standbyCpuShare: z.number().min(0.001).max(1).default(0.01),
+  })
+  .superRefine(({ hangTimeoutMs, maxIntervalMs }, context) => {
+    if (hangTimeoutMs > maxIntervalMs) return;
+    context.addIssue({
+      code: 'custom',
+      path: ['hangTimeoutMs'],
+      message: `expected more than maxIntervalMs (${maxIntervalMs}), else a quiet QEMU is taken for dead`,
+    });
+  });
+
+const clock = z.strictObject({
+  syncIntervalMs: z.number().min(10).max(60_000).default(1000),
+  errorMaxMs: z.number().min(1).max(10_000).default(40),
+});
+
+/** A VM specification as written in YAML; its output is a {@link VmSpec}. All fields: `VM_SPEC_EXAMPLE`. */
+export const vmSpecSchema = z
+  .strictObject({
+    name: z
+      .string()
+      .regex(/^[a-z0-9][a-z0-9-]{0,39}$/, 'expected 1 to 40 of a-z 0-9 -, not beginning with -'),
+    vcpus: z.int().min(1).max(64).default(1),
+    memory,
+    accel: z.enum(['auto', 'kvm', 'tcg']).default('auto'),
+    machine: z.literal('q35').default('q35'),
+    boot,
+    disks: z.array(disk).max(16).default([]),
+    nics: nics.default([]),
+    console: z.boolean().default(true),
+    agent: z.boolean().default(true),
+    qemu: qemu.prefault({}),
+    shadow: shadow.prefault({}),
+    clock: clock.prefault({}),
+  })
+  .transform(({ memory: memoryBytes, nics, ...rest }) => ({
+    ...rest,
+    memoryBytes,
+    nics: nics.map((nic, index) => ({ ...nic, mac: nic.mac ?? derivedMac(rest.name, index) })),
+  }));
+
+/** What a VM shall be: validated, defaults filled in, file paths absolute, sizes in bytes. */
+export type VmSpec = z.output<typeof vmSpecSchema>;
+export type BootSpec = VmSpec['boot'];
+export type DiskSpec = VmSpec['disks'][number];
+export type NicSpec = VmSpec['nics'][number];
+export type UplinkSpec = NicSpec['uplink'];
+
+/** The same VM gets the same address on every host and start. 52:54:00 is the prefix that QEMU uses. */
+function derivedMac(name: string, index: number): string {
+  const digest = createHash('sha256').update(`${name}/${index}`).digest('hex');
+  return `52:54:00:${digest.slice(0, 2)}:${digest.slice(2, 4)}:${digest.slice(4, 6)}`;
+}
+
+function distinct<Entry>(keyOf: (entry: Entry) => string | undefined, field: string, message: string) {
+  return (entries: readonly Entry[], context: z.RefinementCtx): void => {
+    const seen = new Set<string>();
+    for (const [index, entry] of entries.entries()) {
+      const key = keyOf(entry);
+      if (key !== undefined && seen.has(key))
+        context.addIssue({ code: 'custom', path: [index, field], message: `${key} ${message}` });
+      if (key !== undefined) seen.add(key);
+    }
+  };
+}

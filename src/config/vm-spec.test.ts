@@ -1,0 +1,231 @@
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { ConfigError } from './config-error.ts';
+import { loadVmSpec, parseVmSpec } from './vm-spec.ts';
+import { VM_SPEC_EXAMPLE } from './vm-spec-example.ts';
+
+const SMALL = 'name: redis-demo\nmemory: 256MiB\nboot:\n  kernel: vmlinuz\n';
+
+function parse(text: string) {
+  return parseVmSpec(text, { source: 'demo.yaml', directory: '/specs' });
+}
+
+function refusal(text: string): ConfigError {
+  try {
+    parse(text);
+  } catch (error) {
+    if (error instanceof ConfigError) return error;
+    throw error;
+  }
+  throw new Error('the specification was accepted');
+}
+
+/** Problems without the name of the source. */
+function problems(text: string): string[] {
+  const error = refusal(text);
+  expect(error.code).toBe('CONFIG_INVALID');
+  return error.message.split('\n').map((line) => line.replace('demo.yaml:', ''));
+}
+
+describe('a specification that is right', () => {
+  test('needs a name, memory and something to boot; the rest has defaults', () => {
+    expect(parse(SMALL)).toEqual({
+      name: 'redis-demo',
+      vcpus: 1,
+      memoryBytes: 256 * 1024 * 1024,
+      accel: 'auto',
+      machine: 'q35',
+      boot: { kind: 'kernel', kernel: '/specs/vmlinuz', initrd: undefined, cmdline: '' },
+      disks: [],
+      nics: [],
+      console: true,
+      agent: true,
+      qemu: { binary: 'qemu-system-x86_64', extraArgs: [] },
+      shadow: {
+        enabled: true,
+        maxIntervalMs: 100,
+        pauseShare: 0.3,
+        pauseBurstMs: 20,
+        dirtyPagesMax: 8192,
+        epochsInFlightMax: 4,
+        hangTimeoutMs: 2000,
+        dirtyLog: 'auto',
+        standbyCpuShare: 0.01,
+      },
+      clock: { syncIntervalMs: 1000, errorMaxMs: 40 },
+    });
+  });
+
+  test('is shown in full by the example, whose values are the defaults', () => {
+    const example = parse(VM_SPEC_EXAMPLE);
+    const { shadow, clock, qemu } = parse(SMALL);
+    expect(example).toMatchObject({ shadow, clock, qemu });
+    expect(example.nics.map(({ uplink }) => uplink.kind)).toEqual(['tap', 'passt']);
+  });
+
+  test('gives a nic the same address at every start and another one to its neighbour', () => {
+    const text = `${SMALL}nics: [{uplink: {kind: none}}, {uplink: {kind: none}}]\n`;
+    const [first, second] = parse(text).nics.map(({ mac }) => mac);
+    expect(first).toMatch(/^52:54:00(:[0-9a-f]{2}){3}$/);
+    expect(first).not.toBe(second);
+    expect(parse(text).nics[0]?.mac).toBe(first);
+  });
+
+  test('takes a disk when there is no shadow', () => {
+    const spec = parse(
+      'name: a\nmemory: 1G\nboot: {disk: {path: a.qcow2, format: qcow2}}\nshadow: {enabled: false}\n',
+    );
+    expect(spec.boot).toEqual({
+      kind: 'disk',
+      disk: { path: '/specs/a.qcow2', format: 'qcow2', readOnly: false },
+    });
+  });
+});
+
+describe('a specification that is wrong', () => {
+  test('names the field and the line', () => {
+    expect(problems(`${SMALL}nics:\n  - uplink:\n      kind: vlan\n`)).toEqual([
+      '7: nics[0].uplink.kind: expected one of tap, passt, none',
+    ]);
+  });
+
+  test('lists all problems, in the order of the lines', () => {
+    const text = 'name: Redis\nvcpus: 65\nmemory: lots\naccel: xen\nboot: {kernel: 7}\nconsole: "yes"\n';
+    expect(problems(text)).toEqual([
+      '1: name: expected 1 to 40 of a-z 0-9 -, not beginning with -',
+      '2: vcpus: expected 64 or less',
+      '3: memory: "lots" is no size such as 256MiB or 4G',
+      '4: accel: expected one of auto, kvm, tcg',
+      '5: boot.kernel: expected string, not 7',
+      '6: console: expected boolean, not "yes"',
+    ]);
+  });
+
+  test('names unknown fields and what was probably meant', () => {
+    const text = `${SMALL}vcpu: 2\nshadow:\n  pause_share: 0.2\n  frobnicate: 1\nnics:\n  - uplink: {kind: tap, device: a, brige: b}\n`;
+    expect(problems(text)).toEqual([
+      '5: vcpu: unknown field (did you mean vcpus?)',
+      '7: shadow.pause_share: unknown field (did you mean pauseShare?)',
+      expect.stringMatching(/^8: shadow\.frobnicate: unknown field \(known here: enabled, maxIntervalMs/),
+      '10: nics[0].uplink.brige: unknown field (did you mean bridge?)',
+    ]);
+  });
+
+  test('says what is missing, at the line of what should hold it', () => {
+    expect(problems('name: a\nboot:\n  initrd: x\nnics:\n  - uplink:\n      kind: tap\n')).toEqual([
+      '1: memory: is missing',
+      '2: boot: expected either kernel or disk',
+      '5: nics[0].uplink.device: is missing',
+    ]);
+  });
+
+  test.each([
+    ['boot: {kernel: a, disk: {path: b, format: raw}}', '3: boot.kernel: contradicts disk'],
+    [
+      'nics: [{uplink: {kind: tap, device: a, address: 10.0.0.1/24, bridge: b}}]',
+      '3: nics[0].uplink.bridge: contradicts address',
+    ],
+    [
+      'nics: [{uplink: {kind: tap, device: a, address: 10.0.0.1}}]',
+      '3: nics[0].uplink.address: expected an address',
+    ],
+    [
+      'nics: [{mac: "52:54:00:00:00:01", uplink: {kind: none}}, {mac: "52:54:00:00:00:01", uplink: {kind: none}}]',
+      '3: nics[1].mac: 52:54:00:00:00:01 is taken',
+    ],
+    ['nics: [{mac: "53:54:00:00:00:01", uplink: {kind: none}}]', '3: nics[0].mac: is a multicast address'],
+    [
+      'nics: [{uplink: {kind: passt, forward: [{hostPort: 1, guestPort: 2}, {hostPort: 1, guestPort: 3}]}}]',
+      '3: nics[0].uplink.forward[1].hostPort: 1 is forwarded already',
+    ],
+    [
+      'nics: [{uplink: {kind: tap, device: "a-name-of-16-byte"}}]',
+      '3: nics[0].uplink.device: no name of a network device',
+    ],
+    [
+      'shadow: {maxIntervalMs: 500, hangTimeoutMs: 400}',
+      '3: shadow.hangTimeoutMs: expected more than maxIntervalMs',
+    ],
+    ['shadow: {pauseShare: 1}', '3: shadow.pauseShare: expected 0.9 or less'],
+    ['shadow:', '3: shadow: expected object, not null'],
+    ['machine: microvm', '3: machine: expected q35'],
+    ['vcpus: 1.5', '3: vcpus: expected a whole number, not 1.5'],
+  ])('refuses %s', (line, problem) => {
+    const boot = line.startsWith('boot') ? '' : 'boot: {kernel: a}\n';
+    expect(problems(`name: a\nmemory: 64M\n${line}\n${boot}`)[0]).toContain(problem);
+  });
+
+  test.each([
+    ['16MiB', 'expected 32 MiB to 1 TiB'],
+    ['2048GiB', 'expected 32 MiB to 1 TiB'],
+    ['33558528', 'expected a whole number of MiB'],
+    ['64 parsecs', 'is no size'],
+  ])('refuses a memory of %s', (memory, problem) => {
+    expect(problems(`name: a\nboot: {kernel: a}\nmemory: ${memory}\n`)).toEqual([
+      expect.stringContaining(problem),
+    ]);
+  });
+
+  test('refuses a field that is given twice, at the line of the second', () => {
+    expect(problems(`${SMALL}name: other\n`)).toEqual(['5: Map keys must be unique']);
+  });
+
+  test.each(['', '- a list\n', 'just text', 'a: [1,', '\0'])('refuses %j without falling over', (text) => {
+    expect(problems(text).length).toBeGreaterThan(0);
+  });
+
+  test('refuses aliases that multiply', () => {
+    const lines = ['a0: &a0 [x, x, x, x, x, x, x, x, x, x]'];
+    for (let i = 1; i < 9; i += 1)
+      lines.push(
+        `a${i}: &a${i} [${Array(10)
+          .fill(`*a${i - 1}`)
+          .join(', ')}]`,
+      );
+    expect(problems(lines.join('\n'))).toEqual(['1: specification: too many aliases']);
+  });
+
+  test.each([
+    ['disks: [{path: data.raw, format: raw}]\nboot: {kernel: a}', 'disks'],
+    ['boot: {disk: {path: a.raw, format: raw}}', 'boot.disk'],
+  ])('refuses to protect a VM with disks', (lines, field) => {
+    const error = refusal(`name: a\nmemory: 64M\n${lines}\n`);
+    expect(error.code).toBe('CONFIG_UNPROTECTABLE');
+    expect(error.message).toContain(`demo.yaml: ${field}: `);
+  });
+});
+
+describe('a specification on disk', () => {
+  let directory: string;
+  beforeAll(() => {
+    directory = mkdtempSync(join(tmpdir(), 'us-config-'));
+  });
+  afterAll(() => rmSync(directory, { recursive: true }));
+
+  test('finds its files beside itself', () => {
+    writeFileSync(join(directory, 'vmlinuz'), '');
+    writeFileSync(join(directory, 'good.yaml'), SMALL);
+    expect(loadVmSpec(join(directory, 'good.yaml')).boot).toMatchObject({
+      kernel: join(directory, 'vmlinuz'),
+    });
+  });
+
+  test('names the files that do not exist', () => {
+    const path = join(directory, 'bad.yaml');
+    writeFileSync(path, 'name: a\nmemory: 64M\nboot: {kernel: gone, initrd: /nowhere/initrd}\n');
+    expect(() => loadVmSpec(path)).toThrow(
+      expect.objectContaining({
+        code: 'CONFIG_FILE_MISSING',
+        message: `${path}: boot.kernel: ${directory}/gone does not exist\n${path}: boot.initrd: /nowhere/initrd does not exist`,
+      }),
+    );
+  });
+
+  test('that does not exist is told apart from one that is wrong', () => {
+    expect(() => loadVmSpec(join(directory, 'none.yaml'))).toThrow(
+      expect.objectContaining({ code: 'CONFIG_NOT_FOUND' }),
+    );
+  });
+});

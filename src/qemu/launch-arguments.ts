@@ -1,0 +1,106 @@
+import { assert } from '../base/assert.ts';
+import { MIB } from '../base/units.ts';
+import type { BootSpec, DiskSpec, VmSpec } from '../config/vm-spec-schema.ts';
+import type { InstancePaths } from './instance-paths.ts';
+
+export type Accelerator = 'kvm' | 'tcg';
+
+export interface ArgumentOptions {
+  /** A primary waits for `cont`; a standby waits for `migrate-incoming`, a device state and `cont`. */
+  readonly role: 'primary' | 'standby';
+  readonly paths: InstancePaths;
+  readonly accel: Accelerator;
+}
+
+/** The name of guest memory among QEMU's RAM blocks. */
+export const MEMORY_BLOCK = 'ram';
+
+/**
+ * The command line of one QEMU process. Primary and standby get the same but for their paths: device state is
+ * only understood by a machine that was built in the same way. Neither runs before `cont`, so that what has to
+ * be proven first (dirty log, RAM blocks) is proven before the guest's first instruction.
+ */
+export function buildArguments(spec: VmSpec, { role, paths, accel }: ArgumentOptions): string[] {
+  assert(paths.nics.length === spec.nics.length, 'every nic has a socket');
+  const memory = `${spec.memoryBytes / MIB}M`;
+  return [
+    // No devices that we did not ask for, no configuration of the host, nothing with video memory.
+    ...['-nodefaults', '-no-user-config', '-display', 'none', '-vga', 'none'],
+    ...['-name', `guest=${spec.name},debug-threads=on`, '-msg', 'timestamp=on'],
+    // suppress-vmdesc and send-configuration: the stream of device state is nothing but device state.
+    ...['-machine', `${spec.machine},memory-backend=${MEMORY_BLOCK},suppress-vmdesc=on`],
+    ...['-global', 'migration.send-configuration=off'],
+    ...acceleratorArguments(accel),
+    ...['-smp', String(spec.vcpus), '-m', memory],
+    '-object',
+    `memory-backend-file,id=${MEMORY_BLOCK},size=${memory},mem-path=${escaped(paths.memory)},share=on`,
+    // A guest that powers off or panics stands still instead of vanishing: its last output must be committed first.
+    ...['-action', 'shutdown=pause,panic=pause', '-device', 'pvpanic-pci'],
+    ...bootArguments(spec.boot),
+    ...spec.disks.flatMap((disk, index) => diskArguments(disk, `disk${index}`)),
+    ...spec.nics.flatMap(({ mac }, index) => nicArguments(mac, { index, path: paths.nics[index] ?? '' })),
+    ...(spec.console
+      ? ['-chardev', clientSocket('console', paths.console), '-serial', 'chardev:console']
+      : ['-serial', 'none']),
+    ...(spec.agent ? agentArguments(paths.agent) : []),
+    ...['-chardev', `socket,id=qmp,path=${escaped(paths.qmp)},server=on,wait=off`],
+    ...['-mon', 'chardev=qmp,mode=control', '-S'],
+    ...(role === 'standby' ? ['-incoming', 'defer'] : []),
+    ...spec.qemu.extraArgs,
+  ];
+}
+
+/** Accelerator and CPU model. The probe uses them too: what it proves must be what is started. */
+export function acceleratorArguments(accel: Accelerator): string[] {
+  if (accel === 'kvm') {
+    // With an invariant TSC Linux takes the TSC as its clock source, not kvmclock, and QEMU writes the TSC only on
+    // reset and after loading state, not on `cont` (kvm_put_msrs: KVM_PUT_RESET_STATE): guest time runs on in our
+    // pauses. QEMU hides the flag and blocks migration because the frequency is the host's; we stay on this host,
+    // and saving device state does not ask the blockers. Where the host has no such TSC, QEMU warns and goes on.
+    return ['-accel', 'kvm', '-cpu', 'host,migratable=off,+invtsc'];
+  }
+  // x86-64-v2 without AVX, whose emulation is new in 7.2, and without 57-bit addresses, which slow the walk of page
+  // tables down: boots Debian as fast as `max`. rdrand: a guest without it waits for entropy.
+  return ['-accel', 'tcg', '-cpu', 'Nehalem,+rdrand'];
+}
+
+function bootArguments(boot: BootSpec): string[] {
+  if (boot.kind === 'disk') return diskArguments(boot.disk, 'boot', ',bootindex=0');
+  return [
+    ...['-kernel', boot.kernel],
+    ...(boot.initrd === undefined ? [] : ['-initrd', boot.initrd]),
+    ...(boot.cmdline === '' ? [] : ['-append', boot.cmdline]),
+  ];
+}
+
+function diskArguments(disk: DiskSpec, id: string, deviceOptions = ''): string[] {
+  const readOnly = disk.readOnly ? 'on' : 'off';
+  return [
+    ...['-drive', `if=none,id=${id},file=${escaped(disk.path)},format=${disk.format},readonly=${readOnly}`],
+    ...['-device', `virtio-blk-pci,drive=${id}${deviceOptions}`],
+  ];
+}
+
+function nicArguments(mac: string, { index, path }: { index: number; path: string }): string[] {
+  return [
+    ...['-netdev', `stream,id=nic${index},server=off,addr.type=unix,addr.path=${escaped(path)}`],
+    // No option ROM: it would be one more RAM block, and nobody boots from this network.
+    ...['-device', `virtio-net-pci,netdev=nic${index},mac=${mac},romfile=`],
+  ];
+}
+
+function agentArguments(path: string): string[] {
+  return [
+    ...['-device', 'virtio-serial-pci', '-chardev', clientSocket('agent', path)],
+    ...['-device', 'virtserialport,chardev=agent,name=org.qemu.guest_agent.0'],
+  ];
+}
+
+function clientSocket(id: string, path: string): string {
+  return `socket,id=${id},path=${escaped(path)},server=off`;
+}
+
+/** In a value of QEMU's options a comma is written twice. */
+function escaped(value: string): string {
+  return value.replaceAll(',', ',,');
+}
