@@ -1,0 +1,256 @@
+import { assert } from '../base/assert.ts';
+import type { Clock } from '../base/clock.ts';
+import { MIB } from '../base/units.ts';
+import type { EpochId } from '../epoch/epoch-id.ts';
+import type { EpochParticipant } from '../epoch/participant.ts';
+import type { FarEnd } from './far-end.ts';
+import type { Framing } from './framing.ts';
+import { InputLog } from './input-log.ts';
+import type { NetError } from './net-error.ts';
+import { OutputGate } from './output-gate.ts';
+import type { QemuPort } from './qemu-port.ts';
+
+export interface GuestLinkOptions {
+  readonly name: string;
+  readonly framing: Framing;
+  /** Stays the property of whoever opened it. */
+  readonly farEnd: FarEnd;
+  readonly clock: Clock;
+  /** Output began to wait for the epoch that is open now: time for a cut. */
+  readonly onHeld: () => void;
+  /** The QEMU that acts closed the channel, or was cut off because what it sent made no sense. */
+  readonly onDisconnected: (error: NetError | undefined) => void;
+  readonly limits?: GuestLinkLimits;
+  /** Negative controls for tests. Not reachable from a specification. */
+  readonly unsafe?: UnsafeLink;
+}
+
+export interface GuestLinkLimits {
+  /** Output that may wait before QEMU is not read from any more. */
+  readonly heldBytes?: number;
+  /** Input that may wait, or be kept, before the far end is not read from any more. */
+  readonly loggedBytes?: number;
+}
+
+/** Each switch takes one protection away, so that a test can show that it would notice. */
+export interface UnsafeLink {
+  /** Output leaves before its epoch is committed. */
+  readonly releaseUncommitted?: boolean;
+  /** The cut forgets input that was handed over, whether QEMU had read it or not. */
+  readonly forgetInputAtCut?: boolean;
+}
+
+export interface GuestLinkStats {
+  /** Output that waits for commits. */
+  readonly heldItems: number;
+  readonly heldBytes: number;
+  /** Output that left, since the link exists. */
+  readonly releasedItems: number;
+  /** Output of epochs that never happened. */
+  readonly droppedItems: number;
+  /** Output that left but that the world did not take. */
+  readonly refusedItems: number;
+  /** Input that no committed epoch holds yet. */
+  readonly loggedItems: number;
+  readonly loggedBytes: number;
+  /** Of these: not yet handed to QEMU. */
+  readonly queuedItems: number;
+  /** Input that was handed over again. */
+  readonly replayedItems: number;
+}
+
+const SAMPLE_DELAY_MIN_MS = 1;
+const SAMPLE_DELAY_MAX_MS = 32;
+
+/**
+ * One path between a VM and the world: a nic (Ethernet frames) or a byte channel (serial console, guest
+ * agent). Output waits for commits; input is kept until a committed epoch holds its effect.
+ *
+ * A cut, seen from here:   pauseInput → QEMU `stop` → drainOutput → seal(e) → QEMU `cont` → resumeInput
+ * A failover:              detach → pauseInput → rollBack → attach(the shadow's port) → QEMU `cont` → resumeInput
+ */
+export class GuestLink implements EpochParticipant, Disposable {
+  readonly name: string;
+  readonly #options: GuestLinkOptions;
+  readonly #gate: OutputGate;
+  readonly #log: InputLog;
+  #port: QemuPort | undefined;
+  #inputPaused = false;
+  #heldTooMuch = false;
+  #cancelSample: (() => void) | undefined;
+  #sampleDelayMs = SAMPLE_DELAY_MIN_MS;
+
+  constructor(options: GuestLinkOptions) {
+    this.name = options.name;
+    this.#options = options;
+    const { farEnd, limits = {}, unsafe = {} } = options;
+    this.#gate = new OutputGate({
+      release: (item) => farEnd.send(item),
+      onHeld: options.onHeld,
+      onPressure: (pressed) => this.#pressOutput(pressed),
+      limitBytes: limits.heldBytes ?? 32 * MIB,
+      unsafeReleaseUncommitted: unsafe.releaseUncommitted ?? false,
+    });
+    this.#log = new InputLog({
+      onPressure: (pressed) => (pressed ? farEnd.pause() : farEnd.resume()),
+      limitBytes: limits.loggedBytes ?? 32 * MIB,
+      unsafeForgetAtCut: unsafe.forgetInputAtCut ?? false,
+    });
+    farEnd.receive((item) => this.#takeInput(item));
+  }
+
+  /** This QEMU acts from now on. Input that it has not had is handed over first, then what arrives. */
+  attach(port: QemuPort): void {
+    assert(this.#port === undefined, `${this.name}: one QEMU acts at a time`);
+    assert(port.framing === this.#options.framing, `${this.name}: port and link speak the same framing`);
+    this.#port = port;
+    if (this.#heldTooMuch) port.pauseReading();
+    port.open({
+      onItem: (item) => this.#gate.push(item),
+      onRoom: () => this.#pump(),
+      onClosed: (error) => this.#options.onDisconnected(error),
+    });
+    this.#pump();
+  }
+
+  /** Fence: closes the port for good. Nothing that this QEMU still sends is looked at. */
+  detach(): void {
+    this.#port?.disconnect();
+    this.#port = undefined;
+    this.#stopSampling();
+  }
+
+  /** A shadow comes into being: before the cut of its first epoch, output begins to wait and input to be kept. */
+  holdOutput(): void {
+    this.#log.startLogging();
+    this.#gate.hold();
+  }
+
+  /** There is no shadow in sync: what is held leaves at once, in order; later output passes through. */
+  passOutput(): void {
+    this.#gate.pass();
+    this.#log.stopLogging();
+    this.#pump();
+  }
+
+  /** Right before `stop` is sent: nothing is handed to QEMU from now on. Notes what it has read while the VM ran. */
+  pauseInput(): void {
+    if (this.#inputPaused) return;
+    this.#sample();
+    this.#inputPaused = true;
+    this.#stopSampling();
+  }
+
+  /** The VM runs again. */
+  resumeInput(): void {
+    this.#inputPaused = false;
+    this.#pump();
+  }
+
+  /** The VM stands still: takes in all that it sent before. */
+  drainOutput(): void {
+    this.#port?.drain();
+  }
+
+  seal(epoch: EpochId): void {
+    this.#gate.seal(epoch);
+    this.#log.seal(epoch);
+  }
+
+  commit(epoch: EpochId): void {
+    this.#gate.commit(epoch);
+    this.#log.commit(epoch);
+  }
+
+  abort(epoch: EpochId): void {
+    this.#log.abort(epoch);
+    this.#gate.abort(epoch);
+  }
+
+  /** What a sealed epoch holds back, to be stored as a part of it. */
+  sealedOutput(epoch: EpochId): readonly Uint8Array[] {
+    return this.#gate.sealedOutput(epoch);
+  }
+
+  /**
+   * After `detach`: the shadow goes on from `committed`. Output after it never happened; output up to it leaves
+   * now unless it already has. A link in a process that has not seen it leave lets `lastOutput` (stored with
+   * the epoch) leave, on doubt a second time. Input that `committed` does not cover is delivered again.
+   */
+  rollBack(committed: EpochId, lastOutput: readonly Uint8Array[]): void {
+    assert(this.#port === undefined, `${this.name}: the old QEMU is fenced off before the shadow goes on`);
+    this.#gate.rollBack(committed, lastOutput);
+    this.#log.rollBack(committed);
+  }
+
+  stats(): GuestLinkStats {
+    const { refusedItems } = this.#options.farEnd.stats();
+    return { ...this.#gate.stats(), ...this.#log.stats(), refusedItems };
+  }
+
+  [Symbol.dispose](): void {
+    this.detach();
+    this.#options.farEnd.receive(undefined);
+  }
+
+  #takeInput(item: Uint8Array): void {
+    const { inputChunkBytes } = this.#options.framing;
+    for (let at = 0; at < item.length; ) {
+      const end = inputChunkBytes === undefined ? item.length : Math.min(item.length, at + inputChunkBytes);
+      this.#log.append(item.subarray(at, end));
+      at = end;
+    }
+    this.#pump();
+  }
+
+  /** Hands over what QEMU may have now. */
+  #pump(): void {
+    const port = this.#port;
+    if (port === undefined || this.#inputPaused) return;
+    this.#sample();
+    while (port.canSend && !this.#mustBeReadFirst()) {
+      const item = this.#log.hand();
+      if (item === undefined) break;
+      port.send(item);
+    }
+    this.#arrangeSample();
+  }
+
+  #mustBeReadFirst(): boolean {
+    return this.#options.framing.inputChunkBytes !== undefined && this.#log.hasUnread;
+  }
+
+  /** Only while input is not paused: what QEMU reads while the VM stands still does not count. */
+  #sample(): void {
+    if (!this.#log.hasUnread || !this.#port?.allRead()) return;
+    this.#log.markRead();
+    this.#sampleDelayMs = SAMPLE_DELAY_MIN_MS;
+  }
+
+  /** Nobody says when QEMU has read. Where something waits for just that, look again in a while. */
+  #arrangeSample(): void {
+    const chunkWaits = this.#mustBeReadFirst() && this.#log.hasQueued;
+    const sourceWaits = this.#log.isFull && !this.#gate.isHolding;
+    if (this.#cancelSample !== undefined || !this.#log.hasUnread || !(chunkWaits || sourceWaits)) return;
+    this.#cancelSample = this.#options.clock.after(this.#sampleDelayMs, () => {
+      this.#cancelSample = undefined;
+      this.#pump();
+    });
+    this.#sampleDelayMs = Math.min(this.#sampleDelayMs * 2, SAMPLE_DELAY_MAX_MS);
+  }
+
+  #stopSampling(): void {
+    this.#cancelSample?.();
+    this.#cancelSample = undefined;
+  }
+
+  /**
+   * QEMU waits once its socket is full, and its guest with it. Last resort: at a stop QEMU drops the one frame
+   * that waits in front of a full socket (net_vm_change_state_handler), as a nic may.
+   */
+  #pressOutput(pressed: boolean): void {
+    this.#heldTooMuch = pressed;
+    if (pressed) this.#port?.pauseReading();
+    else this.#port?.resumeReading();
+  }
+}

@@ -1,0 +1,157 @@
+import { assert } from '../base/assert.ts';
+import { type EpochId, NO_EPOCH } from '../epoch/epoch-id.ts';
+import type { EpochParticipant } from '../epoch/participant.ts';
+import { itemCost, PressureGauge } from './pressure.ts';
+
+type Items = Uint8Array[];
+
+export interface OutputGateOptions {
+  /** Lets one item out into the world. Must not throw. */
+  readonly release: (item: Uint8Array) => void;
+  /** Output began to wait for an epoch that is not sealed yet: time for a cut. */
+  readonly onHeld: () => void;
+  /** More is held than `limitBytes` (true): QEMU has to wait; or there is room again (false). */
+  readonly onPressure: (pressed: boolean) => void;
+  readonly limitBytes: number;
+  /** Negative control for tests: output leaves at once although it should wait. */
+  readonly unsafeReleaseUncommitted?: boolean;
+}
+
+/**
+ * Output commit: what a guest sends leaves only once the shadow holds the state that sent it (Remus, NSDI
+ * 2008, section 3.4). Every item belongs to the epoch in which it was pushed, and items leave in order.
+ * Pure: no I/O of its own, no clock.
+ */
+export class OutputGate implements EpochParticipant {
+  readonly #options: OutputGateOptions;
+  readonly #gauge: PressureGauge;
+  #holding = false;
+  #open: Items = [];
+  #sealed: { epoch: EpochId; items: Items }[] = [];
+  /** Everything up to this epoch has left through this very gate. */
+  #released: EpochId = NO_EPOCH;
+  #heldItems = 0;
+  #releasedItems = 0;
+  #droppedItems = 0;
+
+  constructor(options: OutputGateOptions) {
+    this.#options = options;
+    this.#gauge = new PressureGauge(options.limitBytes, options.onPressure);
+  }
+
+  push(item: Uint8Array): void {
+    if (!this.#holding || this.#options.unsafeReleaseUncommitted) {
+      this.#release(item);
+      return;
+    }
+    this.#open.push(item);
+    this.#heldItems += 1;
+    this.#gauge.add(itemCost(item));
+    if (this.#open.length === 1) this.#options.onHeld();
+  }
+
+  /** From now on output waits for commits. */
+  hold(): void {
+    this.#holding = true;
+  }
+
+  /** There is no shadow to be consistent with: what is held leaves at once, and later output passes through. */
+  pass(): void {
+    this.#holding = false;
+    for (const sealed of this.#sealed) {
+      this.#releaseHeld(sealed.items);
+      // The epoch itself stays: its commit or abort may still come.
+      sealed.items = [];
+    }
+    this.#releaseHeld(this.#takeOpen());
+  }
+
+  seal(epoch: EpochId): void {
+    assert(epoch > (this.#sealed.at(-1)?.epoch ?? this.#released), 'epochs are sealed in rising order');
+    this.#sealed.push({ epoch, items: this.#takeOpen() });
+  }
+
+  commit(epoch: EpochId): void {
+    const sealed = this.#sealed.shift();
+    assert(sealed?.epoch === epoch, `epoch ${epoch} is the oldest sealed one`);
+    this.#released = epoch;
+    this.#releaseHeld(sealed.items);
+  }
+
+  abort(epoch: EpochId): void {
+    const sealed = this.#sealed.pop();
+    assert(sealed?.epoch === epoch, `epoch ${epoch} is the latest sealed one`);
+    const wasEmpty = this.#open.length === 0;
+    this.#open = [...sealed.items, ...this.#open];
+    if (wasEmpty && this.#open.length > 0) this.#options.onHeld();
+  }
+
+  /** What a sealed epoch holds, to be stored with it. */
+  sealedOutput(epoch: EpochId): readonly Uint8Array[] {
+    const sealed = this.#sealed.find((candidate) => candidate.epoch === epoch);
+    assert(sealed !== undefined, `epoch ${epoch} is sealed`);
+    return sealed.items;
+  }
+
+  /**
+   * The shadow goes on from `committed`: output up to it leaves, later output never happened. A gate that saw
+   * this output leave does not repeat it. A gate that does not know (another process held it) lets
+   * `lastOutput`, stored with the epoch, leave, on doubt for the second time.
+   */
+  rollBack(committed: EpochId, lastOutput: readonly Uint8Array[]): void {
+    const known = committed <= this.#released || this.#sealed.some((sealed) => sealed.epoch === committed);
+    const dead = [
+      ...this.#sealed.filter((sealed) => sealed.epoch > committed).map((s) => s.items),
+      this.#open,
+    ];
+    const alive = this.#sealed.filter((sealed) => sealed.epoch <= committed);
+    this.#sealed = [];
+    this.#open = [];
+    this.#released = committed;
+    for (const { items } of alive) this.#releaseHeld(items);
+    if (!known) for (const item of lastOutput) this.#release(item);
+    for (const item of dead.flat()) {
+      this.#droppedItems += 1;
+      this.#letGo(item);
+    }
+  }
+
+  get isHolding(): boolean {
+    return this.#holding;
+  }
+
+  stats(): { heldItems: number; heldBytes: number; releasedItems: number; droppedItems: number } {
+    let heldBytes = 0;
+    for (const item of [...this.#sealed.flatMap((sealed) => sealed.items), ...this.#open])
+      heldBytes += item.length;
+    return {
+      heldItems: this.#heldItems,
+      heldBytes,
+      releasedItems: this.#releasedItems,
+      droppedItems: this.#droppedItems,
+    };
+  }
+
+  #takeOpen(): Items {
+    const items = this.#open;
+    this.#open = [];
+    return items;
+  }
+
+  #releaseHeld(items: Items): void {
+    for (const item of items) {
+      this.#release(item);
+      this.#letGo(item);
+    }
+  }
+
+  #release(item: Uint8Array): void {
+    this.#releasedItems += 1;
+    this.#options.release(item);
+  }
+
+  #letGo(item: Uint8Array): void {
+    this.#heldItems -= 1;
+    this.#gauge.subtract(itemCost(item));
+  }
+}
