@@ -1,0 +1,188 @@
+import { once } from 'node:events';
+import { createConnection, type Socket } from 'node:net';
+import type { Duplex } from 'node:stream';
+import type { Clock } from '../base/clock.ts';
+import { errnoNameOf } from '../linux/linux-error.ts';
+import {
+  ANSWER_BYTES_MAX,
+  type Answer,
+  type AnswerError,
+  answerSchema,
+  decodeLine,
+  encodeLine,
+  LineSplitter,
+  type Request,
+} from './control-protocol.ts';
+import type { VmEvent } from './event-journal.ts';
+import { KeeperError, type KeeperErrorCode } from './keeper-error.ts';
+import type { VmStatus } from './vm-status.ts';
+
+const CONNECT_DEADLINE_MS = 5000;
+const STATUS_DEADLINE_MS = 5000;
+/** A promotion takes milliseconds; a hanging primary has to be killed first. */
+const PROMOTE_DEADLINE_MS = 60_000;
+/** Longer than a guest may take to power off. */
+const STOP_DEADLINE_MS = 120_000;
+
+/** `Request` without its id, which the client adds. */
+type Question = Request extends infer Each ? (Each extends Request ? Omit<Each, 'id'> : never) : never;
+
+export interface ControlClientOptions {
+  /** For messages. */
+  readonly vm: string;
+  readonly clock: Clock;
+}
+
+/** Speaks with the keeper of one VM; one request at a time. */
+export class ControlClient implements Disposable {
+  readonly #socket: Socket;
+  readonly #options: ControlClientOptions;
+  readonly #lines = new LineSplitter({ bytesMax: ANSWER_BYTES_MAX });
+  readonly #chunks: AsyncIterator<Uint8Array>;
+  #lastId = 0;
+
+  private constructor(socket: Socket, options: ControlClientOptions) {
+    this.#socket = socket;
+    this.#options = options;
+    this.#chunks = socket.iterator({ destroyOnReturn: false });
+  }
+
+  /** @throws KeeperError KEEPER_NOT_RUNNING, KEEPER_NO_ANSWER, KEEPER_DIRECTORY_REFUSED */
+  static async connect(path: string, options: ControlClientOptions): Promise<ControlClient> {
+    const socket = createConnection(path);
+    const cancel = options.clock.after(CONNECT_DEADLINE_MS, () => socket.destroy(noAnswer(options.vm)));
+    try {
+      await once(socket, 'connect');
+      return new ControlClient(socket, options);
+    } catch (cause) {
+      socket.destroy();
+      throw connectError(cause, { vm: options.vm, path });
+    } finally {
+      cancel();
+    }
+  }
+
+  async status(): Promise<VmStatus> {
+    return (await this.#ask({ method: 'status' }, STATUS_DEADLINE_MS)) as VmStatus;
+  }
+
+  /** Planned switch to the shadow; resolves when it acts. */
+  async promote(): Promise<void> {
+    await this.#ask({ method: 'promote' }, PROMOTE_DEADLINE_MS);
+  }
+
+  /** Resolves when nothing is left of the VM. */
+  async stop({
+    graceful,
+    deadlineMs = STOP_DEADLINE_MS,
+  }: {
+    graceful: boolean;
+    deadlineMs?: number;
+  }): Promise<void> {
+    await this.#ask({ method: 'stop', params: { graceful } }, deadlineMs);
+  }
+
+  /** Events after number `since`; with `follow` also those to come, until the VM ends. */
+  async *events(params: { since: number; follow: boolean }): AsyncGenerator<VmEvent, void> {
+    const id = this.#send({ method: 'events', params });
+    for (;;) {
+      const answer = await this.#answer(id, params.follow ? undefined : STATUS_DEADLINE_MS);
+      if (!('event' in answer)) return;
+      yield answer.event;
+    }
+  }
+
+  /** Joins the serial console. The connection is the caller's from here on: raw bytes both ways. */
+  async console(): Promise<Duplex> {
+    await this.#ask({ method: 'console' }, STATUS_DEADLINE_MS);
+    await this.#chunks.return?.();
+    const early = this.#lines.takeRest();
+    if (early.length > 0) this.#socket.unshift(early);
+    return this.#socket;
+  }
+
+  [Symbol.dispose](): void {
+    this.#socket.destroy();
+  }
+
+  async #ask(question: Question, deadlineMs: number): Promise<unknown> {
+    const answer = await this.#answer(this.#send(question), deadlineMs);
+    if ('event' in answer) throw noAnswer(this.#options.vm);
+    return answer.result;
+  }
+
+  #send(question: Question): number {
+    this.#lastId += 1;
+    this.#socket.write(encodeLine({ ...question, id: this.#lastId } as Request));
+    return this.#lastId;
+  }
+
+  async #answer(id: number, deadlineMs: number | undefined): Promise<Exclude<Answer, { ok: false }>> {
+    const { clock, vm } = this.#options;
+    const cancel =
+      deadlineMs === undefined ? () => {} : clock.after(deadlineMs, () => this.#socket.destroy(noAnswer(vm)));
+    try {
+      const answer = answerSchema.safeParse(decodeLine(await this.#nextLine()));
+      if (!answer.success) throw noAnswer(vm);
+      if ('ok' in answer.data && !answer.data.ok) throw relayed(answer.data.error);
+      if (answer.data.id !== id) throw noAnswer(vm);
+      return answer.data as Exclude<Answer, { ok: false }>;
+    } finally {
+      cancel();
+    }
+  }
+
+  async #nextLine(): Promise<string> {
+    for (;;) {
+      const next = this.#lines.next();
+      if (next.kind === 'line') return next.text;
+      if (next.kind === 'too-long') throw noAnswer(this.#options.vm);
+      const chunk = await this.#nextChunk();
+      if (chunk === undefined) throw noAnswer(this.#options.vm);
+      this.#lines.push(chunk);
+    }
+  }
+
+  async #nextChunk(): Promise<Uint8Array | undefined> {
+    try {
+      const { value, done } = await this.#chunks.next();
+      return done ? undefined : value;
+    } catch (thrown) {
+      if (thrown instanceof KeeperError) throw thrown;
+      return undefined; // the connection broke
+    }
+  }
+}
+
+/** The keeper's error with the code it had there, which may be one of another module. */
+function relayed({ code, message, hint }: AnswerError): KeeperError {
+  return new KeeperError(code as KeeperErrorCode, message, hint === undefined ? {} : { hint });
+}
+
+function noAnswer(vm: string): KeeperError {
+  return new KeeperError('KEEPER_NO_ANSWER', `the keeper of ${vm} gave no answer that makes sense`, {
+    hint: `It ended, hangs, or is of another version. See its keeper.log; \`understudy stop ${vm} --force\` ends it.`,
+    facts: { vm },
+  });
+}
+
+function connectError(cause: unknown, { vm, path }: { vm: string; path: string }): KeeperError {
+  if (cause instanceof KeeperError) return cause;
+  switch (errnoNameOf(cause)) {
+    case 'EACCES':
+    case 'EPERM':
+      return new KeeperError('KEEPER_DIRECTORY_REFUSED', `${path} belongs to another user`, {
+        hint: 'Run this as the user that started the VM.',
+        cause,
+      });
+    case 'ENOENT':
+    case 'ECONNREFUSED':
+      return new KeeperError('KEEPER_NOT_RUNNING', `no VM named ${vm} is running`, {
+        hint: '`understudy ls` lists the VMs of this user.',
+        facts: { vm },
+        cause,
+      });
+    default:
+      return noAnswer(vm);
+  }
+}

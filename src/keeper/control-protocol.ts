@@ -1,0 +1,108 @@
+import { z } from 'zod';
+import { KIB, MIB } from '../base/units.ts';
+
+/**
+ * What is spoken on a keeper's control socket: JSON, one message a line, one request at a time.
+ *
+ *   → {"id": 1, "method": "status"}
+ *   ← {"id": 1, "ok": true, "result": {…}}                 or {"id": 1, "ok": false, "error": {"code", …}}
+ *   → {"id": 2, "method": "events", "params": {"since": 0, "follow": true}}
+ *   ← {"id": 2, "event": {…}} …                            the answer follows the last event
+ *   → {"id": 3, "method": "console"}
+ *   ← {"id": 3, "ok": true, "result": null}                from here on raw bytes both ways
+ */
+export const REQUEST_BYTES_MAX = 4 * KIB;
+export const ANSWER_BYTES_MAX = MIB;
+
+const id = z.int().nonnegative();
+
+export const requestSchema = z.discriminatedUnion('method', [
+  z.strictObject({ id, method: z.literal('status') }),
+  z.strictObject({
+    id,
+    method: z.literal('events'),
+    params: z.strictObject({
+      /** Events after this number. */
+      since: z.int().nonnegative().default(0),
+      /** Go on with the events to come, until the VM ends. */
+      follow: z.boolean().default(false),
+    }),
+  }),
+  z.strictObject({ id, method: z.literal('promote') }),
+  z.strictObject({
+    id,
+    method: z.literal('stop'),
+    params: z.strictObject({ graceful: z.boolean() }),
+  }),
+  z.strictObject({ id, method: z.literal('console') }),
+]);
+
+export type Request = z.output<typeof requestSchema>;
+export type Method = Request['method'];
+
+const errorSchema = z.object({ code: z.string(), message: z.string(), hint: z.string().optional() });
+
+/** A keeper of another version may say more: fields that are not known here are passed over. */
+export const answerSchema = z.union([
+  z.object({ id, ok: z.literal(true), result: z.unknown() }),
+  z.object({ id: id.nullable(), ok: z.literal(false), error: errorSchema }),
+  z.object({
+    id,
+    event: z.object({
+      seq: z.int(),
+      time: z.string(),
+      vm: z.string(),
+      kind: z.string(),
+      epoch: z.number(),
+      facts: z.record(z.string(), z.unknown()),
+    }),
+  }),
+]);
+
+export type Answer = z.output<typeof answerSchema>;
+export type AnswerError = z.output<typeof errorSchema>;
+
+export function encodeLine(message: Request | Answer): string {
+  return `${JSON.stringify(message)}\n`;
+}
+
+/** Undefined for what is no JSON. */
+export function decodeLine(line: string): unknown {
+  try {
+    return JSON.parse(line);
+  } catch {
+    return undefined;
+  }
+}
+
+/** Cuts a stream of bytes into lines, whatever pieces it comes in. */
+export class LineSplitter {
+  readonly #bytesMax: number;
+  #pending: Buffer = Buffer.alloc(0);
+
+  /** A line longer than `bytesMax` is `too-long`, and so is everything after it. */
+  constructor({ bytesMax }: { bytesMax: number }) {
+    this.#bytesMax = bytesMax;
+  }
+
+  push(bytes: Uint8Array): void {
+    this.#pending = Buffer.concat([this.#pending, bytes]);
+  }
+
+  /** The next line without its end. */
+  next(): { kind: 'line'; text: string } | { kind: 'none' } | { kind: 'too-long' } {
+    const end = this.#pending.indexOf(0x0a);
+    if ((end === -1 ? this.#pending.length : end) > this.#bytesMax) return { kind: 'too-long' };
+    if (end === -1) return { kind: 'none' };
+    const text = this.#pending.toString('utf8', 0, end);
+    this.#pending = this.#pending.subarray(end + 1);
+    return { kind: 'line', text };
+  }
+
+  /** Takes what was pushed but is no whole line yet. */
+  takeRest(): Uint8Array {
+    const rest = this.#pending;
+    this.#pending = Buffer.alloc(0);
+    return rest;
+  }
+}

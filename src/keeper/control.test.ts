@@ -1,0 +1,267 @@
+import { once } from 'node:events';
+import { mkdtempSync, rmSync, statSync } from 'node:fs';
+import { createConnection, createServer, type Socket } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { text } from 'node:stream/consumers';
+import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { type Clock, systemClock } from '../base/clock.ts';
+import { silentLogger } from '../base/logger.ts';
+import { NO_EPOCH } from '../epoch/epoch-id.ts';
+import { ControlClient } from './control-client.ts';
+import { ControlServer } from './control-server.ts';
+import { EventJournal, type VmEvent } from './event-journal.ts';
+import type { ConsoleSession, KeeperControl } from './keeper-control.ts';
+import { KeeperError } from './keeper-error.ts';
+import type { VmStatus } from './vm-status.ts';
+
+/** Answers without a VM behind it: what is tested here is the wire. */
+class ScriptedKeeper implements KeeperControl {
+  readonly journal = new EventJournal({ vm: 'a', wallMs: () => 0, write: () => {} });
+  readonly stops: { graceful: boolean }[] = [];
+  readonly typed: string[] = [];
+  listeners = 0;
+  consoleClosed = false;
+  promotion: () => Promise<void> = () => Promise.resolve();
+  show: (bytes: Uint8Array) => void = () => {};
+
+  status(): VmStatus {
+    return { name: 'a', phase: 'alone' } as VmStatus;
+  }
+  eventsSince(seq: number): readonly VmEvent[] {
+    return this.journal.since(seq);
+  }
+  onEvent(listener: (event: VmEvent) => void): () => void {
+    this.listeners += 1;
+    const off = this.journal.onEvent(listener);
+    return () => {
+      this.listeners -= 1;
+      off();
+    };
+  }
+  promote(): Promise<void> {
+    return this.promotion();
+  }
+  async stop(options: { graceful: boolean }): Promise<void> {
+    this.stops.push(options);
+  }
+  openConsole(onOutput: (bytes: Uint8Array) => void): ConsoleSession {
+    onOutput(Buffer.from('scrollback '));
+    this.show = onOutput;
+    return {
+      write: (bytes) => {
+        this.typed.push(Buffer.from(bytes).toString());
+        onOutput(Buffer.from(`echo ${Buffer.from(bytes).toString()}`));
+      },
+      close: () => {
+        this.consoleClosed = true;
+      },
+    };
+  }
+}
+
+let folder: string;
+let path: string;
+let keeper: ScriptedKeeper;
+let server: ControlServer;
+
+beforeEach(async () => {
+  folder = mkdtempSync(join(tmpdir(), 'us-control-'));
+  path = join(folder, 'control.sock');
+  keeper = new ScriptedKeeper();
+  server = await ControlServer.listen(path, { control: keeper, clock: systemClock, log: silentLogger });
+});
+afterEach(async () => {
+  await server[Symbol.asyncDispose]();
+  rmSync(folder, { recursive: true, force: true });
+});
+
+const connect = () => ControlClient.connect(path, { vm: 'a', clock: systemClock });
+const publish = (kind: string) => keeper.journal.publish(kind, NO_EPOCH);
+
+/** All that a raw client is answered until the server closes. */
+async function answersTo(bytes: string | Uint8Array): Promise<unknown[]> {
+  const socket = createConnection(path);
+  socket.write(bytes);
+  const answer = await text(socket);
+  return answer
+    .trim()
+    .split('\n')
+    .map((line) => JSON.parse(line));
+}
+
+describe('the control socket', () => {
+  it('belongs to its user alone', () => {
+    expect(statSync(path).mode & 0o777).toBe(0o600);
+  });
+
+  it('answers one request after the other on one connection', async () => {
+    using client = await connect();
+    expect((await client.status()).phase).toBe('alone');
+    await client.promote();
+    await client.stop({ graceful: true });
+    expect(keeper.stops).toEqual([{ graceful: true }]);
+  });
+
+  it('hands on the code and the hint of an error, whatever module it is from', async () => {
+    keeper.promotion = async () => {
+      throw new KeeperError('KEEPER_NOT_PROTECTED', 'not yet', { hint: 'wait' });
+    };
+    using client = await connect();
+    await expect(client.promote()).rejects.toMatchObject({ code: 'KEEPER_NOT_PROTECTED', hint: 'wait' });
+    keeper.promotion = async () => {
+      throw new TypeError('oops');
+    };
+    await expect(client.promote()).rejects.toMatchObject({ code: 'KEEPER_INTERNAL', message: 'oops' });
+    expect((await client.status()).name).toBe('a');
+  });
+
+  it('sends the events so far and ends', async () => {
+    for (const kind of ['one', 'two', 'three']) publish(kind);
+    using client = await connect();
+    const kinds: string[] = [];
+    for await (const event of client.events({ since: 1, follow: false })) kinds.push(event.kind);
+    expect(kinds).toEqual(['two', 'three']);
+    expect((await client.status()).name).toBe('a');
+  });
+
+  it('follows events in order until the keeper ends', async () => {
+    publish('one');
+    using client = await connect();
+    const events = client.events({ since: 0, follow: true });
+    expect((await events.next()).value).toMatchObject({ kind: 'one' });
+    publish('two');
+    publish('three');
+    expect((await events.next()).value).toMatchObject({ kind: 'two' });
+    await server[Symbol.asyncDispose]();
+    expect((await events.next()).value).toMatchObject({ kind: 'three' });
+    expect((await events.next()).done).toBe(true);
+    expect(keeper.listeners).toBe(0);
+  });
+
+  it('sends a long journal whole to a reader that takes its time', async () => {
+    for (let n = 0; n < 4096; n += 1) publish(`event-${'x'.repeat(500)}`);
+    using client = await connect();
+    let last = 0;
+    for await (const event of client.events({ since: 0, follow: false })) {
+      expect(event.seq).toBe(last + 1);
+      last = event.seq;
+      await new Promise(setImmediate);
+    }
+    expect(last).toBe(4096);
+  });
+
+  it('forgets a follower that went away', async () => {
+    const socket = createConnection(path);
+    socket.write('{"id":1,"method":"events","params":{"follow":true}}\n');
+    publish('one');
+    await once(socket, 'data');
+    socket.destroy();
+    await expect.poll(() => keeper.listeners).toBe(0);
+  });
+
+  it('joins the console with raw bytes both ways, the scrollback after the answer', async () => {
+    const socket = createConnection(path);
+    // In one piece with the request: what follows its line belongs to the console.
+    socket.write('{"id":7,"method":"console"}\nls');
+    let seen = '';
+    for await (const chunk of socket) {
+      seen += chunk;
+      if (seen.includes('echo ls')) break;
+    }
+    expect(seen).toBe('{"id":7,"ok":true,"result":null}\nscrollback echo ls');
+    await expect.poll(() => keeper.consoleClosed).toBe(true);
+  });
+
+  it('gives the client what the console showed at once', async () => {
+    const client = await connect();
+    const console = await client.console();
+    console.write('x');
+    let seen = '';
+    for await (const chunk of console) {
+      seen += chunk;
+      if (seen.includes('echo x')) break;
+    }
+    expect(seen).toBe('scrollback echo x');
+  });
+
+  it('drops a console reader that does not read, however much the guest says', async () => {
+    const client = await connect();
+    await client.console();
+    for (let n = 0; n < 64; n += 1) keeper.show(Buffer.alloc(64 * 1024));
+    await expect.poll(() => keeper.consoleClosed).toBe(true);
+    client[Symbol.dispose]();
+  });
+
+  it('answers a client that closed its sending side', async () => {
+    const socket = createConnection({ path, allowHalfOpen: true });
+    socket.end('{"id":1,"method":"status"}\n');
+    expect(JSON.parse(await text(socket))).toMatchObject({ id: 1, ok: true });
+  });
+
+  it.each<[string, string | Uint8Array]>([
+    ['garbage', 'hello\n'],
+    ['bytes that are no text', Buffer.from([0, 255, 254, 10])],
+    ['an unknown method', '{"id":1,"method":"format-disk"}\n'],
+    ['a line without end', Buffer.alloc(8192, 'a')],
+    ['two requests at once', '{"id":1,"method":"promote"}\n{"id":2,"method":"status"}\n'],
+    ['nesting without end', `${'['.repeat(4000)}\n`],
+  ])('refuses %s and closes the connection', async (_, bytes) => {
+    keeper.promotion = () => new Promise(() => {});
+    expect(await answersTo(bytes)).toEqual([
+      { id: null, ok: false, error: expect.objectContaining({ code: 'KEEPER_REQUEST_INVALID' }) },
+    ]);
+    using client = await connect();
+    expect((await client.status()).name).toBe('a');
+  });
+});
+
+describe('the control client', () => {
+  it('says that no VM runs where nobody listens', async () => {
+    const options = { vm: 'b', clock: systemClock };
+    await expect(ControlClient.connect(join(folder, 'none'), options)).rejects.toMatchObject({
+      code: 'KEEPER_NOT_RUNNING',
+    });
+  });
+
+  it.each<[string, (socket: Socket) => void]>([
+    ['closes', (socket) => socket.end()],
+    ['answers garbage', (socket) => socket.write('hello\n')],
+    ['answers something else', (socket) => socket.write('{"id":99,"ok":true,"result":null}\n')],
+    ['answers without end', (socket) => socket.write(Buffer.alloc(2 * 1024 * 1024, 'x'))],
+  ])('gives up on a keeper that %s', async (_, respond) => {
+    const other = join(folder, 'other.sock');
+    const peers: Socket[] = [];
+    const strange = createServer((socket) => {
+      peers.push(socket);
+      socket.on('error', () => {}).once('data', () => respond(socket));
+    }).listen(other);
+    try {
+      using client = await ControlClient.connect(other, { vm: 'a', clock: systemClock });
+      await expect(client.status()).rejects.toMatchObject({ code: 'KEEPER_NO_ANSWER' });
+    } finally {
+      for (const peer of peers) peer.destroy();
+      strange.close();
+    }
+  });
+
+  it('gives up on a keeper that says nothing', async () => {
+    const silent = createServer(() => {}).listen(join(folder, 'silent.sock'));
+    const late: (() => void)[] = [];
+    const clock: Clock = {
+      ...systemClock,
+      after: (_, task) => {
+        late.push(task);
+        return () => late.splice(late.indexOf(task), 1);
+      },
+    };
+    try {
+      using client = await ControlClient.connect(join(folder, 'silent.sock'), { vm: 'a', clock });
+      const status = client.status();
+      for (const task of late) task();
+      await expect(status).rejects.toMatchObject({ code: 'KEEPER_NO_ANSWER' });
+    } finally {
+      silent.close();
+    }
+  });
+});

@@ -1,0 +1,91 @@
+import type { Clock } from '../base/clock.ts';
+import type { UplinkSpec, VmSpec } from '../config/vm-spec-schema.ts';
+import type { FarEnd } from '../net/far-end.ts';
+import { frameFraming } from '../net/frame-codec.ts';
+import { byteFraming } from '../net/framing.ts';
+import { GuestLink, type UnsafeLink } from '../net/guest-link.ts';
+import type { NetError } from '../net/net-error.ts';
+import { NoUplink } from '../net/no-uplink.ts';
+import { PasstUplink } from '../net/passt-uplink.ts';
+import { StreamEnd } from '../net/stream-end.ts';
+import { TapUplink } from '../net/tap-uplink.ts';
+
+export interface GuestLinksOptions {
+  readonly spec: VmSpec;
+  readonly clock: Clock;
+  /** A person or a peer may be waiting for what a link holds. */
+  readonly onHeld: () => void;
+  readonly onUplinkLost: (link: string, error: NetError) => void;
+  /** What the acting QEMU sent on a link makes no sense: it cannot be trusted any more. */
+  readonly onGarbled: (link: string, error: NetError) => void;
+  readonly unsafe: UnsafeLink | undefined;
+}
+
+/** All paths between one VM and the world. They live as long as the VM, whichever QEMU acts. */
+export class GuestLinks implements AsyncDisposable {
+  readonly all: readonly GuestLink[];
+  /** Far ends of the byte channels; undefined where the VM has none. */
+  readonly console: StreamEnd | undefined;
+  readonly agent: StreamEnd | undefined;
+  readonly #owned: AsyncDisposableStack;
+
+  private constructor(all: readonly GuestLink[], ends: Ends, owned: AsyncDisposableStack) {
+    this.all = all;
+    this.console = ends.console;
+    this.agent = ends.agent;
+    this.#owned = owned;
+  }
+
+  /** @throws NetError when an uplink cannot be opened; nothing is left open then. */
+  static async open(options: GuestLinksOptions): Promise<GuestLinks> {
+    const { spec, clock, onHeld } = options;
+    await using opening = new AsyncDisposableStack();
+    const all: GuestLink[] = [];
+    const add = (
+      name: string,
+      link: Pick<ConstructorParameters<typeof GuestLink>[0], 'framing' | 'farEnd' | 'onHeld'>,
+    ) => {
+      const unsafe = options.unsafe === undefined ? {} : { unsafe: options.unsafe };
+      // Without an error it is QEMU's end, which its process tells about.
+      const onDisconnected = (error: NetError | undefined) =>
+        error !== undefined && options.onGarbled(name, error);
+      all.push(opening.use(new GuestLink({ ...link, name, clock, onDisconnected, ...unsafe })));
+    };
+    for (const [index, { uplink }] of spec.nics.entries()) {
+      const name = `nic${index}`;
+      const farEnd = opening.use(
+        await openUplink(uplink, { clock, onLost: (error) => options.onUplinkLost(name, error) }),
+      );
+      add(name, { framing: frameFraming, farEnd, onHeld });
+    }
+    const console = spec.console ? opening.use(new StreamEnd()) : undefined;
+    if (console !== undefined) add('console', { framing: byteFraming, farEnd: console, onHeld });
+    // Nobody waits for what the agent answers, so that its output is no reason for a cut.
+    const agent = spec.agent ? opening.use(new StreamEnd({ scrollbackBytes: 0 })) : undefined;
+    if (agent !== undefined) add('agent', { framing: byteFraming, farEnd: agent, onHeld: () => {} });
+    return new GuestLinks(all, { console, agent }, opening.move());
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#owned[Symbol.asyncDispose]();
+  }
+}
+
+interface Ends {
+  readonly console: StreamEnd | undefined;
+  readonly agent: StreamEnd | undefined;
+}
+
+function openUplink(
+  uplink: UplinkSpec,
+  { clock, onLost }: { clock: Clock; onLost: (error: NetError) => void },
+): Promise<FarEnd> {
+  switch (uplink.kind) {
+    case 'tap':
+      return TapUplink.open({ ...uplink, onLost });
+    case 'passt':
+      return PasstUplink.open({ forward: uplink.forward, clock, onLost });
+    case 'none':
+      return Promise.resolve(new NoUplink());
+  }
+}

@@ -1,0 +1,168 @@
+import { mkdirSync, rmSync } from 'node:fs';
+import type { Clock } from '../base/clock.ts';
+import type { VmSpec } from '../config/vm-spec-schema.ts';
+import type { Cgroup, CgroupTree } from '../linux/cgroup.ts';
+import type { DirtyLog } from '../memory/dirty-log.ts';
+import { openDirtyLog } from '../memory/dirty-log-choice.ts';
+import { GuestMemory } from '../memory/guest-memory.ts';
+import { PreloadChannel } from '../memory/preload-channel.ts';
+import { frameFraming } from '../net/frame-codec.ts';
+import { byteFraming, type Framing } from '../net/framing.ts';
+import { QemuPort } from '../net/qemu-port.ts';
+import { BoundedLog } from '../qemu/bounded-log.ts';
+import { type InstancePaths, instancePaths } from '../qemu/instance-paths.ts';
+import { type Accelerator, buildArguments } from '../qemu/launch-arguments.ts';
+import { Machine } from '../qemu/machine.ts';
+import { checkMachine } from '../qemu/protectability.ts';
+import type { QemuBinary } from '../qemu/qemu-binary.ts';
+
+const HELLO_DEADLINE_MS = 30_000;
+const CONNECT_DEADLINE_MS = 30_000;
+
+/** What all QEMU processes of one VM have in common. */
+export interface InstanceSetting {
+  readonly spec: VmSpec;
+  readonly accel: Accelerator;
+  readonly qemu: QemuBinary;
+  readonly preloadLibrary: string;
+  readonly runDirectory: string;
+  readonly memoryDirectory: string;
+  readonly cgroups: CgroupTree | undefined;
+  readonly clock: Clock;
+}
+
+/**
+ * One QEMU process of a VM with all that belongs to it: memory, sockets, dirty log, cgroup. It becomes a
+ * primary or stands by; at its promotion nothing of it changes but who acts.
+ */
+export class Instance implements AsyncDisposable {
+  readonly number: number;
+  readonly machine: Machine;
+  readonly memory: GuestMemory;
+  readonly dirtyLog: DirtyLog;
+  readonly paths: InstancePaths;
+  /** By link name. */
+  readonly ports: ReadonlyMap<string, QemuPort>;
+  readonly cgroup: Cgroup | undefined;
+  readonly #owned: AsyncDisposableStack;
+
+  private constructor(parts: Parts) {
+    this.number = parts.number;
+    this.machine = parts.machine;
+    this.memory = parts.memory;
+    this.dirtyLog = parts.dirtyLog;
+    this.paths = parts.paths;
+    this.ports = parts.ports;
+    this.cgroup = parts.cgroup;
+    this.#owned = parts.owned;
+  }
+
+  /**
+   * Starts a QEMU. Its guest does not run: a primary waits for `cont`, a standby for device state.
+   * @throws QemuError, MemoryError (MEMORY_NO_ROOM, MEMORY_NO_HANDSHAKE, …), NetError
+   */
+  static async start(
+    setting: InstanceSetting,
+    { number, role }: { number: number; role: 'primary' | 'standby' },
+  ): Promise<Instance> {
+    const { spec, clock } = setting;
+    await using starting = new AsyncDisposableStack();
+    const paths = instancePaths({ ...setting, vm: spec.name, instance: number, nicCount: spec.nics.length });
+    mkdirSync(paths.directory, { mode: 0o700 });
+    starting.defer(() => rmSync(paths.directory, { recursive: true, force: true }));
+    const memory = starting.use(GuestMemory.create(paths.memory, spec.memoryBytes));
+    starting.defer(() => {
+      memory.remove();
+      rmSync(paths.deviceState, { force: true });
+    });
+    const ports = new Map<string, QemuPort>();
+    for (const { name, path, framing } of portPlan(spec, paths)) {
+      ports.set(name, starting.use(await QemuPort.listen(path, { framing })));
+    }
+    const channel = starting.use(new PreloadChannel());
+    const machine = await launch(setting, { channel, paths, role, starting });
+    const cgroup = setting.cgroups?.create(`${spec.name}-${number}`);
+    if (cgroup !== undefined) starting.defer(() => cgroup.remove({ clock }));
+    // Moves here, because a machine's processes must be gone before its cgroup can be removed.
+    starting.use(machine);
+    cgroup?.addProcess(machine.process.pid);
+    await channel.awaitHello({ deadlineMs: HELLO_DEADLINE_MS, clock });
+    if (spec.shadow.enabled) await checkMachine(machine);
+    const { log: dirtyLog } = openDirtyLog({ method: spec.shadow.dirtyLog, memory, channel });
+    starting.use(dirtyLog);
+    for (const port of ports.values()) await port.awaitConnection({ deadlineMs: CONNECT_DEADLINE_MS, clock });
+    if (role === 'standby') await machine.beginIncoming(paths.incoming);
+    return new Instance({ number, machine, memory, dirtyLog, paths, ports, cgroup, owned: starting.move() });
+  }
+
+  get pid(): number {
+    return this.machine.process.pid;
+  }
+
+  /** From now on it gets no more than this fraction of a CPU; null: as much as there is. */
+  limitCpu(fraction: number | null): void {
+    this.cgroup?.setCpuShare(fraction);
+  }
+
+  /** Kills the process, which also works when it is stopped, and returns when the kernel says it is gone. */
+  async kill(): Promise<void> {
+    // A limited cgroup would make dying slow as well.
+    this.limitCpu(null);
+    await this.machine.process.kill();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.kill();
+    await this.#owned[Symbol.asyncDispose]();
+  }
+}
+
+interface Parts {
+  readonly number: number;
+  readonly machine: Machine;
+  readonly memory: GuestMemory;
+  readonly dirtyLog: DirtyLog;
+  readonly paths: InstancePaths;
+  readonly ports: ReadonlyMap<string, QemuPort>;
+  readonly cgroup: Cgroup | undefined;
+  readonly owned: AsyncDisposableStack;
+}
+
+interface LaunchContext {
+  readonly channel: PreloadChannel;
+  readonly paths: InstancePaths;
+  readonly role: 'primary' | 'standby';
+  readonly starting: AsyncDisposableStack;
+}
+
+function launch(
+  setting: InstanceSetting,
+  { channel, paths, role, starting }: LaunchContext,
+): Promise<Machine> {
+  const { spec, clock } = setting;
+  const qmpLog = starting.use(new BoundedLog(`${paths.directory}/qmp.log`));
+  return Machine.start({
+    launch: {
+      binary: setting.qemu.path,
+      args: buildArguments(spec, { role, paths, accel: setting.accel }),
+      environment: channel.environment(paths.memory, setting.preloadLibrary),
+      extraFds: [channel.childFd],
+      user: spec.qemu.user,
+      logPath: paths.log,
+    },
+    qmpPath: paths.qmp,
+    clock,
+    commandDeadlineMs: spec.shadow.hangTimeoutMs,
+    qmpLog: (line) => qmpLog.append(Buffer.from(line)),
+  });
+}
+
+function* portPlan(
+  spec: VmSpec,
+  paths: InstancePaths,
+): Generator<{ name: string; path: string; framing: Framing }> {
+  for (const [index, path] of paths.nics.entries())
+    yield { name: `nic${index}`, path, framing: frameFraming };
+  if (spec.console) yield { name: 'console', path: paths.console, framing: byteFraming };
+  if (spec.agent) yield { name: 'agent', path: paths.agent, framing: byteFraming };
+}

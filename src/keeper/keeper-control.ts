@@ -1,0 +1,21 @@
+import type { VmEvent } from './event-journal.ts';
+import type { VmStatus } from './vm-status.ts';
+
+/** What a keeper can be asked to do, as the control socket offers it. */
+export interface KeeperControl {
+  status(): VmStatus;
+  /** Events after number `seq`. */
+  eventsSince(seq: number): readonly VmEvent[];
+  onEvent(listener: (event: VmEvent) => void): () => void;
+  /** Planned switch to the shadow. Rejects with KEEPER_NOT_PROTECTED; resolves when the shadow acts. */
+  promote(): Promise<void>;
+  /** Ends the VM: powers it off if `graceful` (bounded wait), then kills it. Resolves when nothing is left of it. */
+  stop(options: { graceful: boolean }): Promise<void>;
+  /** Joins the serial console. Throws KEEPER_NO_CONSOLE. */
+  openConsole(onOutput: (bytes: Uint8Array) => void): ConsoleSession;
+}
+
+export interface ConsoleSession {
+  write(bytes: Uint8Array): void;
+  close(): void;
+}

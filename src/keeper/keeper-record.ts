@@ -1,0 +1,41 @@
+import { readFileSync, renameSync, writeFileSync } from 'node:fs';
+import { z } from 'zod';
+import { errnoNameOf } from '../linux/linux-error.ts';
+import { processIdentitySchema } from './process-identity.ts';
+
+const recordSchema = z.object({
+  bootId: z.string(),
+  keeper: processIdentitySchema,
+  /** As it was checked and completed when the keeper started. For people: nothing is decided by it. */
+  spec: z.unknown(),
+  /** QEMU and helper processes of the VM. */
+  processes: z.array(processIdentitySchema),
+  /** Directories in the cgroup file system. */
+  cgroups: z.array(z.string()),
+  /** The VM ended by a failure, and what is left are its logs. */
+  failed: z.boolean(),
+});
+
+/** `keeper.json`: what has to be cleaned up when the keeper is killed. */
+export type KeeperRecord = z.infer<typeof recordSchema>;
+
+/** `absent` when there is no record, undefined when it cannot be read. */
+export function readRecord(path: string): KeeperRecord | undefined | 'absent' {
+  let text: string;
+  try {
+    text = readFileSync(path, 'utf8');
+  } catch (thrown) {
+    return errnoNameOf(thrown) === 'ENOENT' ? 'absent' : undefined;
+  }
+  try {
+    return recordSchema.parse(JSON.parse(text));
+  } catch {
+    return undefined;
+  }
+}
+
+/** Renamed into place: whoever cleans up finds the old or the new record, never half of one. */
+export function writeRecord(path: string, record: KeeperRecord): void {
+  writeFileSync(`${path}.new`, `${JSON.stringify(record, null, 2)}\n`, { mode: 0o600 });
+  renameSync(`${path}.new`, path);
+}

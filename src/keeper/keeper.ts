@@ -1,0 +1,602 @@
+import { appendFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { assert, unreachable } from '../base/assert.ts';
+import type { Clock } from '../base/clock.ts';
+import { messageOf, UnderstudyError } from '../base/errors.ts';
+import type { Failpoints } from '../base/failpoint.ts';
+import type { Logger } from '../base/logger.ts';
+import { SampleWindow } from '../base/sample-window.ts';
+import type { VmSpec } from '../config/vm-spec-schema.ts';
+import { type EpochId, FIRST_EPOCH, NO_EPOCH, nextEpoch } from '../epoch/epoch-id.ts';
+import { CgroupTree } from '../linux/cgroup.ts';
+import { MemoryError } from '../memory/memory-error.ts';
+import type { UnsafeLink } from '../net/guest-link.ts';
+import type { StreamClient } from '../net/stream-end.ts';
+import type { Accelerator } from '../qemu/launch-arguments.ts';
+import type { QemuBinary } from '../qemu/qemu-binary.ts';
+import { QemuError } from '../qemu/qemu-error.ts';
+import type { QmpEvent } from '../qemu/qmp-events.ts';
+import { EpochPipeline } from '../replication/epoch-pipeline.ts';
+import {
+  DEFAULT_PROTECTION_POLICY,
+  INITIAL_PROTECTION,
+  type LossReason,
+  type ProtectionEffect,
+  type ProtectionEvent,
+  type ProtectionState,
+  type StopReason,
+  stepProtection,
+} from '../shadow/protection.ts';
+import { EventJournal, HeldEvents, type VmEvent } from './event-journal.ts';
+import { GuestClock } from './guest-clock.ts';
+import { GuestLinks } from './guest-links.ts';
+import { Instance, type InstanceSetting } from './instance.ts';
+import type { ConsoleSession, KeeperControl } from './keeper-control.ts';
+import { KeeperError } from './keeper-error.ts';
+import type { RunDirectory } from './run-directory.ts';
+import { ShadowSession } from './shadow-session.ts';
+import type { VmStatus } from './vm-status.ts';
+
+/** How long a guest may take to power off when it is asked to. */
+const POWERDOWN_DEADLINE_MS = 10_000;
+const SAMPLES = 1024;
+
+export interface KeeperOptions {
+  readonly spec: VmSpec;
+  readonly accel: Accelerator;
+  readonly qemu: QemuBinary;
+  readonly preloadLibrary: string;
+  readonly runDirectory: RunDirectory;
+  readonly log: Logger;
+  readonly clock: Clock;
+  readonly failpoints: Failpoints;
+  /** Takes protections away so that tests can show that they would notice. Not reachable from a specification. */
+  readonly unsafe?: UnsafeKeeper;
+}
+
+export interface UnsafeKeeper {
+  readonly link?: UnsafeLink;
+  /** The guest's clock is left alone. */
+  readonly leaveClock?: boolean;
+}
+
+/** Keeps one VM: the QEMU that acts, the shadow behind it, and what happens when either dies. */
+export class Keeper implements KeeperControl {
+  readonly #options: KeeperOptions;
+  readonly #setting: InstanceSetting;
+  readonly #journal: EventJournal;
+  readonly #heldEvents: HeldEvents<QmpEvent>;
+  readonly #guestClock: GuestClock;
+  readonly #startedMs: number;
+  readonly #finished = Promise.withResolvers<{ reason: StopReason }>();
+  readonly #promoteMs = new SampleWindow(SAMPLES);
+  readonly #outageMs = new SampleWindow(SAMPLES);
+  #links: GuestLinks | undefined;
+  #agent: StreamClient | undefined;
+  #state: ProtectionState = INITIAL_PROTECTION;
+  #primary: Instance | undefined;
+  #shadow: ShadowSession | undefined;
+  #shadowStart: { readonly abort: AbortController; readonly done: Promise<void> } | undefined;
+  #cancelShadowStart: () => void = () => {};
+  #cancelHeartbeat: () => void = () => {};
+  #instances = 0;
+  #nextEpoch: EpochId = FIRST_EPOCH;
+  #committed: EpochId = NO_EPOCH;
+  #commits = 0;
+  #lostAtMs = 0;
+  /** The guest ended by itself; it must not be continued. */
+  #guestEnded = false;
+  /** Effects are carried out one after the other. */
+  #work: Promise<void> = Promise.resolve();
+  readonly #changed = new Set<() => void>();
+
+  private constructor(options: KeeperOptions) {
+    this.#options = options;
+    const { spec, clock, runDirectory } = options;
+    const cgroups = CgroupTree.detect();
+    this.#startedMs = clock.nowMs();
+    this.#setting = {
+      ...options,
+      runDirectory: runDirectory.path,
+      memoryDirectory: runDirectory.memoryPath,
+      cgroups: cgroups.kind === 'usable' ? cgroups.tree : undefined,
+    };
+    this.#journal = new EventJournal({
+      vm: spec.name,
+      wallMs: () => clock.wallMs(),
+      write: (line) => appendFileSync(runDirectory.eventsPath, line),
+    });
+    this.#heldEvents = new HeldEvents((event) => this.#onGuestEvent(event));
+    this.#guestClock = new GuestClock({ clock, ...spec.clock, send: (bytes) => this.#agent?.write(bytes) });
+    if (cgroups.kind === 'unusable')
+      options.log.warn('standby runs without CPU limit', { reason: cgroups.reason });
+  }
+
+  /** Starts the VM. Resolves when its guest runs; protection follows. @throws what kept it from starting */
+  static async start(options: KeeperOptions): Promise<Keeper> {
+    const keeper = new Keeper(options);
+    try {
+      keeper.#links = await GuestLinks.open({
+        spec: options.spec,
+        clock: options.clock,
+        onHeld: () => keeper.#shadow?.pipeline?.noteHeldOutput(),
+        onUplinkLost: (link, error) => keeper.#publish('uplink-lost', { link, error: error.message }),
+        onGarbled: (link, error) => keeper.#losePrimary('garbled', { link, error: error.message }),
+        unsafe: options.unsafe?.link,
+      });
+      keeper.#agent = keeper.#links.agent?.connect({
+        onOutput: (bytes) => keeper.#guestClock.receive(bytes),
+      });
+      await keeper.#startPrimary();
+      return keeper;
+    } catch (cause) {
+      keeper.#publish('start-failed', { error: messageOf(cause) });
+      await keeper.#dispose();
+      throw cause;
+    }
+  }
+
+  /** Resolves when nothing of the VM is left. */
+  get finished(): Promise<{ reason: StopReason }> {
+    return this.#finished.promise;
+  }
+
+  eventsSince(seq: number): readonly VmEvent[] {
+    return this.#journal.since(seq);
+  }
+
+  onEvent(listener: (event: VmEvent) => void): () => void {
+    return this.#journal.onEvent(listener);
+  }
+
+  async promote(): Promise<void> {
+    const pipeline = this.#shadow?.pipeline;
+    if (this.#state.phase !== 'protected' || pipeline === undefined) {
+      throw new KeeperError(
+        'KEEPER_NOT_PROTECTED',
+        `${this.#options.spec.name} has no shadow in sync (${this.#state.phase})`,
+        {
+          hint: 'Wait until `understudy status` says protected, then try again.',
+        },
+      );
+    }
+    const promotions = this.#state.promotions;
+    this.#losePrimary('planned', {});
+    await this.#until(() => this.#state.promotions > promotions || this.#state.phase === 'stopped');
+  }
+
+  async stop({ graceful }: { graceful: boolean }): Promise<void> {
+    if (graceful && this.#primary !== undefined && this.#state.phase !== 'stopping') {
+      await this.#powerDown(this.#primary);
+    }
+    this.#dispatch({ kind: 'stop-requested' });
+    await this.#finished.promise;
+  }
+
+  openConsole(onOutput: (bytes: Uint8Array) => void): ConsoleSession {
+    const end = this.#links?.console;
+    if (end === undefined) {
+      throw new KeeperError('KEEPER_NO_CONSOLE', `${this.#options.spec.name} has no serial console`, {
+        hint: 'Set console: true in its specification and start it again.',
+      });
+    }
+    return end.connect({ onOutput });
+  }
+
+  status(): VmStatus {
+    const { spec, accel, qemu, clock } = this.#options;
+    const primary = this.#primary;
+    const shadow = this.#shadow;
+    const epochs = shadow?.pipeline ?? EMPTY_EPOCHS;
+    return {
+      name: spec.name,
+      phase: this.#state.phase,
+      stopReason: this.#state.stopReason ?? null,
+      keeperPid: process.pid,
+      upMs: clock.nowMs() - this.#startedMs,
+      accel,
+      qemuVersion: qemu.version,
+      vcpus: spec.vcpus,
+      memoryBytes: spec.memoryBytes,
+      dirtyLog: primary?.dirtyLog.method ?? spec.shadow.dirtyLog,
+      primary: primary === undefined ? null : { instance: primary.number, pid: primary.pid },
+      shadow:
+        shadow === undefined
+          ? null
+          : { instance: shadow.standby.number, pid: shadow.standby.pid, copiedShare: shadow.copiedShare },
+      epochs: {
+        committed: this.#committed,
+        commits: this.#commits,
+        pauseMs: epochs.pauseMs.summary(),
+        pauseShare: epochs.pauseShare,
+        commitMs: epochs.commitMs.summary(),
+        dirtyPages: epochs.dirtyPages.summary(),
+      },
+      clock: this.#guestClock.status(),
+      links: this.#links?.all.map((link) => ({ name: link.name, ...link.stats() })) ?? [],
+      promotions: this.#state.promotions,
+      restarts: this.#state.restarts,
+      promoteMs: this.#promoteMs.summary(),
+      outageMs: this.#outageMs.summary(),
+    };
+  }
+
+  // --- decisions -------------------------------------------------------------------------------------------
+
+  #dispatch(event: ProtectionEvent): void {
+    const policy = { ...DEFAULT_PROTECTION_POLICY, enabled: this.#options.spec.shadow.enabled };
+    const before = this.#state;
+    const { next, effects } = stepProtection(before, event, policy);
+    this.#state = next;
+    if (next.phase !== before.phase) {
+      this.#publish(next.phase, next.lost === undefined ? {} : { reason: next.lost });
+    }
+    for (const effect of effects) this.#work = this.#work.then(() => this.#carryOut(effect));
+    for (const check of this.#changed) check();
+  }
+
+  async #carryOut(effect: ProtectionEffect): Promise<void> {
+    try {
+      switch (effect.kind) {
+        case 'pass-output':
+          return this.#passOutput();
+        case 'start-shadow':
+          return this.#startShadowLater(effect.afterMs);
+        case 'drop-shadow':
+          return await this.#dropShadow();
+        case 'fence':
+          return await this.#fence();
+        case 'promote':
+          return await this.#promoteShadow();
+        case 'restart':
+          return await this.#restart();
+        case 'stop':
+          return await this.#stopAll();
+        default:
+          return unreachable(effect);
+      }
+    } catch (cause) {
+      // Nobody knows how far it came. Stopping is the only thing that cannot make two machines act.
+      this.#options.log.error('an effect failed', { effect: effect.kind, error: messageOf(cause) });
+      this.#publish('failed', { during: effect.kind, error: messageOf(cause) });
+      if (effect.kind !== 'stop') this.#dispatch({ kind: 'start-failed' });
+      else this.#finished.resolve({ reason: 'failed' });
+    }
+  }
+
+  #publish(kind: string, facts: Readonly<Record<string, unknown>> = {}): void {
+    this.#options.log.info(kind, { epoch: this.#committed, ...facts });
+    this.#journal.publish(kind, this.#committed, facts);
+  }
+
+  async #until(holds: () => boolean): Promise<void> {
+    if (holds()) return;
+    const { promise, resolve } = Promise.withResolvers<void>();
+    const check = () => holds() && resolve();
+    this.#changed.add(check);
+    await promise.finally(() => this.#changed.delete(check));
+  }
+
+  // --- the primary -----------------------------------------------------------------------------------------
+
+  async #startPrimary(): Promise<void> {
+    const instance = await this.#startInstance('primary');
+    this.#makePrimary(instance);
+    this.#attachLinks(instance);
+    await instance.machine.cont();
+    this.#guestEnded = false;
+    this.#guestClock.start();
+    this.#dispatch({ kind: 'started' });
+  }
+
+  async #startInstance(role: 'primary' | 'standby'): Promise<Instance> {
+    this.#instances += 1;
+    const instance = await Instance.start(this.#setting, { number: this.#instances, role });
+    this.#publish('qemu-started', { role, instance: instance.number, pid: instance.pid });
+    return instance;
+  }
+
+  #makePrimary(instance: Instance): void {
+    this.#primary = instance;
+    this.#record();
+    const { machine } = instance;
+    const lose = (reason: LossReason, facts: Readonly<Record<string, unknown>>) => {
+      if (this.#primary === instance) this.#losePrimary(reason, facts);
+    };
+    machine.qmp.onEvent((event) => this.#primary === instance && this.#onQmpEvent(event));
+    machine.qmp.onClosed((error) => lose('qmp-closed', { error: error.message }));
+    void machine.process.exited.then(({ code, signal }) => lose('exited', { code, signal }));
+    this.#watchHeartbeat(instance);
+  }
+
+  /** Epochs speak with QEMU all the time; without a shadow somebody else has to ask whether it lives. */
+  #watchHeartbeat(instance: Instance): void {
+    this.#cancelHeartbeat();
+    this.#cancelHeartbeat = this.#options.clock.after(this.#options.spec.shadow.hangTimeoutMs / 2, () => {
+      if (this.#primary !== instance) return;
+      this.#watchHeartbeat(instance);
+      if (this.#shadow?.pipeline === undefined) {
+        instance.machine.status().catch((cause) => this.#losePrimaryBy(cause));
+      }
+    });
+  }
+
+  #losePrimaryBy(cause: unknown): void {
+    this.#losePrimary(lossReasonOf(cause), { error: messageOf(cause) });
+  }
+
+  #losePrimary(reason: LossReason, facts: Readonly<Record<string, unknown>>): void {
+    const phase = this.#state.phase;
+    if (phase !== 'alone' && phase !== 'syncing' && phase !== 'protected') return;
+    this.#lostAtMs = this.#options.clock.nowMs();
+    this.#publish('primary-lost', { reason, ...facts });
+    this.#dispatch({ kind: 'primary-lost', reason, nowMs: this.#lostAtMs });
+  }
+
+  #onQmpEvent(event: QmpEvent): void {
+    switch (event.name) {
+      // A state with a panic in it is never committed: the shadow goes on from before.
+      case 'GUEST_PANICKED':
+        this.#guestEnded = true;
+        this.#losePrimary('panicked', {});
+        return;
+      case 'SHUTDOWN':
+        this.#guestEnded = true;
+        this.#heldEvents.add(event);
+        this.#shadow?.pipeline?.demand();
+        return;
+      case 'RESET':
+        this.#heldEvents.add(event);
+        return;
+    }
+  }
+
+  /** Something the guest did that is committed, or that nobody protects it from. */
+  #onGuestEvent(event: QmpEvent): void {
+    if (event.name === 'RESET') this.#publish('guest-reset');
+    if (event.name !== 'SHUTDOWN') return;
+    this.#publish('guest-powered-off');
+    this.#dispatch({ kind: 'powered-off' });
+  }
+
+  #attachLinks(instance: Instance): void {
+    for (const link of this.#links?.all ?? []) {
+      const port = instance.ports.get(link.name);
+      assert(port !== undefined, `instance ${instance.number} has a port for ${link.name}`);
+      link.attach(port);
+    }
+  }
+
+  #passOutput(): void {
+    for (const link of this.#links?.all ?? []) link.passOutput();
+    this.#heldEvents.pass();
+  }
+
+  // --- the shadow ------------------------------------------------------------------------------------------
+
+  #startShadowLater(afterMs: number): void {
+    this.#cancelShadowStart = this.#options.clock.after(afterMs, () => {
+      const abort = new AbortController();
+      const done = this.#startShadow(abort.signal).catch((cause) => {
+        if (abort.signal.aborted) return;
+        this.#publish('shadow-failed', {
+          error: messageOf(cause),
+          ...(cause instanceof UnderstudyError && { code: cause.code }),
+        });
+        this.#dispatch({ kind: 'shadow-lost' });
+      });
+      this.#shadowStart = { abort, done };
+    });
+  }
+
+  async #startShadow(signal: AbortSignal): Promise<void> {
+    const { spec, failpoints } = this.#options;
+    const primary = this.#primary;
+    assert(primary !== undefined, 'a shadow stands behind a primary');
+    const standby = await this.#startInstance('standby');
+    const fill = {
+      primary,
+      epochsInFlightMax: spec.shadow.epochsInFlightMax,
+      epochsDirectory: join(this.#setting.memoryDirectory, `epochs-${standby.number}`),
+      failpoints,
+      signal,
+    };
+    const session = new ShadowSession(standby, fill);
+    this.#shadow = session;
+    this.#record();
+    void standby.machine.process.exited.then(() => this.#loseShadow(session, 'its QEMU ended'));
+    this.#dispatch({ kind: 'shadow-starting' });
+    standby.limitCpu(spec.shadow.standbyCpuShare);
+    await session.fill(fill);
+    signal.throwIfAborted();
+    this.#heldEvents.hold();
+    session.begin(this.#makePipeline(primary, session));
+  }
+
+  #makePipeline(primary: Instance, session: ShadowSession): EpochPipeline {
+    const { spec, clock, failpoints } = this.#options;
+    return new EpochPipeline({
+      source: {
+        machine: primary.machine,
+        memory: primary.memory,
+        dirtyLog: primary.dirtyLog,
+        links: this.#links?.all ?? [],
+        participants: [this.#heldEvents],
+        deviceStatePath: primary.paths.deviceState,
+        mayContinue: () => !this.#guestEnded,
+      },
+      image: session.image,
+      policy: spec.shadow,
+      firstEpoch: this.#nextEpoch,
+      clock,
+      failpoints,
+      onCommit: (epoch) => {
+        this.#committed = epoch;
+        this.#commits += 1;
+        if (this.#state.phase === 'syncing') this.#dispatch({ kind: 'shadow-in-sync' });
+      },
+      onPause: (pausedMs) => this.#guestClock.notePause(pausedMs),
+      onPrimaryLost: (cause) => this.#losePrimaryBy(cause),
+      onShadowLost: (cause) => this.#loseShadow(session, messageOf(cause)),
+    });
+  }
+
+  #loseShadow(session: ShadowSession, error: string): void {
+    if (this.#shadow !== session) return;
+    this.#publish('shadow-lost', { error });
+    this.#dispatch({ kind: 'shadow-lost' });
+  }
+
+  async #dropShadow(): Promise<void> {
+    this.#cancelShadowStart();
+    this.#shadowStart?.abort.abort();
+    await this.#shadowStart?.done;
+    this.#shadowStart = undefined;
+    const session = this.#shadow;
+    this.#shadow = undefined;
+    if (session === undefined) return;
+    await session.halt();
+    this.#nextEpoch = nextEpoch(session.pipeline?.openEpoch ?? this.#nextEpoch);
+    await session[Symbol.asyncDispose]();
+    this.#record();
+  }
+
+  // --- taking over -----------------------------------------------------------------------------------------
+
+  /** After this the old primary can neither send a frame nor run an instruction, whatever state it was in. */
+  async #fence(): Promise<void> {
+    const old = this.#primary;
+    this.#cancelHeartbeat();
+    for (const link of this.#links?.all ?? []) link.detach();
+    await this.#options.failpoints.hit('fence.before-kill');
+    await old?.kill();
+    await this.#shadow?.halt();
+    this.#dispatch({ kind: 'fenced' });
+  }
+
+  async #promoteShadow(): Promise<void> {
+    const { clock, failpoints } = this.#options;
+    const session = this.#shadow;
+    const startMs = clock.nowMs();
+    try {
+      assert(session !== undefined, 'there is a shadow to promote');
+      await failpoints.hit('promote.before');
+      const staged = await session.settle();
+      const { standby } = session;
+      standby.limitCpu(null);
+      for (const link of this.#links?.all ?? []) {
+        link.pauseInput();
+        link.rollBack(staged.epoch, staged.outputs.find((output) => output.link === link.name)?.items ?? []);
+      }
+      this.#heldEvents.forget();
+      await standby.machine.loadDeviceState(staged.deviceState);
+      await failpoints.hit('promote.after-load');
+      this.#attachLinks(standby);
+      await standby.machine.cont();
+      for (const link of this.#links?.all ?? []) link.resumeInput();
+      await failpoints.hit('promote.after');
+      this.#finishPromotion(session, startMs);
+    } catch (cause) {
+      this.#publish('promote-failed', {
+        error: messageOf(cause),
+        ...(cause instanceof UnderstudyError && { code: cause.code }),
+      });
+      for (const link of this.#links?.all ?? []) link.detach();
+      await this.#removeOldPrimary();
+      this.#dispatch({ kind: 'promote-failed' });
+    }
+  }
+
+  #finishPromotion(session: ShadowSession, startMs: number): void {
+    const nowMs = this.#options.clock.nowMs();
+    const promoteMs = nowMs - startMs;
+    const outageMs = nowMs - this.#lostAtMs;
+    this.#promoteMs.add(promoteMs);
+    this.#outageMs.add(outageMs);
+    const old = this.#primary;
+    this.#shadow = undefined;
+    this.#shadowStart = undefined;
+    this.#guestEnded = false;
+    this.#nextEpoch = nextEpoch(session.pipeline?.openEpoch ?? this.#nextEpoch);
+    this.#makePrimary(session.standby);
+    this.#guestClock.notePromotion();
+    this.#publish('promoted', { instance: session.standby.number, promoteMs, outageMs });
+    this.#dispatch({ kind: 'promoted' });
+    // It is dead already; what is left are files, which nobody waits for.
+    this.#work = this.#work.then(async () => {
+      session.releaseEpochs();
+      await old?.[Symbol.asyncDispose]();
+      this.#record();
+    });
+    session.standby.machine.announceSelf().catch((cause) => {
+      this.#options.log.warn('announce-self failed', { error: messageOf(cause) });
+    });
+  }
+
+  async #removeOldPrimary(): Promise<void> {
+    const old = this.#primary;
+    this.#primary = undefined;
+    await old?.[Symbol.asyncDispose]();
+  }
+
+  async #restart(): Promise<void> {
+    await this.#removeOldPrimary();
+    for (const link of this.#links?.all ?? []) link.pauseInput();
+    await this.#startPrimary();
+    for (const link of this.#links?.all ?? []) link.resumeInput();
+    this.#publish('restarted-cold', { outageMs: this.#options.clock.nowMs() - this.#lostAtMs });
+  }
+
+  // --- the end ---------------------------------------------------------------------------------------------
+
+  /** Presses the power button and waits a while for the guest to be off. */
+  async #powerDown(primary: Instance): Promise<void> {
+    const late = Promise.withResolvers<void>();
+    const cancel = this.#options.clock.after(POWERDOWN_DEADLINE_MS, late.resolve);
+    const off = this.#until(() => this.#state.phase === 'stopping' || this.#state.phase === 'stopped');
+    await primary.machine.powerdown().catch(() => late.resolve());
+    await Promise.race([off, late.promise]).finally(cancel);
+  }
+
+  async #stopAll(): Promise<void> {
+    await this.#dispose();
+    this.#dispatch({ kind: 'stopped' });
+    this.#finished.resolve({ reason: this.#state.stopReason ?? 'requested' });
+  }
+
+  async #dispose(): Promise<void> {
+    this.#cancelHeartbeat();
+    this.#guestClock.stop();
+    for (const link of this.#links?.all ?? []) link.detach();
+    const primary = this.#primary;
+    this.#primary = undefined;
+    await primary?.kill();
+    await this.#dropShadow();
+    await primary?.[Symbol.asyncDispose]();
+    await this.#links?.[Symbol.asyncDispose]();
+    this.#links = undefined;
+  }
+
+  /** Written down for whoever has to clean up after a keeper that was killed. */
+  #record(): void {
+    const living = [this.#primary, this.#shadow?.standby].filter((instance) => instance !== undefined);
+    this.#options.runDirectory.record({
+      spec: this.#options.spec,
+      processes: living.map((instance) => instance.pid),
+      cgroups: living.flatMap((instance) => instance.cgroup?.directory ?? []),
+    });
+  }
+}
+
+function lossReasonOf(cause: unknown): LossReason {
+  if (cause instanceof QemuError && cause.code === 'QMP_DISCONNECTED') return 'qmp-closed';
+  if (cause instanceof MemoryError && cause.code === 'MEMORY_PROCESS_GONE') return 'exited';
+  return 'hung';
+}
+
+const EMPTY_EPOCHS = {
+  pauseMs: new SampleWindow(1),
+  commitMs: new SampleWindow(1),
+  dirtyPages: new SampleWindow(1),
+  pauseShare: 0,
+};

@@ -1,0 +1,72 @@
+import { rmdirSync, rmSync } from 'node:fs';
+import { dirname } from 'node:path';
+import type { Clock } from '../base/clock.ts';
+import { errnoNameOf } from '../linux/linux-error.ts';
+import { KeeperError } from './keeper-error.ts';
+import { readRecord } from './keeper-record.ts';
+import { emptyDirectory, removeIfEmpty } from './own-directory.ts';
+import { bootId, endProcess, isAlive, type ProcessIdentity, processesMapping } from './process-identity.ts';
+import { runPaths } from './run-paths.ts';
+
+const END_DEADLINE_MS = 5000;
+const CGROUP_REMOVE_TRIES = 50;
+const CGROUP_RETRY_MS = 20;
+
+/**
+ * Ends and removes what a keeper that was killed left behind, and empties both directories but for the lock.
+ * Only for who holds the name's lock. Returns the ids of the processes that had outlived their keeper.
+ * @throws KeeperError KEEPER_LOST when one of them cannot be ended.
+ */
+export async function clearLeftovers(name: string, clock: Clock): Promise<number[]> {
+  const paths = runPaths(name);
+  const record = readRecord(paths.record);
+  const known =
+    record === 'absent' || record === undefined || record.bootId !== bootId() ? undefined : record;
+  // QEMU maps its guest's memory: so it is found even if its keeper was killed before it wrote down the id.
+  const ended = await endAll([...(known?.processes ?? []), ...processesMapping(paths.memory)], clock);
+  for (const cgroup of known?.cgroups ?? []) await removeCgroup(cgroup, clock);
+  emptyDirectory(paths.memory, []);
+  emptyDirectory(paths.directory, ['lock']);
+  return ended;
+}
+
+/** Kills these processes and waits for their end. Returns the ids of those that lived. */
+export async function endAll(processes: readonly ProcessIdentity[], clock: Clock): Promise<number[]> {
+  const living = new Map(processes.filter(isAlive).map((identity) => [identity.pid, identity]));
+  for (const identity of living.values()) {
+    if (await endProcess(identity, { clock, deadlineMs: END_DEADLINE_MS })) continue;
+    throw new KeeperError('KEEPER_LOST', `process ${identity.pid} of a lost keeper cannot be ended`, {
+      hint: 'It hangs in the kernel. Look at `dmesg`, then try again; else restart this machine.',
+      facts: { pid: identity.pid },
+    });
+  }
+  return [...living.keys()];
+}
+
+async function removeCgroup(directory: string, clock: Clock): Promise<void> {
+  // The record is a file like any other: never remove a group that cannot be one of ours.
+  if (!/^\/sys\/fs\/cgroup\/(.+\/)?understudy\/[^/]+$/.test(directory)) return;
+  for (let tries = 0; tries < CGROUP_REMOVE_TRIES; tries += 1) {
+    try {
+      rmdirSync(directory);
+    } catch (thrown) {
+      // The kernel takes a moment to take ended processes out.
+      if (errnoNameOf(thrown) === 'EBUSY') {
+        await clock.sleep(CGROUP_RETRY_MS);
+        continue;
+      }
+      if (errnoNameOf(thrown) !== 'ENOENT') throw thrown;
+    }
+    removeIfEmpty(dirname(directory));
+    return;
+  }
+}
+
+/** Locks last: as long as they are there nobody else makes use of what goes away. */
+export function removeDirectories(name: string): void {
+  const { directory, memory, lock } = runPaths(name);
+  rmSync(memory, { recursive: true, force: true });
+  emptyDirectory(directory, ['lock']);
+  rmSync(lock, { force: true });
+  removeIfEmpty(directory);
+}

@@ -1,0 +1,148 @@
+/**
+ * The process that keeps one VM, started by `understudy run`:
+ *
+ *   node src/keeper/main.ts --source /etc/vms/redis.yaml < /etc/vms/redis.yaml
+ *
+ * The specification comes on standard input; `--source` says how it is called in messages and where relative
+ * paths begin. One line on standard output tells the outcome of the start, `{"ok": true, "pid": …}` or
+ * `{"ok": false, "error": {…}}`; afterwards it is spoken to through the control socket.
+ *
+ * SIGTERM and SIGINT stop the VM as `understudy stop` does, a second one at once; SIGHUP is ignored.
+ * Exit codes: 0 the VM was stopped or powered off, 1 it could not be started or failed, 70 a fault of the keeper.
+ */
+import { text } from 'node:stream/consumers';
+import { parseArgs } from 'node:util';
+import { cacheDirectory } from '../base/cache-directory.ts';
+import { systemClock } from '../base/clock.ts';
+import { messageOf, UnderstudyError } from '../base/errors.ts';
+import { Failpoints } from '../base/failpoint.ts';
+import { jsonLogger, type Logger } from '../base/logger.ts';
+import { parseVmSpec } from '../config/vm-spec.ts';
+import type { VmSpec } from '../config/vm-spec-schema.ts';
+import { BoundedLog } from '../qemu/bounded-log.ts';
+import { ControlServer } from './control-server.ts';
+import { Keeper } from './keeper.ts';
+import { KeeperError } from './keeper-error.ts';
+import { RunDirectory } from './run-directory.ts';
+import { prepareHost } from './vm-host.ts';
+
+const EXIT_FAILED = 1;
+const EXIT_FAULT = 70;
+const EMERGENCY_DEADLINE_MS = 15_000;
+
+const clock = systemClock;
+
+/** Signals that arrive before there is a keeper are remembered for it. */
+class StopSignals {
+  #received = 0;
+  #keeper: Keeper | undefined;
+
+  constructor() {
+    for (const signal of ['SIGTERM', 'SIGINT'] as const) process.on(signal, () => this.#onSignal());
+    process.on('SIGHUP', () => {});
+  }
+
+  /** @throws KeeperError KEEPER_STOPPING */
+  throwIfStopped(vm: string): void {
+    if (this.#received === 0) return;
+    throw new KeeperError('KEEPER_STOPPING', `${vm} was stopped while it started`, {
+      hint: 'Start it again when it shall run.',
+    });
+  }
+
+  direct(keeper: Keeper): void {
+    this.#keeper = keeper;
+    // Nobody has used a VM yet that was given up while it started.
+    if (this.#received > 0) void keeper.stop({ graceful: false });
+  }
+
+  #onSignal(): void {
+    this.#received += 1;
+    void this.#keeper?.stop({ graceful: this.#received === 1 });
+  }
+}
+
+const signals = new StopSignals();
+// Whoever started this process may be gone by the time it has something to say.
+for (const stream of [process.stdout, process.stderr]) stream.on('error', () => {});
+process.exitCode = await main();
+// Nothing that was forgotten may keep a keeper without a VM alive.
+process.exit();
+
+async function main(): Promise<number> {
+  try {
+    const { source } = parseArgs({ options: { source: { type: 'string', default: 'stdin' } } }).values;
+    const spec = parseVmSpec(await text(process.stdin), { source });
+    const othersMayPass = spec.qemu.user !== undefined;
+    const directory = await RunDirectory.open(spec.name, { clock, othersMayPass });
+    directory.record({ spec });
+    using file = new BoundedLog(directory.logPath);
+    const log = jsonLogger((line) => file.append(line), clock.wallMs);
+    for (const event of ['uncaughtException', 'unhandledRejection'] as const) {
+      process.on(event, (fault: unknown) => void stopAfterFault(fault, directory, log));
+    }
+    return await keep(spec, directory, log);
+  } catch (thrown) {
+    reportStart({ ok: false, error: errorFacts(thrown) });
+    return EXIT_FAILED;
+  }
+}
+
+async function keep(spec: VmSpec, directory: RunDirectory, log: Logger): Promise<number> {
+  let failed = false;
+  try {
+    log.info('keeper started', { pid: process.pid, vm: spec.name });
+    const host = await prepareHost(spec, {
+      cacheDir: cacheDirectory(),
+      directory: directory.path,
+      clock,
+      log,
+    });
+    const failpoints = new Failpoints();
+    const keeper = await Keeper.start({ ...host, spec, runDirectory: directory, log, clock, failpoints });
+    signals.direct(keeper);
+    await using _control = await listen(keeper, directory, log);
+    reportStart({ ok: true, pid: process.pid });
+    const { reason } = await keeper.finished;
+    failed = reason === 'failed';
+    log.info('keeper ends', { reason });
+  } finally {
+    // Who asks why a VM is gone finds its logs.
+    if (failed) directory.leaveLogs();
+    else directory.remove();
+  }
+  return failed ? EXIT_FAILED : 0;
+}
+
+/** A VM that nobody can speak to would run for ever. */
+async function listen(keeper: Keeper, directory: RunDirectory, log: Logger): Promise<ControlServer> {
+  try {
+    return await ControlServer.listen(directory.controlSocket, { control: keeper, clock, log });
+  } catch (thrown) {
+    await keeper.stop({ graceful: false });
+    throw thrown;
+  }
+}
+
+/** Nobody knows in which state things are: end the VM before two of it can act. */
+async function stopAfterFault(fault: unknown, directory: RunDirectory, log: Logger): Promise<void> {
+  const stack = fault instanceof Error ? fault.stack : undefined;
+  log.error('a fault of the keeper stops the VM', { error: messageOf(fault), stack });
+  clock.after(EMERGENCY_DEADLINE_MS, () => process.exit(EXIT_FAULT));
+  try {
+    await directory.endProcesses(clock);
+    directory.leaveLogs();
+  } finally {
+    process.exit(EXIT_FAULT);
+  }
+}
+
+function errorFacts(thrown: unknown): Record<string, unknown> {
+  if (thrown instanceof UnderstudyError) return thrown.toJSON();
+  const stack = thrown instanceof Error ? thrown.stack : undefined;
+  return { code: 'KEEPER_INTERNAL', message: messageOf(thrown), stack };
+}
+
+function reportStart(outcome: Record<string, unknown>): void {
+  process.stdout.write(`${JSON.stringify(outcome)}\n`);
+}

@@ -1,0 +1,221 @@
+import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import {
+  chmodSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { createInterface } from 'node:readline';
+import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { systemClock as clock } from '../base/clock.ts';
+import { CgroupTree } from '../linux/cgroup.ts';
+import { identityOf, isAlive } from './process-identity.ts';
+import { RunDirectory } from './run-directory.ts';
+
+let folder: string;
+const children: ChildProcess[] = [];
+
+beforeEach(() => {
+  folder = mkdtempSync(join(tmpdir(), 'us-run-'));
+  process.env.UNDERSTUDY_RUN_DIR = join(folder, 'run');
+  process.env.UNDERSTUDY_MEMORY_DIR = join(folder, 'memory');
+});
+afterEach(() => {
+  for (const child of children.splice(0)) child.kill('SIGKILL');
+  delete process.env.UNDERSTUDY_RUN_DIR;
+  delete process.env.UNDERSTUDY_MEMORY_DIR;
+  rmSync(folder, { recursive: true, force: true });
+});
+
+function start(program: string, args: readonly string[]): ChildProcess & { readonly pid: number } {
+  const child = spawn(program, args, { stdio: ['ignore', 'pipe', 'inherit'] });
+  children.push(child);
+  return child as ChildProcess & { readonly pid: number };
+}
+
+/** Another process that holds the VM `name`, with what it recorded, and the files that a keeper has. */
+async function startHolder(name: string, recorded: object): Promise<ChildProcess> {
+  const code = `
+    const { RunDirectory } = await import(${JSON.stringify(new URL('./run-directory.ts', import.meta.url).href)});
+    const { systemClock } = await import(${JSON.stringify(new URL('../base/clock.ts', import.meta.url).href)});
+    const { writeFileSync } = await import('node:fs');
+    const directory = await RunDirectory.open(${JSON.stringify(name)}, { clock: systemClock });
+    directory.record(${JSON.stringify(recorded)});
+    writeFileSync(directory.controlSocket, '');
+    writeFileSync(directory.memoryPath + '/us-1.ram', 'guest memory');
+    console.log('ready');
+    setInterval(() => {}, 1000);`;
+  const child = start(process.execPath, ['--input-type=module', '-e', code]);
+  if (child.stdout === null) throw new Error('a pipe was asked for');
+  await once(createInterface({ input: child.stdout }), 'line');
+  return child;
+}
+
+async function kill(child: ChildProcess): Promise<void> {
+  child.kill('SIGKILL');
+  await once(child, 'exit');
+}
+
+describe('a run directory', () => {
+  it('is open to its user alone and leaves nothing behind', async () => {
+    const directory = await RunDirectory.open('a', { clock });
+    for (const path of [directory.path, directory.memoryPath])
+      expect(statSync(path).mode & 0o777).toBe(0o700);
+    expect(RunDirectory.list()).toMatchObject([{ name: 'a', keeper: 'alive', record: { failed: false } }]);
+    directory.remove();
+    directory.remove();
+    expect(readdirSync(join(folder, 'run'))).toEqual([]);
+    expect(readdirSync(join(folder, 'memory'))).toEqual([]);
+  });
+
+  it('lets other users through, and no further, where QEMU runs as one', async () => {
+    using directory = await RunDirectory.open('a', { clock, othersMayPass: true });
+    for (const path of [join(folder, 'run'), directory.path, directory.memoryPath]) {
+      expect(statSync(path).mode & 0o777).toBe(0o711);
+    }
+    expect(statSync(join(directory.path, 'keeper.json')).mode & 0o777).toBe(0o600);
+  });
+
+  it('belongs to one keeper at a time', async () => {
+    const holder = await startHolder('a', {});
+    await expect(RunDirectory.open('a', { clock })).rejects.toMatchObject({
+      code: 'KEEPER_NAME_TAKEN',
+      facts: { keeperPid: holder.pid },
+    });
+    using _other = await RunDirectory.open('b', { clock });
+    await kill(holder);
+    using _again = await RunDirectory.open('a', { clock });
+  });
+
+  it('is not shared with another run directory over the same guest memory', async () => {
+    await startHolder('a', {});
+    process.env.UNDERSTUDY_RUN_DIR = join(folder, 'other-run');
+    await expect(RunDirectory.open('a', { clock })).rejects.toMatchObject({ code: 'KEEPER_NAME_TAKEN' });
+  });
+
+  it('survives others that look whether it is locked while it is opened', async () => {
+    (await RunDirectory.open('a', { clock })).leaveLogs();
+    let looking = true;
+    const look = async () => {
+      while (looking) {
+        RunDirectory.list();
+        await new Promise(setImmediate);
+      }
+    };
+    const looked = look();
+    for (let n = 0; n < 20; n += 1) (await RunDirectory.open('a', { clock })).leaveLogs();
+    looking = false;
+    await looked;
+  });
+
+  it('is refused where others may write', async () => {
+    mkdirSync(join(folder, 'memory', 'understudy-a'), { recursive: true, mode: 0o777 });
+    chmodSync(join(folder, 'memory', 'understudy-a'), 0o777);
+    await expect(RunDirectory.open('a', { clock })).rejects.toMatchObject({
+      code: 'KEEPER_DIRECTORY_REFUSED',
+    });
+  });
+
+  it('keeps the logs of a VM that failed, and gives its memory and its name back', async () => {
+    const failed = await RunDirectory.open('a', { clock });
+    writeFileSync(failed.logPath, 'why');
+    failed.leaveLogs();
+    expect(RunDirectory.find('a')).toMatchObject({ keeper: 'lost', record: { failed: true } });
+    expect(existsSync(failed.logPath)).toBe(true);
+    expect(existsSync(failed.memoryPath)).toBe(false);
+    expect(await RunDirectory.sweep('a', { clock })).toEqual({ kind: 'swept', endedPids: [] });
+    expect(RunDirectory.list()).toEqual([]);
+  });
+});
+
+describe('sweeping', () => {
+  it('ends what a killed keeper left and removes its files', async () => {
+    const leftover = start('sleep', ['1000']);
+    const exited = once(leftover, 'exit');
+    const holder = await startHolder('a', { processes: [leftover.pid] });
+    await kill(holder);
+    expect(RunDirectory.list()).toMatchObject([{ name: 'a', keeper: 'lost' }]);
+    expect(await RunDirectory.sweep('a', { clock })).toEqual({ kind: 'swept', endedPids: [leftover.pid] });
+    await exited;
+    expect(readdirSync(join(folder, 'run'))).toEqual([]);
+    expect(readdirSync(join(folder, 'memory'))).toEqual([]);
+    expect(await RunDirectory.sweep('a', { clock })).toEqual({ kind: 'absent' });
+  });
+
+  it('touches nothing of a VM whose keeper lives', async () => {
+    const kept = start('sleep', ['1000']);
+    const holder = await startHolder('a', { processes: [kept.pid] });
+    expect(await RunDirectory.sweep('a', { clock })).toEqual({ kind: 'alive' });
+    for (const { pid } of [kept, holder]) expect(identityOf(pid ?? 0)).toBeDefined();
+    expect(RunDirectory.find('a')).toMatchObject({
+      keeper: 'alive',
+      record: { processes: [{ pid: kept.pid }] },
+    });
+  });
+
+  it('leaves a process alone that got the id of an ended one', async () => {
+    const innocent = start('sleep', ['1000']);
+    const holder = await startHolder('a', {});
+    await kill(holder);
+    const found = RunDirectory.find('a');
+    const processes = [{ pid: innocent.pid, startTicks: 1 }];
+    writeFileSync(join(folder, 'run', 'a', 'keeper.json'), JSON.stringify({ ...found?.record, processes }));
+    expect(await RunDirectory.sweep('a', { clock })).toEqual({ kind: 'swept', endedPids: [] });
+    expect(identityOf(innocent.pid)).toBeDefined();
+  });
+
+  it('finds a QEMU that its keeper had no time to write down, by the memory that it maps', async () => {
+    const holder = await startHolder('a', {});
+    const ram = join(folder, 'memory', 'understudy-a', 'us-2.ram');
+    const backend = `memory-backend-file,id=ram,size=1M,mem-path=${ram},share=on`;
+    const args = ['-machine', 'none', '-nodefaults', '-display', 'none', '-S', '-object', backend];
+    const qemu = start('qemu-system-x86_64', [...args, '-qmp', 'stdio']);
+    if (qemu.stdout === null) throw new Error('a pipe was asked for');
+    await once(qemu.stdout, 'data'); // the greeting: by now its memory is mapped
+    const exited = once(qemu, 'exit');
+    await kill(holder);
+    expect(await RunDirectory.sweep('a', { clock })).toEqual({ kind: 'swept', endedPids: [qemu.pid] });
+    await exited;
+  });
+
+  it('removes recorded cgroups of ours and no other directory', async ({ skip }) => {
+    const detected = CgroupTree.detect();
+    if (detected.kind !== 'usable') return skip(`no cgroups here: ${detected.reason}`);
+    const cgroup = detected.tree.create(`sweep-${process.pid}`);
+    const foreign = join(folder, 'understudy', 'foreign');
+    mkdirSync(foreign, { recursive: true });
+    const holder = await startHolder('a', { cgroups: [cgroup.directory, foreign] });
+    await kill(holder);
+    await RunDirectory.sweep('a', { clock });
+    expect(existsSync(cgroup.directory)).toBe(false);
+    expect(existsSync(foreign)).toBe(true);
+  });
+
+  it('also happens when a keeper of the name starts again, and copes with a damaged record', async () => {
+    const holder = await startHolder('a', {});
+    await kill(holder);
+    writeFileSync(join(folder, 'run', 'a', 'keeper.json'), '{"half');
+    expect(RunDirectory.list()).toEqual([{ name: 'a', keeper: 'lost', record: undefined }]);
+    using directory = await RunDirectory.open('a', { clock });
+    expect(readdirSync(directory.memoryPath)).toEqual([]);
+    expect(readdirSync(directory.path).sort()).toEqual(['keeper.json', 'lock']);
+  });
+});
+
+describe('the identity of a process', () => {
+  it('is its id and start, and ends with it', async () => {
+    const child = start('sleep', ['1000']);
+    const identity = identityOf(child.pid);
+    expect(identity && isAlive(identity)).toBe(true);
+    await kill(child);
+    expect(identity && isAlive(identity)).toBe(false);
+    expect(identityOf(child.pid)).toBeUndefined();
+  });
+});

@@ -1,0 +1,179 @@
+import { rmSync } from 'node:fs';
+import { join } from 'node:path';
+import { assert } from '../base/assert.ts';
+import type { Clock } from '../base/clock.ts';
+import type { VmSpec } from '../config/vm-spec-schema.ts';
+import { KeeperError } from './keeper-error.ts';
+import { type KeeperRecord, readRecord, writeRecord } from './keeper-record.ts';
+import { clearLeftovers, endAll, removeDirectories } from './leftovers.ts';
+import { isLocked, NameLock } from './name-lock.ts';
+import { directoriesIn, makeOwnDirectory } from './own-directory.ts';
+import { bootId, identityOf, processesMapping } from './process-identity.ts';
+import { type RunPaths, runPaths, runRoot } from './run-paths.ts';
+
+const VM_NAME = /^[a-z0-9][a-z0-9-]{0,39}$/;
+
+export interface FoundVm {
+  readonly name: string;
+  /** `lost`: nobody holds the lock, so the keeper was killed, or the VM failed and left its logs. */
+  readonly keeper: 'alive' | 'lost';
+  /** Undefined when `keeper.json` cannot be read. */
+  readonly record: KeeperRecord | undefined;
+}
+
+export type Sweep =
+  /** A keeper holds the lock: nothing was touched. */
+  | { readonly kind: 'alive' }
+  | { readonly kind: 'absent' }
+  /** `endedPids` had outlived their keeper. */
+  | { readonly kind: 'swept'; readonly endedPids: readonly number[] };
+
+/**
+ * Where the files of one VM live, held by its keeper: `path` for sockets, logs, `keeper.json` and the directories
+ * of its QEMU processes, `memoryPath` for guest memory and staged epochs.
+ */
+export class RunDirectory implements Disposable {
+  readonly name: string;
+  readonly #paths: RunPaths;
+  readonly #lock: NameLock;
+  #record: KeeperRecord;
+
+  private constructor(name: string, lock: NameLock) {
+    const keeper = identityOf(process.pid);
+    assert(keeper !== undefined, 'this process exists');
+    this.name = name;
+    this.#paths = runPaths(name);
+    this.#lock = lock;
+    this.#record = { bootId: bootId(), keeper, spec: null, processes: [], cgroups: [], failed: false };
+    writeRecord(this.#paths.record, this.#record);
+  }
+
+  /**
+   * Makes the directories of a VM and locks them until `remove` or the end of this process. What a killed keeper
+   * left behind is cleared away first. `othersMayPass` lets other users through to what is made accessible to
+   * them, such as the sockets of a QEMU that runs as another user.
+   * @throws KeeperError KEEPER_NAME_TAKEN, KEEPER_DIRECTORY_REFUSED, KEEPER_LOST
+   */
+  static async open(
+    name: string,
+    { clock, othersMayPass = false }: { clock: Clock; othersMayPass?: boolean },
+  ): Promise<RunDirectory> {
+    assert(VM_NAME.test(name), `a VM's name: ${name}`);
+    makeOwnDirectory(runRoot(), { othersMayPass });
+    const lock = await NameLock.take(name, { clock, othersMayPass });
+    try {
+      await clearLeftovers(name, clock);
+      return new RunDirectory(name, lock);
+    } catch (thrown) {
+      lock[Symbol.dispose]();
+      throw thrown;
+    }
+  }
+
+  /** All VMs of this user that run or have left something, by name. */
+  static list(): FoundVm[] {
+    return directoriesIn(runRoot())
+      .filter((name) => VM_NAME.test(name))
+      .sort()
+      .flatMap((name) => {
+        const record = readRecord(runPaths(name).record);
+        // A directory without a record is in the making or being removed.
+        return record === 'absent' ? [] : [{ name, keeper: isLocked(name) ? 'alive' : 'lost', record }];
+      });
+  }
+
+  /** One VM as `list` shows it. */
+  static find(name: string): FoundVm | undefined {
+    return RunDirectory.list().find((vm) => vm.name === name);
+  }
+
+  /**
+   * Clears away what a keeper that was killed left behind: QEMU processes, memory, cgroups, sockets, logs.
+   * @throws KeeperError KEEPER_LOST when one of the processes cannot be ended.
+   */
+  static async sweep(name: string, { clock }: { clock: Clock }): Promise<Sweep> {
+    if (RunDirectory.find(name) === undefined) return { kind: 'absent' };
+    try {
+      using _lock = await NameLock.take(name, { clock, othersMayPass: false });
+      const endedPids = await clearLeftovers(name, clock);
+      removeDirectories(name);
+      return { kind: 'swept', endedPids };
+    } catch (thrown) {
+      if (thrown instanceof KeeperError && thrown.code === 'KEEPER_NAME_TAKEN') return { kind: 'alive' };
+      throw thrown;
+    }
+  }
+
+  get path(): string {
+    return this.#paths.directory;
+  }
+
+  get memoryPath(): string {
+    return this.#paths.memory;
+  }
+
+  get controlSocket(): string {
+    return controlSocketOf(this.name);
+  }
+
+  get logPath(): string {
+    return join(this.path, 'keeper.log');
+  }
+
+  get eventsPath(): string {
+    return eventsPathOf(this.name);
+  }
+
+  /**
+   * Writes down what exists now, for whoever has to clean up after a kill. What is given replaces what was
+   * recorded before. Call it right after a process or cgroup came into being, and after it is gone.
+   */
+  record(facts: { spec?: VmSpec; processes?: readonly number[]; cgroups?: readonly string[] }): void {
+    const identities = facts.processes?.map(identityOf).filter((identity) => identity !== undefined);
+    this.#update({
+      ...(facts.spec !== undefined && { spec: facts.spec }),
+      ...(identities !== undefined && { processes: identities }),
+      ...(facts.cgroups !== undefined && { cgroups: [...facts.cgroups] }),
+    });
+  }
+
+  /** Kills what is recorded, for a keeper that can no longer end it in good order. */
+  async endProcesses(clock: Clock): Promise<void> {
+    await endAll([...this.#record.processes, ...processesMapping(this.memoryPath)], clock);
+  }
+
+  /** The VM failed: its memory is given back, its logs stay until `understudy stop` or the next start. */
+  leaveLogs(): void {
+    if (!this.#lock.held) return;
+    this.#update({ failed: true });
+    rmSync(this.memoryPath, { recursive: true, force: true });
+    this.#lock[Symbol.dispose]();
+  }
+
+  /** Removes both directories and lets go of the name. The VM's processes must have ended. */
+  remove(): void {
+    if (!this.#lock.held) return;
+    removeDirectories(this.name);
+    this.#lock[Symbol.dispose]();
+  }
+
+  [Symbol.dispose](): void {
+    this.remove();
+  }
+
+  #update(changes: Partial<KeeperRecord>): void {
+    assert(this.#lock.held, 'a run directory is written to while it is held');
+    this.#record = { ...this.#record, ...changes };
+    writeRecord(this.#paths.record, this.#record);
+  }
+}
+
+/** Where the keeper of a VM listens. */
+export function controlSocketOf(name: string): string {
+  return join(runPaths(name).directory, 'control.sock');
+}
+
+/** The events of a VM as JSON lines, also after its keeper is gone. */
+export function eventsPathOf(name: string): string {
+  return join(runPaths(name).directory, 'events.jsonl');
+}

@@ -1,0 +1,39 @@
+import { join, resolve } from 'node:path';
+import { refusedDirectory } from './own-directory.ts';
+
+type Env = Readonly<Record<string, string | undefined>>;
+
+/** `$UNDERSTUDY_RUN_DIR`, else `/run/understudy` for root and `$XDG_RUNTIME_DIR/understudy` for other users. */
+export function runRoot(env: Env = process.env): string {
+  if (env.UNDERSTUDY_RUN_DIR) return resolve(env.UNDERSTUDY_RUN_DIR);
+  if (process.geteuid?.() === 0) return '/run/understudy';
+  if (env.XDG_RUNTIME_DIR) return join(env.XDG_RUNTIME_DIR, 'understudy');
+  throw refusedDirectory('there is no directory for run-time files: XDG_RUNTIME_DIR is not set', {
+    hint: 'Set UNDERSTUDY_RUN_DIR to a directory of yours, with a short path.',
+  });
+}
+
+/** Where guest memory lies, a file system in memory: `$UNDERSTUDY_MEMORY_DIR`, else `/dev/shm`. */
+export function memoryRoot(env: Env = process.env): string {
+  return resolve(env.UNDERSTUDY_MEMORY_DIR || '/dev/shm');
+}
+
+/** Where the files of one VM lie. */
+export interface RunPaths {
+  /** Sockets, logs, `keeper.json`. */
+  readonly directory: string;
+  /** Guest memory and staged epochs. */
+  readonly memory: string;
+  readonly lock: string;
+  readonly record: string;
+}
+
+export function runPaths(name: string): RunPaths {
+  const directory = join(runRoot(), name);
+  return {
+    directory,
+    memory: join(memoryRoot(), `understudy-${name}`),
+    lock: join(directory, 'lock'),
+    record: join(directory, 'keeper.json'),
+  };
+}

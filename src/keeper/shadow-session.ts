@@ -1,0 +1,93 @@
+import { mkdirSync, rmSync } from 'node:fs';
+import type { Failpoints } from '../base/failpoint.ts';
+import type { EpochPipeline } from '../replication/epoch-pipeline.ts';
+import type { StagedEpoch } from '../replication/epoch-slot.ts';
+import { copyWhileRunning } from '../replication/full-copy.ts';
+import { ShadowImage } from '../replication/shadow-image.ts';
+import type { Instance } from './instance.ts';
+
+/** Left for the first cut by the copy: about a millisecond of pause. */
+const REST_PAGES_MAX = 1024;
+/** Staged epochs beyond those in flight: the latest one, and one that waits to be applied. */
+const SPARE_SLOTS = 2;
+
+export interface FillOptions {
+  readonly primary: Instance;
+  readonly epochsInFlightMax: number;
+  /** Where staged epochs go; made here, removed with the session. */
+  readonly epochsDirectory: string;
+  readonly failpoints: Failpoints;
+  readonly signal: AbortSignal;
+}
+
+/** One shadow in the making or in sync: the standby QEMU, what it holds of the VM, and the epochs on their way to it. */
+export class ShadowSession implements AsyncDisposable {
+  readonly standby: Instance;
+  readonly image: ShadowImage;
+  readonly #epochsDirectory: string;
+  #pipeline: EpochPipeline | undefined;
+  #copiedShare = 0;
+
+  constructor(standby: Instance, options: FillOptions) {
+    this.standby = standby;
+    this.#epochsDirectory = options.epochsDirectory;
+    mkdirSync(options.epochsDirectory, { mode: 0o700 });
+    this.image = new ShadowImage({
+      memory: standby.memory,
+      directory: options.epochsDirectory,
+      slotCount: options.epochsInFlightMax + SPARE_SLOTS,
+      failpoints: options.failpoints,
+    });
+  }
+
+  /** Share of the VM's memory copied so far, 0 … 1. */
+  get copiedShare(): number {
+    return this.#copiedShare;
+  }
+
+  get pipeline(): EpochPipeline | undefined {
+    return this.#pipeline;
+  }
+
+  /** Copies the running VM's memory. The copy becomes a state of the VM with the first committed epoch. */
+  async fill({ primary, signal }: FillOptions): Promise<void> {
+    await copyWhileRunning({
+      from: primary.memory,
+      to: this.standby.memory,
+      dirtyLog: primary.dirtyLog,
+      restPagesMax: REST_PAGES_MAX,
+      signal,
+      onProgress: (copied, total) => {
+        this.#copiedShare = total === 0 ? 1 : copied / total;
+      },
+    });
+    this.#copiedShare = 1;
+  }
+
+  begin(pipeline: EpochPipeline): void {
+    this.#pipeline = pipeline;
+    pipeline.start();
+  }
+
+  /** Ends the epochs. What was committed until then is what a promotion goes on from. */
+  async halt(): Promise<void> {
+    await this.#pipeline?.halt();
+  }
+
+  /** The last committed epoch, whole in the standby's memory. */
+  settle(): Promise<StagedEpoch> {
+    return this.image.settle();
+  }
+
+  /** Releases the staged epochs; the standby lives on as the primary. */
+  releaseEpochs(): void {
+    this.image[Symbol.dispose]();
+    rmSync(this.#epochsDirectory, { recursive: true, force: true });
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.halt();
+    this.releaseEpochs();
+    await this.standby[Symbol.asyncDispose]();
+  }
+}

@@ -1,0 +1,55 @@
+import type { SampleSummary } from '../base/sample-window.ts';
+import type { Phase, StopReason } from '../shadow/protection.ts';
+import type { GuestClockStatus } from './guest-clock.ts';
+
+/** What `understudy status NAME` shows: one VM as its keeper sees it. Times in milliseconds, memory in bytes. */
+export interface VmStatus {
+  readonly name: string;
+  readonly phase: Phase;
+  readonly stopReason: StopReason | null;
+  readonly keeperPid: number;
+  readonly upMs: number;
+  readonly accel: 'kvm' | 'tcg';
+  readonly qemuVersion: string;
+  readonly vcpus: number;
+  readonly memoryBytes: number;
+  /** How written pages are found. */
+  readonly dirtyLog: string;
+  readonly primary: InstanceStatus | null;
+  readonly shadow: (InstanceStatus & { readonly copiedShare: number }) | null;
+  readonly epochs: {
+    readonly committed: number;
+    /** Commits since the keeper started. */
+    readonly commits: number;
+    readonly pauseMs: SampleSummary;
+    /** Share of time that the VM stood still since it is protected; the guest's monotonic clock is slow by this share. */
+    readonly pauseShare: number;
+    readonly commitMs: SampleSummary;
+    readonly dirtyPages: SampleSummary;
+  };
+  readonly clock: GuestClockStatus;
+  readonly links: readonly LinkStatus[];
+  readonly promotions: number;
+  readonly restarts: number;
+  /** From the start of the promotion (the old primary is dead) until the VM runs again. */
+  readonly promoteMs: SampleSummary;
+  /** From the first sign that the primary is gone until the VM runs again. */
+  readonly outageMs: SampleSummary;
+}
+
+export interface InstanceStatus {
+  /** Counts the QEMU processes of this VM. */
+  readonly instance: number;
+  readonly pid: number;
+}
+
+export interface LinkStatus {
+  readonly name: string;
+  readonly heldItems: number;
+  readonly heldBytes: number;
+  readonly loggedItems: number;
+  readonly loggedBytes: number;
+  readonly releasedItems: number;
+  readonly replayedItems: number;
+  readonly droppedItems: number;
+}

@@ -1,0 +1,235 @@
+import { closeSync, ftruncateSync, openSync, unlinkSync } from 'node:fs';
+import { xxh64 } from '@node-rs/xxhash';
+import { assert } from '../base/assert.ts';
+import { MIB, PAGE_BYTES } from '../base/units.ts';
+import { type EpochId, epochId } from '../epoch/epoch-id.ts';
+import { allocate, punchHole } from '../linux/file.ts';
+import { Mapping } from '../linux/mapping.ts';
+import type { GuestMemory } from '../memory/guest-memory.ts';
+import { countPages, type PageRun } from '../memory/page-runs.ts';
+import { decodeOutputs, encodeOutputs, type LinkOutput } from './epoch-output.ts';
+import { ReplicationError } from './replication-error.ts';
+
+/**
+ * One staged epoch: a file that holds all that the epoch changed, and a commit mark. It is a redo log:
+ * applying it twice does the same as applying it once, so that an application cut short is simply repeated.
+ *
+ * Layout, little endian: a header page, the runs of pages (u32 first page, u32 count), then page aligned the
+ * contents of the pages, then the device state and the output. Each section has an xxh64, the header has one
+ * over all that it says, and the commit mark is derived from that one: a mark left over from the slot's
+ * previous use cannot fit a new header.
+ */
+const MAGIC = 0x3148434f50455355n; // "USEPOCH1"
+const COMMIT_XOR = 0x434f4d4d49544544n; // "COMMITED"
+const HEADER = {
+  magic: 0,
+  epoch: 8,
+  memoryBytes: 16,
+  runCount: 24,
+  pageCount: 32,
+  deviceStateBytes: 40,
+  outputBytes: 48,
+  runsHash: 56,
+  pagesHash: 64,
+  tailHash: 72,
+  headerHash: 80,
+  commitMark: 88,
+} as const;
+const TAIL_BYTES_MAX = 96 * MIB;
+/** A slot keeps at most this much memory between two uses, so that one large epoch does not cost for ever. */
+const KEEP_BYTES = 64 * MIB;
+
+export interface StagedEpoch {
+  readonly epoch: EpochId;
+  readonly runs: readonly PageRun[];
+  /** Where in the slot's mapping the contents of `runs` begin, one after the other. */
+  readonly pagesOffset: number;
+  readonly deviceState: Buffer;
+  readonly outputs: readonly LinkOutput[];
+}
+
+export class EpochSlot implements Disposable {
+  readonly path: string;
+  readonly #fd: number;
+  readonly #memoryBytes: number;
+  readonly #view: DataView;
+  readonly mapping: Mapping;
+  #backedBytes = 0;
+  #epoch: EpochId | undefined;
+  #runCount = 0;
+  #pageCount = 0;
+
+  private constructor(path: string, fd: number, { memoryBytes }: { memoryBytes: number }) {
+    this.path = path;
+    this.#fd = fd;
+    this.#memoryBytes = memoryBytes;
+    // Sparse: only what an epoch really holds takes room in the file system.
+    const lengthBytes = PAGE_BYTES + runsBytesMax(memoryBytes) + memoryBytes + TAIL_BYTES_MAX;
+    ftruncateSync(fd, lengthBytes);
+    this.mapping = Mapping.ofFile(fd, lengthBytes, { writable: true });
+    this.#view = new DataView(this.mapping.bytes.buffer, this.mapping.bytes.byteOffset, PAGE_BYTES);
+    this.#back(PAGE_BYTES);
+  }
+
+  static create(path: string, options: { memoryBytes: number }): EpochSlot {
+    const fd = openSync(path, 'wx+', 0o600);
+    return new EpochSlot(path, fd, options);
+  }
+
+  /** Starts a new epoch in this slot; whatever it held before is no longer valid. Called before the VM stops. */
+  begin(epoch: EpochId): void {
+    this.#set(HEADER.commitMark, 0n);
+    this.#set(HEADER.magic, 0n);
+    this.#epoch = epoch;
+    this.#runCount = 0;
+    this.#pageCount = 0;
+    if (this.#backedBytes > KEEP_BYTES) {
+      punchHole(this.#fd, KEEP_BYTES, { lengthBytes: this.mapping.lengthBytes - KEEP_BYTES });
+      this.#backedBytes = KEEP_BYTES;
+    }
+  }
+
+  /** Copies the pages of `runs` out of the VM's memory. The VM stands still. Throws LinuxError ENOSPC when the file system is full. */
+  capture(memory: GuestMemory, runs: readonly PageRun[]): void {
+    const pageCount = countPages(runs);
+    this.#back(pagesOffset(runs.length) + pageCount * PAGE_BYTES);
+    const table = new DataView(
+      this.mapping.bytes.buffer,
+      this.mapping.bytes.byteOffset + PAGE_BYTES,
+      runs.length * 8,
+    );
+    runs.forEach((run, index) => {
+      table.setUint32(index * 8, run.firstPage, true);
+      table.setUint32(index * 8 + 4, run.pageCount, true);
+    });
+    memory.readRuns(runs, this.mapping, pagesOffset(runs.length));
+    this.#runCount = runs.length;
+    this.#pageCount = pageCount;
+  }
+
+  /** Adds what else belongs to the epoch and seals it with checksums. The VM may run again already. */
+  finish({ deviceState, outputs }: { deviceState: Uint8Array; outputs: readonly LinkOutput[] }): void {
+    assert(this.#epoch !== undefined, 'a slot is finished after it was begun');
+    const encoded = encodeOutputs(outputs);
+    const tailBytes = deviceState.length + encoded.length;
+    if (tailBytes > TAIL_BYTES_MAX) {
+      throw new ReplicationError(
+        'REPLICATION_EPOCH_TOO_LARGE',
+        `device state and output of epoch ${this.#epoch} take ${tailBytes} bytes`,
+      );
+    }
+    const tail = this.#tailOffset();
+    this.#back(tail + tailBytes);
+    this.mapping.bytes.set(deviceState, tail);
+    this.mapping.bytes.set(encoded, tail + deviceState.length);
+    this.#set(HEADER.magic, MAGIC);
+    this.#set(HEADER.epoch, BigInt(this.#epoch));
+    this.#set(HEADER.memoryBytes, BigInt(this.#memoryBytes));
+    this.#set(HEADER.runCount, BigInt(this.#runCount));
+    this.#set(HEADER.pageCount, BigInt(this.#pageCount));
+    this.#set(HEADER.deviceStateBytes, BigInt(deviceState.length));
+    this.#set(HEADER.outputBytes, BigInt(encoded.length));
+    this.#set(HEADER.runsHash, this.#hash(PAGE_BYTES, this.#runCount * 8));
+    this.#set(HEADER.pagesHash, this.#hash(pagesOffset(this.#runCount), this.#pageCount * PAGE_BYTES));
+    this.#set(HEADER.tailHash, this.#hash(tail, tailBytes));
+    this.#set(HEADER.headerHash, this.#hash(0, HEADER.headerHash));
+  }
+
+  /** The shadow holds the whole epoch from the moment that this returns. */
+  commit(): void {
+    this.#set(HEADER.commitMark, this.#get(HEADER.headerHash) ^ COMMIT_XOR);
+  }
+
+  /** The epoch if it was committed, checked to the last byte. Throws REPLICATION_EPOCH_CORRUPT. */
+  read(): StagedEpoch | undefined {
+    const headerHash = this.#get(HEADER.headerHash);
+    if (this.#get(HEADER.commitMark) !== (headerHash ^ COMMIT_XOR)) return undefined;
+    const size = (field: number): number => Number(this.#get(field));
+    const epoch = size(HEADER.epoch);
+    const check = (what: string, holds: boolean): void => {
+      if (holds) return;
+      throw new ReplicationError(
+        'REPLICATION_EPOCH_CORRUPT',
+        `epoch ${epoch} in ${this.path}: ${what} does not fit its checksum`,
+        {
+          facts: { path: this.path, epoch },
+          hint: 'The shadow cannot be trusted; the VM is not promoted from it. Check the memory of this host.',
+        },
+      );
+    };
+    check('the header', this.#get(HEADER.magic) === MAGIC && this.#hash(0, HEADER.headerHash) === headerHash);
+    check('the memory size', size(HEADER.memoryBytes) === this.#memoryBytes);
+    const runCount = size(HEADER.runCount);
+    const pages = pagesOffset(runCount);
+    const tail = pages + size(HEADER.pageCount) * PAGE_BYTES;
+    const deviceStateBytes = size(HEADER.deviceStateBytes);
+    const tailBytes = deviceStateBytes + size(HEADER.outputBytes);
+    check('the list of pages', this.#hash(PAGE_BYTES, runCount * 8) === this.#get(HEADER.runsHash));
+    check('the memory', this.#hash(pages, tail - pages) === this.#get(HEADER.pagesHash));
+    check('the device state', this.#hash(tail, tailBytes) === this.#get(HEADER.tailHash));
+    return {
+      epoch: epochId(epoch),
+      runs: this.#runs(runCount),
+      pagesOffset: pages,
+      deviceState: Buffer.from(this.mapping.bytes.subarray(tail, tail + deviceStateBytes)),
+      outputs: decodeOutputs(
+        Buffer.from(this.mapping.bytes.subarray(tail + deviceStateBytes, tail + tailBytes)),
+      ),
+    };
+  }
+
+  [Symbol.dispose](): void {
+    this.mapping[Symbol.dispose]();
+    closeSync(this.#fd);
+    unlinkSync(this.path);
+  }
+
+  #runs(runCount: number): PageRun[] {
+    const table = new DataView(
+      this.mapping.bytes.buffer,
+      this.mapping.bytes.byteOffset + PAGE_BYTES,
+      runCount * 8,
+    );
+    return Array.from({ length: runCount }, (_, index) => ({
+      firstPage: table.getUint32(index * 8, true),
+      pageCount: table.getUint32(index * 8 + 4, true),
+    }));
+  }
+
+  #tailOffset(): number {
+    return pagesOffset(this.#runCount) + this.#pageCount * PAGE_BYTES;
+  }
+
+  /** Reserves room up to `endByte`, so that lack of it is an error here and not a SIGBUS later. */
+  #back(endByte: number): void {
+    if (endByte <= this.#backedBytes) return;
+    const target = Math.min(this.mapping.lengthBytes, Math.ceil(endByte / MIB) * MIB);
+    allocate(this.#fd, this.#backedBytes, { lengthBytes: target - this.#backedBytes });
+    this.#backedBytes = target;
+  }
+
+  #hash(offset: number, lengthBytes: number): bigint {
+    return xxh64(this.mapping.bytes.subarray(offset, offset + lengthBytes));
+  }
+
+  #set(field: number, value: bigint): void {
+    this.#view.setBigUint64(field, value, true);
+  }
+
+  #get(field: number): bigint {
+    return this.#view.getBigUint64(field, true);
+  }
+}
+
+/** At worst every second page is dirty. */
+function runsBytesMax(memoryBytes: number): number {
+  return alignToPage((memoryBytes / PAGE_BYTES) * 4 + 8);
+}
+
+function pagesOffset(runCount: number): number {
+  return PAGE_BYTES + alignToPage(runCount * 8);
+}
+
+function alignToPage(bytes: number): number {
+  return Math.ceil(bytes / PAGE_BYTES) * PAGE_BYTES;
+}

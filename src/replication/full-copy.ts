@@ -1,0 +1,63 @@
+import { MIB, PAGE_BYTES } from '../base/units.ts';
+import { Mapping } from '../linux/mapping.ts';
+import type { DirtyLog } from '../memory/dirty-log.ts';
+import type { GuestMemory } from '../memory/guest-memory.ts';
+import { countPages, type PageRun } from '../memory/page-runs.ts';
+
+const CHUNK_BYTES = MIB;
+const PASSES_MAX = 6;
+
+export interface FullCopyOptions {
+  readonly from: GuestMemory;
+  readonly to: GuestMemory;
+  readonly dirtyLog: DirtyLog;
+  /** Below so many pages left over from a pass, the first cut may take the rest. */
+  readonly restPagesMax: number;
+  /** Pages copied so far and pages known to be needed. */
+  readonly onProgress?: (copiedPages: number, totalPages: number) => void;
+  readonly signal: AbortSignal;
+}
+
+/**
+ * Fills a new shadow's memory while the VM runs: everything once, then what was written meanwhile, until little
+ * is left. What the last pass missed is still in the dirty log, so that the first epoch makes the copy exact.
+ * Until that epoch is committed the copy is no state the VM ever had, and nobody may promote from it.
+ */
+export async function copyWhileRunning(options: FullCopyOptions): Promise<void> {
+  const { from, to, dirtyLog, signal } = options;
+  // The new standby's own start-up may have left something in its memory.
+  to.discardAll();
+  dirtyLog.collect();
+  let runs: readonly PageRun[] = from.dataRuns();
+  let copied = 0;
+  let total = countPages(runs);
+  using buffer = Mapping.anonymous(CHUNK_BYTES);
+  for (let pass = 1; ; pass += 1) {
+    for (const chunk of chunks(runs)) {
+      signal.throwIfAborted();
+      from.readRuns([chunk], buffer, 0);
+      to.writeRuns([chunk], buffer, 0);
+      copied += chunk.pageCount;
+      options.onProgress?.(copied, total);
+      await new Promise<void>((resolve) => setImmediate(resolve));
+    }
+    if (pass === PASSES_MAX) return;
+    const written = dirtyLog.collect();
+    if (countPages(written) <= options.restPagesMax) {
+      dirtyLog.mark(written);
+      return;
+    }
+    runs = written;
+    total += countPages(runs);
+  }
+}
+
+function* chunks(runs: readonly PageRun[]): Generator<PageRun> {
+  const chunkPages = CHUNK_BYTES / PAGE_BYTES;
+  for (const run of runs) {
+    const end = run.firstPage + run.pageCount;
+    for (let firstPage = run.firstPage; firstPage < end; firstPage += chunkPages) {
+      yield { firstPage, pageCount: Math.min(chunkPages, end - firstPage) };
+    }
+  }
+}

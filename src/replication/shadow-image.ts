@@ -1,0 +1,134 @@
+import { join } from 'node:path';
+import { assert } from '../base/assert.ts';
+import type { Failpoints } from '../base/failpoint.ts';
+import { PAGE_BYTES } from '../base/units.ts';
+import { type EpochId, NO_EPOCH } from '../epoch/epoch-id.ts';
+import type { GuestMemory } from '../memory/guest-memory.ts';
+import type { PageRun } from '../memory/page-runs.ts';
+import { EpochSlot, type StagedEpoch } from './epoch-slot.ts';
+import { ReplicationError } from './replication-error.ts';
+
+/** Bytes copied into the shadow's memory before other work gets its turn. */
+const APPLY_CHUNK_PAGES = 1024;
+
+/**
+ * What the standby side holds of a VM: its memory, and the epochs on their way into it.
+ *
+ * An epoch is acknowledged when it is staged whole; it is applied to the memory afterwards. So the memory may
+ * stand in the middle of an epoch at any time, but never without the staged epoch that completes it: a slot
+ * is used again only when its epoch is applied *and* a later one is committed (its device state and output are
+ * what a promotion goes on from).
+ */
+export class ShadowImage implements Disposable {
+  readonly memory: GuestMemory;
+  readonly #free: EpochSlot[];
+  readonly #slots: readonly EpochSlot[];
+  readonly #failpoints: Failpoints;
+  /** Committed and not yet applied, oldest first. */
+  readonly #backlog: EpochSlot[] = [];
+  #latest: EpochSlot | undefined;
+  #committed: EpochId = NO_EPOCH;
+  #applying: Promise<void> | undefined;
+
+  constructor({ memory, directory, slotCount, failpoints }: ShadowImageOptions) {
+    this.memory = memory;
+    this.#failpoints = failpoints;
+    this.#slots = Array.from({ length: slotCount }, (_, index) =>
+      EpochSlot.create(join(directory, `epoch-${index}`), { memoryBytes: memory.sizeBytes }),
+    );
+    this.#free = [...this.#slots];
+  }
+
+  get committed(): EpochId {
+    return this.#committed;
+  }
+
+  /** A slot to stage the next epoch in; undefined while all are waiting to be applied. */
+  take(): EpochSlot | undefined {
+    return this.#free.pop();
+  }
+
+  /** Gives back a slot whose epoch did not become whole. */
+  giveBack(slot: EpochSlot): void {
+    this.#free.push(slot);
+  }
+
+  /** The epoch in `slot` is whole. From now on a promotion goes on from it. */
+  acknowledge(slot: EpochSlot, epoch: EpochId): void {
+    assert(epoch > this.#committed, `epoch ${epoch} comes after ${this.#committed}`);
+    slot.commit();
+    this.#committed = epoch;
+    const before = this.#latest;
+    this.#latest = slot;
+    // A latest epoch that still waits to be applied is freed by the application.
+    if (before !== undefined && !this.#backlog.includes(before)) this.#free.push(before);
+    this.#backlog.push(slot);
+    this.#applying ??= this.#applyBacklog().finally(() => {
+      this.#applying = undefined;
+    });
+    // Its failure is reported by `settle`, which everybody calls who relies on the memory.
+    this.#applying.catch(() => {});
+  }
+
+  /**
+   * Resolves with the last committed epoch once all of it is in the memory. Repeats an application that was
+   * cut short. Throws REPLICATION_EPOCH_CORRUPT, or REPLICATION_NOTHING_COMMITTED before the first epoch.
+   */
+  async settle(): Promise<StagedEpoch> {
+    await this.#applying?.catch(() => {});
+    await this.#applyBacklog();
+    const staged = this.#latest?.read();
+    if (staged === undefined) {
+      throw new ReplicationError('REPLICATION_NOTHING_COMMITTED', 'the shadow holds no whole epoch yet');
+    }
+    return staged;
+  }
+
+  [Symbol.dispose](): void {
+    for (const slot of this.#slots) slot[Symbol.dispose]();
+  }
+
+  async #applyBacklog(): Promise<void> {
+    for (let slot = this.#backlog[0]; slot !== undefined; slot = this.#backlog[0]) {
+      const staged = slot.read();
+      assert(staged !== undefined, 'only committed epochs wait to be applied');
+      await this.#apply(slot, staged);
+      this.#backlog.shift();
+      if (slot !== this.#latest) this.#free.push(slot);
+    }
+  }
+
+  async #apply(slot: EpochSlot, staged: StagedEpoch): Promise<void> {
+    let offset = staged.pagesOffset;
+    let pagesInTurn = 0;
+    await this.#failpoints.hit('apply.before');
+    for (const run of staged.runs) {
+      for (const piece of pieces(run)) {
+        this.memory.writeRuns([piece], slot.mapping, offset);
+        offset += piece.pageCount * PAGE_BYTES;
+        pagesInTurn += piece.pageCount;
+        await this.#failpoints.hit('apply.middle');
+        if (pagesInTurn >= APPLY_CHUNK_PAGES) {
+          pagesInTurn = 0;
+          await new Promise<void>((resolve) => setImmediate(resolve));
+        }
+      }
+    }
+    await this.#failpoints.hit('apply.after');
+  }
+}
+
+export interface ShadowImageOptions {
+  readonly memory: GuestMemory;
+  /** Where the slots' files go: memory-backed, e.g. below /dev/shm. */
+  readonly directory: string;
+  readonly slotCount: number;
+  readonly failpoints: Failpoints;
+}
+
+function* pieces(run: PageRun): Generator<PageRun> {
+  const end = run.firstPage + run.pageCount;
+  for (let firstPage = run.firstPage; firstPage < end; firstPage += APPLY_CHUNK_PAGES) {
+    yield { firstPage, pageCount: Math.min(APPLY_CHUNK_PAGES, end - firstPage) };
+  }
+}

@@ -1,0 +1,239 @@
+/**
+ * The protection of one VM as a state machine: who acts, whether a shadow could take over, and what happens
+ * when either dies. Pure: the keeper reports facts and carries the effects out, one after the other.
+ *
+ *   starting → alone ⇄ syncing → protected → fencing → promoting → alone → …
+ *
+ * Only one state lets a QEMU of this VM act at a time, and the way from one acting QEMU to the next always
+ * leads through `fencing`: the old one is proven dead before the new one runs.
+ */
+export type LossReason = 'exited' | 'qmp-closed' | 'hung' | 'garbled' | 'panicked' | 'planned';
+
+export type StopReason = 'requested' | 'powered-off' | 'failed';
+
+export type Phase =
+  | 'starting'
+  | 'alone'
+  | 'syncing'
+  | 'protected'
+  | 'fencing'
+  | 'promoting'
+  | 'restarting'
+  | 'stopping'
+  | 'stopped';
+
+export interface ProtectionState {
+  readonly phase: Phase;
+  /** Why the primary was lost; set from `fencing` until the VM acts again. */
+  readonly lost: LossReason | undefined;
+  /** What follows the fence. */
+  readonly after: 'promote' | 'restart' | undefined;
+  readonly stopReason: StopReason | undefined;
+  readonly promotions: number;
+  readonly restarts: number;
+  /** Time of the last promotion after a panic: a second panic soon after means that the shadow inherits the cause. */
+  readonly panicPromotedAtMs: number | undefined;
+  /** Times of recent cold restarts: a VM that dies again and again is stopped. */
+  readonly restartedAtMs: readonly number[];
+  /** Shadows lost in a row without one being in sync in between. */
+  readonly shadowFailures: number;
+}
+
+export interface ProtectionPolicy {
+  readonly enabled: boolean;
+  /** A panic within this time after a promotion that followed a panic leads to a cold restart. */
+  readonly panicForgetMs: number;
+  readonly restartsMax: number;
+  readonly restartWindowMs: number;
+  /** First wait before a lost shadow is replaced; doubles with every failure in a row. */
+  readonly shadowRetryMs: number;
+  readonly shadowRetryMaxMs: number;
+}
+
+export const DEFAULT_PROTECTION_POLICY: Omit<ProtectionPolicy, 'enabled'> = {
+  panicForgetMs: 600_000,
+  restartsMax: 3,
+  restartWindowMs: 300_000,
+  shadowRetryMs: 250,
+  shadowRetryMaxMs: 30_000,
+};
+
+export type ProtectionEvent =
+  | { readonly kind: 'started' }
+  | { readonly kind: 'start-failed' }
+  | { readonly kind: 'shadow-starting' }
+  | { readonly kind: 'shadow-in-sync' }
+  | { readonly kind: 'shadow-lost' }
+  | { readonly kind: 'primary-lost'; readonly reason: LossReason; readonly nowMs: number }
+  | { readonly kind: 'fenced' }
+  | { readonly kind: 'promoted' }
+  | { readonly kind: 'promote-failed' }
+  | { readonly kind: 'powered-off' }
+  | { readonly kind: 'stop-requested' }
+  | { readonly kind: 'stopped' };
+
+export type ProtectionEffect =
+  /** Output leaves at once: nobody could take over, so waiting would protect nothing. */
+  | { readonly kind: 'pass-output' }
+  | { readonly kind: 'start-shadow'; readonly afterMs: number }
+  | { readonly kind: 'drop-shadow' }
+  /** Close the primary's ports, kill it and wait until it is proven dead. */
+  | { readonly kind: 'fence' }
+  | { readonly kind: 'promote' }
+  | { readonly kind: 'restart' }
+  | { readonly kind: 'stop' };
+
+export interface ProtectionStep {
+  readonly next: ProtectionState;
+  readonly effects: readonly ProtectionEffect[];
+}
+
+export const INITIAL_PROTECTION: ProtectionState = {
+  phase: 'starting',
+  lost: undefined,
+  after: undefined,
+  stopReason: undefined,
+  promotions: 0,
+  restarts: 0,
+  panicPromotedAtMs: undefined,
+  restartedAtMs: [],
+  shadowFailures: 0,
+};
+
+export function stepProtection(
+  state: ProtectionState,
+  event: ProtectionEvent,
+  policy: ProtectionPolicy,
+): ProtectionStep {
+  if (state.phase === 'stopped') return stay(state);
+  if (state.phase === 'stopping') {
+    return event.kind === 'stopped' ? { next: { ...state, phase: 'stopped' }, effects: [] } : stay(state);
+  }
+  switch (event.kind) {
+    case 'stop-requested':
+      return stop(state, 'requested');
+    case 'powered-off':
+      return stop(state, 'powered-off');
+    case 'start-failed':
+      return stop(state, 'failed');
+    case 'primary-lost':
+      return losePrimary(state, event, policy);
+    case 'started':
+      return state.phase === 'starting' || state.phase === 'restarting' ? act(state, policy) : stay(state);
+    case 'promoted':
+      return state.phase === 'promoting'
+        ? act({ ...state, promotions: state.promotions + 1 }, policy)
+        : stay(state);
+    case 'shadow-starting':
+      return state.phase === 'alone' ? { next: { ...state, phase: 'syncing' }, effects: [] } : stay(state);
+    case 'shadow-in-sync':
+      return state.phase === 'syncing'
+        ? { next: { ...state, phase: 'protected', shadowFailures: 0 }, effects: [] }
+        : stay(state);
+    case 'shadow-lost':
+      return loseShadow(state, policy);
+    case 'fenced':
+      return leaveFence(state);
+    case 'promote-failed':
+      return state.phase === 'promoting' ? restart(state) : stay(state);
+    case 'stopped':
+      return stay(state);
+  }
+}
+
+function stay(next: ProtectionState): ProtectionStep {
+  return { next, effects: [] };
+}
+
+function stop(state: ProtectionState, stopReason: StopReason): ProtectionStep {
+  return { next: { ...state, phase: 'stopping', stopReason }, effects: [{ kind: 'stop' }] };
+}
+
+/** A QEMU acts and nobody stands behind it yet. */
+function act(state: ProtectionState, policy: ProtectionPolicy): ProtectionStep {
+  const next: ProtectionState = { ...state, phase: 'alone', lost: undefined, after: undefined };
+  return {
+    next,
+    effects: [
+      { kind: 'pass-output' },
+      ...(policy.enabled ? [{ kind: 'start-shadow', afterMs: 0 } as const] : []),
+    ],
+  };
+}
+
+function loseShadow(state: ProtectionState, policy: ProtectionPolicy): ProtectionStep {
+  switch (state.phase) {
+    case 'alone':
+    case 'syncing':
+    case 'protected': {
+      const afterMs = Math.min(policy.shadowRetryMaxMs, policy.shadowRetryMs * 2 ** state.shadowFailures);
+      return {
+        next: { ...state, phase: 'alone', shadowFailures: state.shadowFailures + 1 },
+        effects: [{ kind: 'drop-shadow' }, { kind: 'pass-output' }, { kind: 'start-shadow', afterMs }],
+      };
+    }
+    // The shadow died while the primary was being fenced: there is nothing left to promote.
+    case 'fencing':
+      return state.after === 'promote'
+        ? { next: { ...state, after: 'restart' }, effects: [{ kind: 'drop-shadow' }] }
+        : stay(state);
+    // A shadow that dies in the middle of its promotion shows as `promote-failed`.
+    default:
+      return stay(state);
+  }
+}
+
+function losePrimary(
+  state: ProtectionState,
+  { reason, nowMs }: { reason: LossReason; nowMs: number },
+  policy: ProtectionPolicy,
+): ProtectionStep {
+  switch (state.phase) {
+    case 'alone':
+    case 'syncing':
+    case 'protected': {
+      const inherits =
+        reason === 'panicked' &&
+        state.panicPromotedAtMs !== undefined &&
+        nowMs - state.panicPromotedAtMs < policy.panicForgetMs;
+      if (state.phase === 'protected' && !inherits) {
+        const panicPromotedAtMs = reason === 'panicked' ? nowMs : state.panicPromotedAtMs;
+        return {
+          next: { ...state, phase: 'fencing', lost: reason, after: 'promote', panicPromotedAtMs },
+          effects: [{ kind: 'fence' }],
+        };
+      }
+      return restartAfterFence(state, { reason, nowMs }, policy);
+    }
+    // It died while it was being started or is being fenced already: whoever waits for it reports.
+    default:
+      return stay(state);
+  }
+}
+
+function restartAfterFence(
+  state: ProtectionState,
+  { reason, nowMs }: { reason: LossReason; nowMs: number },
+  policy: ProtectionPolicy,
+): ProtectionStep {
+  const recent = state.restartedAtMs.filter((atMs) => nowMs - atMs < policy.restartWindowMs);
+  if (recent.length >= policy.restartsMax) return stop({ ...state, lost: reason }, 'failed');
+  return {
+    next: { ...state, phase: 'fencing', lost: reason, after: 'restart', restartedAtMs: [...recent, nowMs] },
+    effects: [{ kind: 'drop-shadow' }, { kind: 'fence' }],
+  };
+}
+
+function leaveFence(state: ProtectionState): ProtectionStep {
+  if (state.phase !== 'fencing') return stay(state);
+  return state.after === 'promote'
+    ? { next: { ...state, phase: 'promoting' }, effects: [{ kind: 'promote' }] }
+    : restart(state);
+}
+
+function restart(state: ProtectionState): ProtectionStep {
+  return {
+    next: { ...state, phase: 'restarting', after: 'restart', restarts: state.restarts + 1 },
+    effects: [{ kind: 'drop-shadow' }, { kind: 'restart' }],
+  };
+}
