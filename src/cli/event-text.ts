@@ -1,0 +1,19 @@
+import type { VmEvent } from '../keeper/event-journal.ts';
+
+/** `14:03:07.123  redis-demo  promoted  epoch 812  instance=2 promoteMs=9.3` */
+export function eventText({ time, vm, kind, epoch, facts }: VmEvent): string {
+  const pairs = Object.entries(facts).map(([key, value]) => `${key}=${factText(value)}`);
+  return [localTime(time), vm, kind, `epoch ${epoch}`, pairs.join(' ')].join('  ').trimEnd();
+}
+
+function localTime(iso: string): string {
+  const at = new Date(iso);
+  const digits = (value: number, width: number) => String(value).padStart(width, '0');
+  const clock = [at.getHours(), at.getMinutes(), at.getSeconds()].map((part) => digits(part, 2)).join(':');
+  return `${clock}.${digits(at.getMilliseconds(), 3)}`;
+}
+
+function factText(value: unknown): string {
+  if (typeof value === 'number') return String(Math.round(value * 1000) / 1000);
+  return typeof value === 'string' && /^[\w.:/-]+$/.test(value) ? value : JSON.stringify(value);
+}

@@ -1,0 +1,40 @@
+import { existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
+import { parseDocument } from 'yaml';
+import type { DemoGuest } from '../../guest/build.ts';
+import { CliError } from './cli-error.ts';
+import { EXIT_CODES } from './exit-codes.ts';
+import type { Output } from './output.ts';
+
+const TEMPLATE = fileURLToPath(new URL('../../examples/redis.yaml', import.meta.url));
+
+/** Builds the demo guest and, if asked to, writes a specification that runs it. */
+export async function buildGuest({ spec }: { spec?: string }, out: Output): Promise<number> {
+  if (spec !== undefined && existsSync(spec)) {
+    throw new CliError('CLI_FILE_EXISTS', `${spec} exists already`, {
+      hint: 'Choose another file, or remove it first.',
+      facts: { path: spec },
+    });
+  }
+  const { ensureDemoGuest } = await import('../../guest/build.ts');
+  const guest = await ensureDemoGuest({ onProgress: (step) => out.progress(step) });
+  if (spec !== undefined) writeFileSync(spec, demoSpec(guest, readFileSync(TEMPLATE, 'utf8')), { flag: 'wx' });
+  out.result({ ...guest, ...(spec !== undefined && { spec }) }, () =>
+    [
+      `kernel   ${guest.kernel}  (Linux ${guest.kernelRelease})`,
+      `initrd   ${guest.initrd}  (Redis ${guest.redisVersion})`,
+      ...(spec === undefined ? [] : [`spec     ${spec}`, '', `Start it with: understudy run ${spec}`]),
+    ].join('\n'),
+  );
+  return EXIT_CODES.ok.code;
+}
+
+/** The example with the guest's files, its comments kept. */
+export function demoSpec({ kernel, initrd, cmdline }: Pick<DemoGuest, 'kernel' | 'initrd' | 'cmdline'>, template: string): string {
+  const document = parseDocument(template);
+  const network = String(document.getIn(['boot', 'cmdline'])).match(/\bus\.\S+/g) ?? [];
+  document.setIn(['boot', 'kernel'], kernel);
+  document.setIn(['boot', 'initrd'], initrd);
+  document.setIn(['boot', 'cmdline'], [cmdline, ...network].join(' '));
+  return document.toString({ lineWidth: 0 });
+}

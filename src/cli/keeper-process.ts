@@ -1,0 +1,99 @@
+import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { closeSync, openSync } from 'node:fs';
+import { resolve } from 'node:path';
+import { createInterface } from 'node:readline';
+import type { Readable } from 'node:stream';
+import { fileURLToPath } from 'node:url';
+import { z } from 'zod';
+import { cacheDirectory } from '../base/cache-directory.ts';
+import { decodeLine } from '../keeper/control-protocol.ts';
+import { KeeperError, type KeeperErrorCode } from '../keeper/keeper-error.ts';
+import { memoryRoot, runRoot } from '../keeper/run-paths.ts';
+
+const KEEPER = fileURLToPath(new URL('../keeper/main.ts', import.meta.url));
+const LAST_WORDS_CHARACTERS = 4000;
+
+const outcomeSchema = z.union([
+  z.object({ ok: z.literal(true), pid: z.int() }),
+  z.object({
+    ok: z.literal(false),
+    error: z.looseObject({ code: z.string(), message: z.string(), hint: z.string().optional() }),
+  }),
+]);
+
+/** A keeper that this command starts. It has a session of its own: a terminal's Ctrl-C does not reach it. */
+export class KeeperProcess {
+  readonly #child: ChildProcess;
+  readonly #vm: string;
+  /** Exit code; null when it was killed. */
+  readonly exited: Promise<number | null>;
+  #lastWords = '';
+
+  constructor(specPath: string, { vm }: { vm: string }) {
+    this.#vm = vm;
+    const spec = openSync(specPath, 'r');
+    try {
+      this.#child = spawn(process.execPath, [KEEPER, '--source', resolve(specPath)], {
+        detached: true,
+        // Not ours, which may be on a file system that is to be unmounted one day.
+        cwd: '/',
+        env: {
+          ...process.env,
+          UNDERSTUDY_RUN_DIR: runRoot(),
+          UNDERSTUDY_MEMORY_DIR: memoryRoot(),
+          UNDERSTUDY_CACHE: resolve(cacheDirectory()),
+        },
+        stdio: [spec, 'pipe', 'pipe'],
+      });
+    } finally {
+      closeSync(spec);
+    }
+    this.exited = once(this.#child, 'exit').then(([code]) => code);
+    this.#output('stderr').on('data', (text) => {
+      this.#lastWords = `${this.#lastWords}${text}`.slice(-LAST_WORDS_CHARACTERS);
+    });
+  }
+
+  /** Resolves when the VM runs and the keeper can be spoken to. @throws what kept it from starting. */
+  async started(): Promise<void> {
+    const lines = createInterface({ input: this.#output('stdout') });
+    const silent = this.exited.then((code) => ({ line: undefined, code }));
+    const spoken = once(lines, 'line').then(([line]) => ({ line: String(line), code: 0 }));
+    const first = await Promise.race([spoken, silent]);
+    const outcome =
+      first.line === undefined ? undefined : outcomeSchema.safeParse(decodeLine(first.line)).data;
+    if (outcome?.ok) return;
+    if (outcome !== undefined) {
+      const { code, message, hint, ...facts } = outcome.error;
+      throw new KeeperError(code as KeeperErrorCode, message, { facts, ...(hint !== undefined && { hint }) });
+    }
+    throw new KeeperError('KEEPER_START_FAILED', `the keeper of ${this.#vm} ended before it had started`, {
+      hint: `It said: ${this.#lastWords.trim() || 'nothing'}`,
+      facts: { exitCode: first.code },
+    });
+  }
+
+  /** Gives the start up; the keeper cleans up by itself. False if it has not ended within the time. */
+  async giveUp(deadline: Promise<void>): Promise<boolean> {
+    this.#child.kill('SIGTERM');
+    return await Promise.race([this.exited.then(() => true), deadline.then(() => false)]);
+  }
+
+  kill(): void {
+    this.#child.kill('SIGKILL');
+  }
+
+  /** Lets this process end while the keeper lives on. */
+  release(): void {
+    this.#output('stdout').destroy();
+    this.#output('stderr').destroy();
+    this.#child.unref();
+  }
+
+  #output(name: 'stdout' | 'stderr'): Readable {
+    const stream = this.#child[name];
+    if (stream === null) throw new Error('the pipes that were asked for exist');
+    return stream;
+  }
+}

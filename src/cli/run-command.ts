@@ -1,0 +1,160 @@
+import { type Clock, systemClock } from '../base/clock.ts';
+import { loadVmSpec } from '../config/vm-spec.ts';
+import type { ControlClient } from '../keeper/control-client.ts';
+import { KeeperError } from '../keeper/keeper-error.ts';
+import { RunDirectory } from '../keeper/run-directory.ts';
+import type { VmStatus } from '../keeper/vm-status.ts';
+import { CliError } from './cli-error.ts';
+import { eventText } from './event-text.ts';
+import { EXIT_CODES } from './exit-codes.ts';
+import { Interruption } from './interruption.ts';
+import { KeeperProcess } from './keeper-process.ts';
+import type { Output } from './output.ts';
+import { statusText } from './status-command.ts';
+import { openControl } from './vm-connection.ts';
+
+const POLL_MS = 100;
+const GIVE_UP_DEADLINE_MS = 60_000;
+
+export interface RunOptions {
+  readonly wait: 'protected' | 'started' | 'none';
+  readonly timeoutMs: number;
+  readonly foreground: boolean;
+}
+
+/** Starts a VM and waits until it is as far as asked for. An interruption until then takes it back. */
+export async function run(specPath: string, options: RunOptions, out: Output): Promise<number> {
+  const spec = loadVmSpec(specPath);
+  using interruption = new Interruption();
+  out.progress(`starting ${spec.name}`);
+  const keeper = new KeeperProcess(specPath, { vm: spec.name });
+  try {
+    await interruption.orInterrupted(keeper.started());
+  } catch (thrown) {
+    if (interruption.signal.aborted) await takeBackStart(keeper, spec.name);
+    throw thrown;
+  }
+  using control = await openControl(spec.name);
+  // Without a shadow there is nothing to wait for.
+  const goal = spec.shadow.enabled || options.wait === 'none' ? options.wait : 'started';
+  try {
+    const wait = new StartWait({ control, out, clock: systemClock, vm: spec.name });
+    const status = await wait.until(goal, { timeoutMs: options.timeoutMs, signal: interruption.signal });
+    if (!options.foreground) {
+      out.result(status, () => statusText(status));
+      keeper.release();
+      return EXIT_CODES.ok.code;
+    }
+  } catch (thrown) {
+    if (interruption.signal.aborted) await control.stop({ graceful: false });
+    keeper.release();
+    throw thrown;
+  }
+  return await stayWith(keeper, { vm: spec.name, interruption, out });
+}
+
+/** The keeper stops what it has begun. One that cannot is killed, and what it left is cleared away. */
+async function takeBackStart(keeper: KeeperProcess, vm: string): Promise<void> {
+  if (await keeper.giveUp(systemClock.sleep(GIVE_UP_DEADLINE_MS))) return;
+  keeper.kill();
+  await keeper.exited;
+  await RunDirectory.sweep(vm, { clock: systemClock });
+}
+
+/** Shows events until the VM ends. Ctrl-C stops it as `understudy stop` does, a second one at once. */
+async function stayWith(
+  keeper: KeeperProcess,
+  { vm, interruption, out }: { vm: string; interruption: Interruption; out: Output },
+): Promise<number> {
+  const stop = async (graceful: boolean) => {
+    using control = await openControl(vm);
+    await control.stop({ graceful });
+  };
+  const ignoreEnded = (thrown: unknown) => {
+    // It may end by itself while it is told to.
+    if (!(thrown instanceof KeeperError)) throw thrown;
+  };
+  interruption.signal.addEventListener('abort', () => {
+    out.progress('stopping; press Ctrl-C again to stop at once');
+    stop(true).catch(ignoreEnded);
+  });
+  interruption.onSecond(() => stop(false).catch(ignoreEnded));
+  using control = await openControl(vm);
+  try {
+    for await (const event of control.events({ since: 0, follow: true }))
+      out.result(event, () => eventText(event));
+  } catch (thrown) {
+    ignoreEnded(thrown);
+  }
+  const code = await keeper.exited;
+  if (code === 0) return EXIT_CODES.ok.code;
+  throw new KeeperError('KEEPER_LOST', code === null ? `the keeper of ${vm} was killed` : `${vm} failed`, {
+    hint: `\`understudy events ${vm}\` shows what happened, \`understudy stop ${vm}\` clears it away.`,
+    facts: { vm, keeperExitCode: code },
+  });
+}
+
+interface StartWaitOptions {
+  readonly control: ControlClient;
+  readonly out: Output;
+  readonly clock: Clock;
+  readonly vm: string;
+}
+
+/** Watches a VM on its way to be protected. */
+class StartWait {
+  readonly #options: StartWaitOptions;
+  #seenSeq = 0;
+  #trouble: string | undefined;
+
+  constructor(options: StartWaitOptions) {
+    this.#options = options;
+  }
+
+  /** @throws CLI_WAIT_TIMEOUT, KEEPER_START_FAILED, the signal's reason */
+  async until(
+    goal: RunOptions['wait'],
+    { timeoutMs, signal }: { timeoutMs: number; signal: AbortSignal },
+  ): Promise<VmStatus> {
+    const { control, clock, vm } = this.#options;
+    const endMs = clock.nowMs() + timeoutMs;
+    for (;;) {
+      signal.throwIfAborted();
+      const status = await control.status();
+      await this.#tell(status);
+      if (status.phase === 'stopping' || status.phase === 'stopped') throw this.#failed(status);
+      if (goal === 'none' || status.phase === 'protected') return status;
+      if (goal === 'started' && status.phase !== 'starting') return status;
+      if (clock.nowMs() > endMs) {
+        throw new CliError('CLI_WAIT_TIMEOUT', `${vm} runs but is not ${goal} after ${timeoutMs / 1000} s`, {
+          hint: `${this.#trouble ?? `See \`understudy events ${vm}\`.`} It goes on trying; \`understudy stop ${vm}\` ends it.`,
+          facts: { vm, phase: status.phase },
+        });
+      }
+      await clock.sleep(POLL_MS);
+    }
+  }
+
+  async #tell({ phase, shadow }: VmStatus): Promise<void> {
+    const { control, out, vm } = this.#options;
+    for await (const { seq, kind, facts } of control.events({ since: this.#seenSeq, follow: false })) {
+      this.#seenSeq = seq;
+      if (kind === 'qemu-started') out.progress(`QEMU for the ${facts.role} runs (process ${facts.pid})`);
+      if (kind !== 'shadow-failed') continue;
+      this.#trouble = `The shadow could not be made: ${facts.error}.`;
+      out.progress(`the shadow could not be made: ${facts.error}; trying again`);
+    }
+    if (phase === 'syncing' && shadow !== null) {
+      const share = Math.floor(100 * shadow.copiedShare);
+      out.progress(`copying the memory of ${vm} to its shadow`, `${share} %`);
+    }
+  }
+
+  #failed({ stopReason }: VmStatus): KeeperError {
+    const { vm } = this.#options;
+    return new KeeperError('KEEPER_START_FAILED', `${vm} ended while it started (${stopReason})`, {
+      hint: `See \`understudy events ${vm}\`.`,
+      facts: { vm, stopReason },
+    });
+  }
+}

@@ -1,0 +1,78 @@
+import { formatBytes } from '../base/units.ts';
+import type { VmStatus } from '../keeper/vm-status.ts';
+import { EXIT_CODES } from './exit-codes.ts';
+import { duration, type Output, table } from './output.ts';
+import { connectTo } from './vm-connection.ts';
+
+export async function status(name: string, out: Output): Promise<number> {
+  using control = await connectTo(name);
+  const found = await control.status();
+  out.result(found, () => statusText(found));
+  return EXIT_CODES.ok.code;
+}
+
+/** What a person wants to know of a VM, a fact a line. */
+export function statusText(vm: VmStatus): string {
+  const { epochs, clock, primary, shadow } = vm;
+  const machine = `${vm.vcpus} vCPU, ${formatBytes(vm.memoryBytes)}, QEMU ${vm.qemuVersion} with ${vm.accel.toUpperCase()}`;
+  const rows: [string, string][] = [
+    ['name', vm.name],
+    ['state', vm.stopReason === null ? vm.phase : `${vm.phase} (${vm.stopReason})`],
+    ['machine', machine],
+    ['up', `${duration(vm.upMs)}, keeper is process ${vm.keeperPid}`],
+    ['primary', primary === null ? 'none' : `process ${primary.pid}`],
+    ['shadow', shadowText(shadow)],
+  ];
+  if (epochs.commits > 0) {
+    rows.push(
+      ['epochs', `${epochs.commits} committed, the last is ${epochs.committed}; dirty log: ${vm.dirtyLog}`],
+      ['dirty pages', quantiles(epochs.dirtyPages, '')],
+      ['pause', quantiles(epochs.pauseMs, ' ms')],
+      [
+        'time paused',
+        `${(100 * epochs.pauseShare).toFixed(1)} %; the guest's monotonic clock is slow by as much`,
+      ],
+      ['commit', quantiles(epochs.commitMs, ' ms')],
+    );
+  }
+  rows.push(['guest clock', clockText(clock)]);
+  if (vm.promotions > 0) {
+    rows.push(
+      ['promotions', `${vm.promotions}; promoting took ${quantiles(vm.promoteMs, ' ms')}`],
+      ['outages', quantiles(vm.outageMs, ' ms')],
+    );
+  }
+  if (vm.restarts > 0) rows.push(['cold restarts', String(vm.restarts)]);
+  const text = table(rows);
+  return vm.links.length === 0 ? text : `${text}\n\n${linksText(vm.links)}`;
+}
+
+function shadowText(shadow: VmStatus['shadow']): string {
+  if (shadow === null) return 'none';
+  const copied = shadow.copiedShare < 1 ? `, ${Math.floor(100 * shadow.copiedShare)} % copied` : '';
+  return `process ${shadow.pid}${copied}`;
+}
+
+function clockText({ errorMs, answeredAgoMs, corrections }: VmStatus['clock']): string {
+  if (errorMs === null || answeredAgoMs === null) return 'the guest agent has not answered yet';
+  return `off by ${errorMs.toFixed(1)} ms ${duration(answeredAgoMs)} ago, set ${corrections} times`;
+}
+
+function linksText(links: VmStatus['links']): string {
+  return table([
+    ['link', 'held', 'released', 'logged', 'replayed', 'dropped'],
+    ...links.map((link) => [
+      link.name,
+      `${link.heldItems} (${formatBytes(link.heldBytes)})`,
+      String(link.releasedItems),
+      `${link.loggedItems} (${formatBytes(link.loggedBytes)})`,
+      String(link.replayedItems),
+      String(link.droppedItems),
+    ]),
+  ]);
+}
+
+function quantiles({ p50, p99, max }: VmStatus['promoteMs'], unit: string): string {
+  const [median, tail, most] = [p50, p99, max].map((value) => `${Number(value.toFixed(1))}${unit}`);
+  return `half within ${median}, 99 of 100 within ${tail}, at most ${most}`;
+}

@@ -1,0 +1,54 @@
+import { systemClock as clock } from '../base/clock.ts';
+import { KeeperError } from '../keeper/keeper-error.ts';
+import { endProcess, type ProcessIdentity, waitForEnd } from '../keeper/process-identity.ts';
+import { type FoundVm, RunDirectory } from '../keeper/run-directory.ts';
+import { EXIT_CODES } from './exit-codes.ts';
+import type { Output } from './output.ts';
+import { findVm, openControl } from './vm-connection.ts';
+
+const FORCED_STOP_DEADLINE_MS = 10_000;
+const KEEPER_END_DEADLINE_MS = 10_000;
+
+/** Ends a VM and waits until nothing is left of it, also where its keeper is lost. */
+export async function stop(name: string, { force }: { force: boolean }, out: Output): Promise<number> {
+  const vm = findVm(name);
+  const how = vm.keeper === 'lost' ? await clearAway(vm) : await endWithKeeper(vm, { force, out });
+  out.result({ name, ...how }, () =>
+    how.endedPids.length === 0
+      ? `${name} ${how.outcome}`
+      : `${name} ${how.outcome}; ended process ${how.endedPids.join(', ')}`,
+  );
+  return EXIT_CODES.ok.code;
+}
+
+interface Ending {
+  readonly outcome: 'stopped' | 'cleared away';
+  /** Processes that had outlived their keeper. */
+  readonly endedPids: readonly number[];
+}
+
+async function endWithKeeper(vm: FoundVm, { force, out }: { force: boolean; out: Output }): Promise<Ending> {
+  out.progress(force ? `ending ${vm.name}` : `asking ${vm.name} to power off`);
+  const keeper = vm.record?.keeper;
+  try {
+    using control = await openControl(vm.name);
+    await control.stop({ graceful: !force, ...(force && { deadlineMs: FORCED_STOP_DEADLINE_MS }) });
+  } catch (thrown) {
+    if (!(thrown instanceof KeeperError) || !force || keeper === undefined) throw thrown;
+    return await killKeeper(vm, keeper);
+  }
+  // The answer comes before the keeper has put everything away.
+  if (keeper !== undefined) await waitForEnd(keeper, { deadlineMs: KEEPER_END_DEADLINE_MS, clock });
+  return { outcome: 'stopped', endedPids: [] };
+}
+
+/** For a keeper that hangs. */
+async function killKeeper(vm: FoundVm, keeper: ProcessIdentity): Promise<Ending> {
+  await endProcess(keeper, { deadlineMs: KEEPER_END_DEADLINE_MS, clock });
+  return await clearAway(vm);
+}
+
+async function clearAway({ name }: FoundVm): Promise<Ending> {
+  const sweep = await RunDirectory.sweep(name, { clock });
+  return { outcome: 'cleared away', endedPids: sweep.kind === 'swept' ? sweep.endedPids : [] };
+}

@@ -1,0 +1,45 @@
+import { defineConfig } from 'vitest/config';
+import { soaking } from './test/kit/soak.ts';
+
+/** Tests that boot machines or run whole tools. One file at a time: two machines on two cores disturb each other. */
+const machines = [
+  'guest/**/*.test.ts',
+  'bench/**/*.test.ts',
+  'src/{qemu,keeper,cli}/**/*.test.ts',
+  'test/{integration,scenarios}/**/*.test.ts',
+];
+
+const MINUTE_MS = 60_000;
+
+export default defineConfig({
+  test: {
+    pool: 'forks',
+    // Two is what the smallest supported machine has; more would only make deadlines flicker.
+    maxWorkers: 2,
+    teardownTimeout: 20_000,
+    projects: [
+      {
+        extends: true,
+        test: {
+          name: 'unit',
+          include: ['src/**/*.test.ts', 'test/**/*.test.ts'],
+          exclude: machines,
+          testTimeout: 30_000,
+          hookTimeout: 30_000,
+          sequence: { groupOrder: 0 },
+        },
+      },
+      {
+        extends: true,
+        test: {
+          name: 'machines',
+          include: machines,
+          fileParallelism: false,
+          testTimeout: soaking ? 180 * MINUTE_MS : 3 * MINUTE_MS,
+          hookTimeout: 5 * MINUTE_MS,
+          sequence: { groupOrder: 1 },
+        },
+      },
+    ],
+  },
+});
