@@ -17,6 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/reboot.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -225,6 +226,8 @@ static bool parse_request(const char *line, struct request *request) {
 /* ---- Answers. One write each, so that an answer is one piece on the wire. ---- */
 
 static int output;
+/* Commands come through a port, so from this guest's own host: not from whoever runs the program by hand. */
+static bool from_host;
 
 static void answer(const char *text) {
     size_t length = strlen(text);
@@ -294,6 +297,16 @@ static void set_time(const struct request *request) {
         answer("{\"return\": {}}\n");
 }
 
+/* As qemu-ga does it, success has no answer: the guest is off. What is written has to reach the disks first. */
+static void power_off(const struct request *request) {
+    (void)request;
+    if (from_host) {
+        sync();
+        reboot(RB_POWER_OFF);
+    }
+    answer_error("GenericError", "The guest cannot be powered off");
+}
+
 static void info(const struct request *request);
 
 static const struct {
@@ -307,6 +320,7 @@ static const struct {
     {"guest-info", false, info},
     {"guest-get-time", false, get_time},
     {"guest-set-time", true, set_time},
+    {"guest-shutdown", false, power_off},
 };
 #define COMMANDS (sizeof commands / sizeof commands[0])
 
@@ -400,6 +414,7 @@ int main(int count, char **arguments) {
         return 1;
     }
     output = port ? input : STDOUT_FILENO;
+    from_host = port;
 
     sigset_t signals;
     sigemptyset(&signals);

@@ -67,6 +67,7 @@ describe('the agent', () => {
       'guest-info',
       'guest-ping',
       'guest-set-time',
+      'guest-shutdown',
       'guest-sync',
       'guest-sync-delimited',
     ]);
@@ -94,6 +95,11 @@ describe('the agent', () => {
       'a time before 1970',
       '{"execute":"guest-set-time","arguments":{"time":-1}}',
       failed('The time cannot be set'),
+    ],
+    [
+      'to power off a machine that is not its guest',
+      '{"execute":"guest-shutdown"}',
+      failed('The guest cannot be powered off'),
     ],
     ['two objects on a line', '{} {}', failed('Invalid JSON syntax')],
     ['a line that is too long', ' '.repeat(LINE_BYTES_MAX + 1), failed('The request is too long')],

@@ -6,9 +6,9 @@ import type { Clock } from '../base/clock.ts';
  * guest's time through the guest agent: at least every `syncIntervalMs`, and sooner when the pauses since the
  * last time add up to `errorMaxMs`.
  *
- * The channel speaks the QEMU guest agent's protocol: JSON lines `guest-get-time` (nanoseconds since 1970) and
- * `guest-set-time`. Replies pass the output gate like all that a guest sends, so they say when the guest's
- * clock was read by their own content, not by when they arrive.
+ * The channel speaks the QEMU guest agent's protocol (JSON lines), so that it works with qemu-ga in any
+ * guest. Replies pass the output gate like all that a guest sends, so that they come late; what they say is
+ * when the guest read its clock.
  */
 export interface GuestClockOptions {
   readonly clock: Clock;
@@ -28,16 +28,23 @@ export interface GuestClockStatus {
 
 /** How long an unanswered reading is waited for before the next one replaces it. */
 const ANSWER_TIMEOUT_MS = 5000;
-const LINE_BYTES_MAX = 64 * 1024;
+const LINE_CHARS_MAX = 64 * 1024;
+
+/** A reading under way: answers come in the order of the commands, and the sync id tells where ours begin. */
+interface Reading {
+  readonly sentMs: number;
+  readonly sentWallMs: number;
+  readonly syncId: number;
+  readonly synced: boolean;
+}
 
 export class GuestClock {
   readonly #options: GuestClockOptions;
   #pausedMsSinceSync = 0;
   #cancelNext: () => void = () => {};
   #running = false;
-  /** Host time at which the outstanding reading was sent. */
-  #asked: { readonly sentWallMs: number; readonly sentMs: number; readonly id: number } | undefined;
-  #nextId = 1;
+  #reading: Reading | undefined;
+  #nextSyncId = 1;
   #buffer = '';
   #errorMs: number | null = null;
   #answeredMs: number | null = null;
@@ -63,9 +70,9 @@ export class GuestClock {
     if (this.#running && this.#pausedMsSinceSync >= this.#options.errorMaxMs) this.#sync();
   }
 
-  /** Another QEMU acts now: it missed some time, and half a line from the old one means nothing. */
+  /** Another QEMU acts now: the guest missed some time, and half a line from the old one means nothing. */
   notePromotion(): void {
-    this.#asked = undefined;
+    this.#reading = undefined;
     this.#buffer = '';
     if (this.#running) this.#sync();
   }
@@ -73,11 +80,9 @@ export class GuestClock {
   /** Bytes from the guest agent; hostile input: bounded, and anything that is no answer of ours is passed over. */
   receive(bytes: Uint8Array): void {
     this.#buffer += Buffer.from(bytes).toString('latin1');
-    for (let end = this.#buffer.indexOf('\n'); end >= 0; end = this.#buffer.indexOf('\n')) {
-      this.#answer(this.#buffer.slice(0, end));
-      this.#buffer = this.#buffer.slice(end + 1);
-    }
-    if (this.#buffer.length > LINE_BYTES_MAX) this.#buffer = '';
+    const lines = this.#buffer.split('\n');
+    this.#buffer = (lines.pop() ?? '').slice(-LINE_CHARS_MAX);
+    for (const line of lines) this.#answer(line);
   }
 
   status(): GuestClockStatus {
@@ -90,37 +95,44 @@ export class GuestClock {
 
   /** Reads and sets the guest's time in one message: the reading shows the error that the setting corrects. */
   #sync(): void {
-    const { clock, send } = this.#options;
+    const { clock, send, syncIntervalMs } = this.#options;
     this.#cancelNext();
-    this.#cancelNext = clock.after(this.#options.syncIntervalMs, () => this.#sync());
+    this.#cancelNext = clock.after(syncIntervalMs, () => this.#sync());
     this.#pausedMsSinceSync = 0;
-    const lines: unknown[] = [];
     const nowMs = clock.nowMs();
-    if (this.#asked === undefined || nowMs - this.#asked.sentMs > ANSWER_TIMEOUT_MS) {
-      this.#asked = { sentWallMs: clock.wallMs(), sentMs: nowMs, id: this.#nextId };
-      lines.push({ execute: 'guest-get-time', id: this.#nextId });
-      this.#nextId += 1;
+    const wallMs = clock.wallMs();
+    let message = '';
+    if (this.#reading === undefined || nowMs - this.#reading.sentMs > ANSWER_TIMEOUT_MS) {
+      const syncId = this.#nextSyncId++;
+      this.#reading = { sentMs: nowMs, sentWallMs: wallMs, syncId, synced: false };
+      message += `{"execute":"guest-sync","arguments":{"id":${syncId}}}\n{"execute":"guest-get-time"}\n`;
     }
-    // Whole milliseconds times a million stay exact as text, not as a double.
-    const time = `${Math.round(clock.wallMs())}000000`;
-    const set = `{"execute":"guest-set-time","arguments":{"time":${time}}}\n`;
-    send(Buffer.from(`${lines.map((line) => `${JSON.stringify(line)}\n`).join('')}${set}`));
+    // Nanoseconds since 1970 do not fit a double: whole microseconds with three zeros are exact as text.
+    message += `{"execute":"guest-set-time","arguments":{"time":${Math.round(wallMs * 1000)}000}}\n`;
+    send(Buffer.from(message));
     this.#corrections += 1;
   }
 
   #answer(line: string): void {
-    let message: unknown;
-    try {
-      message = JSON.parse(line.replace(/^\xff/, ''));
-    } catch {
+    const value = returnedNumber(line);
+    const reading = this.#reading;
+    if (value === undefined || reading === undefined) return;
+    if (!reading.synced) {
+      if (value === reading.syncId) this.#reading = { ...reading, synced: true };
       return;
     }
-    if (typeof message !== 'object' || message === null || !('return' in message) || !('id' in message))
-      return;
-    const asked = this.#asked;
-    if (asked === undefined || message.id !== asked.id || typeof message.return !== 'number') return;
-    this.#asked = undefined;
+    this.#reading = undefined;
     this.#answeredMs = this.#options.clock.nowMs();
-    this.#errorMs = message.return / 1e6 - asked.sentWallMs;
+    this.#errorMs = value / 1e6 - reading.sentWallMs;
+  }
+}
+
+function returnedNumber(line: string): number | undefined {
+  try {
+    const message: unknown = JSON.parse(line.replace(/^\xff/, ''));
+    if (typeof message !== 'object' || message === null || !('return' in message)) return undefined;
+    return typeof message.return === 'number' ? message.return : undefined;
+  } catch {
+    return undefined;
   }
 }

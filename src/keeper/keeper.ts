@@ -1,20 +1,13 @@
 import { appendFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { assert, unreachable } from '../base/assert.ts';
-import type { Clock } from '../base/clock.ts';
+import { DelayedTask } from '../base/delayed-task.ts';
 import { messageOf, UnderstudyError } from '../base/errors.ts';
-import type { Failpoints } from '../base/failpoint.ts';
-import type { Logger } from '../base/logger.ts';
 import { SampleWindow } from '../base/sample-window.ts';
-import type { VmSpec } from '../config/vm-spec-schema.ts';
 import { type EpochId, FIRST_EPOCH, NO_EPOCH, nextEpoch } from '../epoch/epoch-id.ts';
 import { CgroupTree } from '../linux/cgroup.ts';
-import { MemoryError } from '../memory/memory-error.ts';
-import type { UnsafeLink } from '../net/guest-link.ts';
+import type { GuestLink } from '../net/guest-link.ts';
 import type { StreamClient } from '../net/stream-end.ts';
-import type { Accelerator } from '../qemu/launch-arguments.ts';
-import type { QemuBinary } from '../qemu/qemu-binary.ts';
-import { QemuError } from '../qemu/qemu-error.ts';
 import type { QmpEvent } from '../qemu/qmp-events.ts';
 import { EpochPipeline } from '../replication/epoch-pipeline.ts';
 import {
@@ -33,32 +26,16 @@ import { GuestLinks } from './guest-links.ts';
 import { Instance, type InstanceSetting } from './instance.ts';
 import type { ConsoleSession, KeeperControl } from './keeper-control.ts';
 import { KeeperError } from './keeper-error.ts';
-import type { RunDirectory } from './run-directory.ts';
+import type { KeeperOptions } from './keeper-options.ts';
+import { lossReasonOf, PrimaryWatch } from './primary-watch.ts';
+import { attachLinks, promoteShadow } from './promotion.ts';
 import { ShadowSession } from './shadow-session.ts';
+import { describeVm } from './vm-description.ts';
 import type { VmStatus } from './vm-status.ts';
 
 /** How long a guest may take to power off when it is asked to. */
 const POWERDOWN_DEADLINE_MS = 10_000;
 const SAMPLES = 1024;
-
-export interface KeeperOptions {
-  readonly spec: VmSpec;
-  readonly accel: Accelerator;
-  readonly qemu: QemuBinary;
-  readonly preloadLibrary: string;
-  readonly runDirectory: RunDirectory;
-  readonly log: Logger;
-  readonly clock: Clock;
-  readonly failpoints: Failpoints;
-  /** Takes protections away so that tests can show that they would notice. Not reachable from a specification. */
-  readonly unsafe?: UnsafeKeeper;
-}
-
-export interface UnsafeKeeper {
-  readonly link?: UnsafeLink;
-  /** The guest's clock is left alone. */
-  readonly leaveClock?: boolean;
-}
 
 /** Keeps one VM: the QEMU that acts, the shadow behind it, and what happens when either dies. */
 export class Keeper implements KeeperControl {
@@ -75,17 +52,14 @@ export class Keeper implements KeeperControl {
   #agent: StreamClient | undefined;
   #state: ProtectionState = INITIAL_PROTECTION;
   #primary: Instance | undefined;
+  #watch: PrimaryWatch | undefined;
   #shadow: ShadowSession | undefined;
-  #shadowStart: { readonly abort: AbortController; readonly done: Promise<void> } | undefined;
-  #cancelShadowStart: () => void = () => {};
-  #cancelHeartbeat: () => void = () => {};
+  readonly #shadowStart: DelayedTask;
   #instances = 0;
   #nextEpoch: EpochId = FIRST_EPOCH;
   #committed: EpochId = NO_EPOCH;
   #commits = 0;
   #lostAtMs = 0;
-  /** The guest ended by itself; it must not be continued. */
-  #guestEnded = false;
   /** Effects are carried out one after the other. */
   #work: Promise<void> = Promise.resolve();
   readonly #changed = new Set<() => void>();
@@ -95,6 +69,7 @@ export class Keeper implements KeeperControl {
     const { spec, clock, runDirectory } = options;
     const cgroups = CgroupTree.detect();
     this.#startedMs = clock.nowMs();
+    this.#shadowStart = new DelayedTask(clock);
     this.#setting = {
       ...options,
       runDirectory: runDirectory.path,
@@ -130,7 +105,7 @@ export class Keeper implements KeeperControl {
       await keeper.#startPrimary();
       return keeper;
     } catch (cause) {
-      keeper.#publish('start-failed', { error: messageOf(cause) });
+      keeper.#publish('start-failed', describeError(cause));
       await keeper.#dispose();
       throw cause;
     }
@@ -184,41 +159,20 @@ export class Keeper implements KeeperControl {
   }
 
   status(): VmStatus {
-    const { spec, accel, qemu, clock } = this.#options;
-    const primary = this.#primary;
-    const shadow = this.#shadow;
-    const epochs = shadow?.pipeline ?? EMPTY_EPOCHS;
-    return {
-      name: spec.name,
-      phase: this.#state.phase,
-      stopReason: this.#state.stopReason ?? null,
-      keeperPid: process.pid,
+    const { clock } = this.#options;
+    return describeVm({
+      ...this.#options,
+      state: this.#state,
       upMs: clock.nowMs() - this.#startedMs,
-      accel,
-      qemuVersion: qemu.version,
-      vcpus: spec.vcpus,
-      memoryBytes: spec.memoryBytes,
-      dirtyLog: primary?.dirtyLog.method ?? spec.shadow.dirtyLog,
-      primary: primary === undefined ? null : { instance: primary.number, pid: primary.pid },
-      shadow:
-        shadow === undefined
-          ? null
-          : { instance: shadow.standby.number, pid: shadow.standby.pid, copiedShare: shadow.copiedShare },
-      epochs: {
-        committed: this.#committed,
-        commits: this.#commits,
-        pauseMs: epochs.pauseMs.summary(),
-        pauseShare: epochs.pauseShare,
-        commitMs: epochs.commitMs.summary(),
-        dirtyPages: epochs.dirtyPages.summary(),
-      },
-      clock: this.#guestClock.status(),
-      links: this.#links?.all.map((link) => ({ name: link.name, ...link.stats() })) ?? [],
-      promotions: this.#state.promotions,
-      restarts: this.#state.restarts,
-      promoteMs: this.#promoteMs.summary(),
-      outageMs: this.#outageMs.summary(),
-    };
+      primary: this.#primary,
+      shadow: this.#shadow,
+      committed: this.#committed,
+      commits: this.#commits,
+      guestClock: this.#guestClock.status(),
+      links: this.#allLinks,
+      promoteMs: this.#promoteMs,
+      outageMs: this.#outageMs,
+    });
   }
 
   // --- decisions -------------------------------------------------------------------------------------------
@@ -264,6 +218,10 @@ export class Keeper implements KeeperControl {
     }
   }
 
+  get #allLinks(): readonly GuestLink[] {
+    return this.#links?.all ?? [];
+  }
+
   #publish(kind: string, facts: Readonly<Record<string, unknown>> = {}): void {
     this.#options.log.info(kind, { epoch: this.#committed, ...facts });
     this.#journal.publish(kind, this.#committed, facts);
@@ -282,10 +240,9 @@ export class Keeper implements KeeperControl {
   async #startPrimary(): Promise<void> {
     const instance = await this.#startInstance('primary');
     this.#makePrimary(instance);
-    this.#attachLinks(instance);
+    attachLinks(this.#allLinks, instance);
     await instance.machine.cont();
-    this.#guestEnded = false;
-    this.#guestClock.start();
+    if (!this.#options.unsafe?.leaveClock) this.#guestClock.start();
     this.#dispatch({ kind: 'started' });
   }
 
@@ -299,30 +256,18 @@ export class Keeper implements KeeperControl {
   #makePrimary(instance: Instance): void {
     this.#primary = instance;
     this.#record();
-    const { machine } = instance;
-    const lose = (reason: LossReason, facts: Readonly<Record<string, unknown>>) => {
-      if (this.#primary === instance) this.#losePrimary(reason, facts);
-    };
-    machine.qmp.onEvent((event) => this.#primary === instance && this.#onQmpEvent(event));
-    machine.qmp.onClosed((error) => lose('qmp-closed', { error: error.message }));
-    void machine.process.exited.then(({ code, signal }) => lose('exited', { code, signal }));
-    this.#watchHeartbeat(instance);
-  }
-
-  /** Epochs speak with QEMU all the time; without a shadow somebody else has to ask whether it lives. */
-  #watchHeartbeat(instance: Instance): void {
-    this.#cancelHeartbeat();
-    this.#cancelHeartbeat = this.#options.clock.after(this.#options.spec.shadow.hangTimeoutMs / 2, () => {
-      if (this.#primary !== instance) return;
-      this.#watchHeartbeat(instance);
-      if (this.#shadow?.pipeline === undefined) {
-        instance.machine.status().catch((cause) => this.#losePrimaryBy(cause));
-      }
+    this.#watch?.[Symbol.dispose]();
+    this.#watch = new PrimaryWatch(instance, {
+      clock: this.#options.clock,
+      hangTimeoutMs: this.#options.spec.shadow.hangTimeoutMs,
+      // Epochs speak with QEMU all the time.
+      isBusy: () => this.#shadow?.pipeline !== undefined,
+      onLost: (reason, facts) => this.#losePrimary(reason, facts),
+      onGuestEvent: (event) => {
+        this.#heldEvents.add(event);
+        if (event.name === 'SHUTDOWN') this.#shadow?.pipeline?.demand();
+      },
     });
-  }
-
-  #losePrimaryBy(cause: unknown): void {
-    this.#losePrimary(lossReasonOf(cause), { error: messageOf(cause) });
   }
 
   #losePrimary(reason: LossReason, facts: Readonly<Record<string, unknown>>): void {
@@ -333,24 +278,6 @@ export class Keeper implements KeeperControl {
     this.#dispatch({ kind: 'primary-lost', reason, nowMs: this.#lostAtMs });
   }
 
-  #onQmpEvent(event: QmpEvent): void {
-    switch (event.name) {
-      // A state with a panic in it is never committed: the shadow goes on from before.
-      case 'GUEST_PANICKED':
-        this.#guestEnded = true;
-        this.#losePrimary('panicked', {});
-        return;
-      case 'SHUTDOWN':
-        this.#guestEnded = true;
-        this.#heldEvents.add(event);
-        this.#shadow?.pipeline?.demand();
-        return;
-      case 'RESET':
-        this.#heldEvents.add(event);
-        return;
-    }
-  }
-
   /** Something the guest did that is committed, or that nobody protects it from. */
   #onGuestEvent(event: QmpEvent): void {
     if (event.name === 'RESET') this.#publish('guest-reset');
@@ -359,33 +286,22 @@ export class Keeper implements KeeperControl {
     this.#dispatch({ kind: 'powered-off' });
   }
 
-  #attachLinks(instance: Instance): void {
-    for (const link of this.#links?.all ?? []) {
-      const port = instance.ports.get(link.name);
-      assert(port !== undefined, `instance ${instance.number} has a port for ${link.name}`);
-      link.attach(port);
-    }
-  }
-
   #passOutput(): void {
-    for (const link of this.#links?.all ?? []) link.passOutput();
+    for (const link of this.#allLinks) link.passOutput();
     this.#heldEvents.pass();
   }
 
   // --- the shadow ------------------------------------------------------------------------------------------
 
   #startShadowLater(afterMs: number): void {
-    this.#cancelShadowStart = this.#options.clock.after(afterMs, () => {
-      const abort = new AbortController();
-      const done = this.#startShadow(abort.signal).catch((cause) => {
-        if (abort.signal.aborted) return;
-        this.#publish('shadow-failed', {
-          error: messageOf(cause),
-          ...(cause instanceof UnderstudyError && { code: cause.code }),
-        });
+    this.#shadowStart.schedule(afterMs, async (signal) => {
+      try {
+        await this.#startShadow(signal);
+      } catch (cause) {
+        if (signal.aborted) return;
+        this.#publish('shadow-failed', describeError(cause));
         this.#dispatch({ kind: 'shadow-lost' });
-      });
-      this.#shadowStart = { abort, done };
+      }
     });
   }
 
@@ -423,7 +339,7 @@ export class Keeper implements KeeperControl {
         links: this.#links?.all ?? [],
         participants: [this.#heldEvents],
         deviceStatePath: primary.paths.deviceState,
-        mayContinue: () => !this.#guestEnded,
+        mayContinue: () => this.#watch?.guestEnded !== true,
       },
       image: session.image,
       policy: spec.shadow,
@@ -436,7 +352,7 @@ export class Keeper implements KeeperControl {
         if (this.#state.phase === 'syncing') this.#dispatch({ kind: 'shadow-in-sync' });
       },
       onPause: (pausedMs) => this.#guestClock.notePause(pausedMs),
-      onPrimaryLost: (cause) => this.#losePrimaryBy(cause),
+      onPrimaryLost: (cause) => this.#losePrimary(lossReasonOf(cause), { error: messageOf(cause) }),
       onShadowLost: (cause) => this.#loseShadow(session, messageOf(cause)),
     });
   }
@@ -448,10 +364,7 @@ export class Keeper implements KeeperControl {
   }
 
   async #dropShadow(): Promise<void> {
-    this.#cancelShadowStart();
-    this.#shadowStart?.abort.abort();
-    await this.#shadowStart?.done;
-    this.#shadowStart = undefined;
+    await this.#shadowStart.cancel();
     const session = this.#shadow;
     this.#shadow = undefined;
     if (session === undefined) return;
@@ -466,8 +379,8 @@ export class Keeper implements KeeperControl {
   /** After this the old primary can neither send a frame nor run an instruction, whatever state it was in. */
   async #fence(): Promise<void> {
     const old = this.#primary;
-    this.#cancelHeartbeat();
-    for (const link of this.#links?.all ?? []) link.detach();
+    this.#watch?.[Symbol.dispose]();
+    for (const link of this.#allLinks) link.detach();
     await this.#options.failpoints.hit('fence.before-kill');
     await old?.kill();
     await this.#shadow?.halt();
@@ -480,28 +393,12 @@ export class Keeper implements KeeperControl {
     const startMs = clock.nowMs();
     try {
       assert(session !== undefined, 'there is a shadow to promote');
-      await failpoints.hit('promote.before');
-      const staged = await session.settle();
-      const { standby } = session;
-      standby.limitCpu(null);
-      for (const link of this.#links?.all ?? []) {
-        link.pauseInput();
-        link.rollBack(staged.epoch, staged.outputs.find((output) => output.link === link.name)?.items ?? []);
-      }
       this.#heldEvents.forget();
-      await standby.machine.loadDeviceState(staged.deviceState);
-      await failpoints.hit('promote.after-load');
-      this.#attachLinks(standby);
-      await standby.machine.cont();
-      for (const link of this.#links?.all ?? []) link.resumeInput();
-      await failpoints.hit('promote.after');
+      await promoteShadow(session, { links: this.#allLinks, failpoints });
       this.#finishPromotion(session, startMs);
     } catch (cause) {
-      this.#publish('promote-failed', {
-        error: messageOf(cause),
-        ...(cause instanceof UnderstudyError && { code: cause.code }),
-      });
-      for (const link of this.#links?.all ?? []) link.detach();
+      this.#publish('promote-failed', describeError(cause));
+      for (const link of this.#allLinks) link.detach();
       await this.#removeOldPrimary();
       this.#dispatch({ kind: 'promote-failed' });
     }
@@ -515,8 +412,6 @@ export class Keeper implements KeeperControl {
     this.#outageMs.add(outageMs);
     const old = this.#primary;
     this.#shadow = undefined;
-    this.#shadowStart = undefined;
-    this.#guestEnded = false;
     this.#nextEpoch = nextEpoch(session.pipeline?.openEpoch ?? this.#nextEpoch);
     this.#makePrimary(session.standby);
     this.#guestClock.notePromotion();
@@ -541,9 +436,9 @@ export class Keeper implements KeeperControl {
 
   async #restart(): Promise<void> {
     await this.#removeOldPrimary();
-    for (const link of this.#links?.all ?? []) link.pauseInput();
+    for (const link of this.#allLinks) link.pauseInput();
     await this.#startPrimary();
-    for (const link of this.#links?.all ?? []) link.resumeInput();
+    for (const link of this.#allLinks) link.resumeInput();
     this.#publish('restarted-cold', { outageMs: this.#options.clock.nowMs() - this.#lostAtMs });
   }
 
@@ -554,6 +449,8 @@ export class Keeper implements KeeperControl {
     const late = Promise.withResolvers<void>();
     const cancel = this.#options.clock.after(POWERDOWN_DEADLINE_MS, late.resolve);
     const off = this.#until(() => this.#state.phase === 'stopping' || this.#state.phase === 'stopped');
+    // Either may be deaf: a guest without ACPI daemon, a guest without agent.
+    this.#agent?.write(Buffer.from('{"execute":"guest-shutdown"}\n'));
     await primary.machine.powerdown().catch(() => late.resolve());
     await Promise.race([off, late.promise]).finally(cancel);
   }
@@ -565,9 +462,9 @@ export class Keeper implements KeeperControl {
   }
 
   async #dispose(): Promise<void> {
-    this.#cancelHeartbeat();
+    this.#watch?.[Symbol.dispose]();
     this.#guestClock.stop();
-    for (const link of this.#links?.all ?? []) link.detach();
+    for (const link of this.#allLinks) link.detach();
     const primary = this.#primary;
     this.#primary = undefined;
     await primary?.kill();
@@ -588,15 +485,8 @@ export class Keeper implements KeeperControl {
   }
 }
 
-function lossReasonOf(cause: unknown): LossReason {
-  if (cause instanceof QemuError && cause.code === 'QMP_DISCONNECTED') return 'qmp-closed';
-  if (cause instanceof MemoryError && cause.code === 'MEMORY_PROCESS_GONE') return 'exited';
-  return 'hung';
+function describeError(cause: unknown): Record<string, unknown> {
+  return cause instanceof UnderstudyError
+    ? { code: cause.code, error: cause.message }
+    : { error: messageOf(cause) };
 }
-
-const EMPTY_EPOCHS = {
-  pauseMs: new SampleWindow(1),
-  commitMs: new SampleWindow(1),
-  dirtyPages: new SampleWindow(1),
-  pauseShare: 0,
-};

@@ -36,6 +36,8 @@ export function buildArguments(spec: VmSpec, { role, paths, accel }: ArgumentOpt
     `memory-backend-file,id=${MEMORY_BLOCK},size=${memory},mem-path=${escaped(paths.memory)},share=on`,
     // A guest that powers off or panics stands still instead of vanishing: its last output must be committed first.
     ...['-action', 'shutdown=pause,panic=pause', '-device', 'pvpanic-pci'],
+    // Without it a guest without a history of its own waits seconds for entropy while it boots.
+    ...['-device', 'virtio-rng-pci'],
     ...bootArguments(spec.boot),
     ...spec.disks.flatMap((disk, index) => diskArguments(disk, `disk${index}`)),
     ...spec.nics.flatMap(({ mac }, index) => nicArguments(mac, { index, path: paths.nics[index] ?? '' })),

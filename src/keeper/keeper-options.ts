@@ -1,0 +1,27 @@
+import type { Clock } from '../base/clock.ts';
+import type { Failpoints } from '../base/failpoint.ts';
+import type { Logger } from '../base/logger.ts';
+import type { VmSpec } from '../config/vm-spec-schema.ts';
+import type { UnsafeLink } from '../net/guest-link.ts';
+import type { Accelerator } from '../qemu/launch-arguments.ts';
+import type { QemuBinary } from '../qemu/qemu-binary.ts';
+import type { RunDirectory } from './run-directory.ts';
+
+export interface KeeperOptions {
+  readonly spec: VmSpec;
+  readonly accel: Accelerator;
+  readonly qemu: QemuBinary;
+  readonly preloadLibrary: string;
+  readonly runDirectory: RunDirectory;
+  readonly log: Logger;
+  readonly clock: Clock;
+  readonly failpoints: Failpoints;
+  /** Takes protections away so that tests can show that they would notice. Not reachable from a specification. */
+  readonly unsafe?: UnsafeKeeper;
+}
+
+export interface UnsafeKeeper {
+  readonly link?: UnsafeLink;
+  /** The guest's clock is left alone. */
+  readonly leaveClock?: boolean;
+}

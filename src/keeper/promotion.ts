@@ -1,0 +1,41 @@
+import { assert } from '../base/assert.ts';
+import type { Failpoints } from '../base/failpoint.ts';
+import type { GuestLink } from '../net/guest-link.ts';
+import type { Instance } from './instance.ts';
+import type { ShadowSession } from './shadow-session.ts';
+
+/** From now on the guest's output and input go through this QEMU. */
+export function attachLinks(links: readonly GuestLink[], instance: Instance): void {
+  for (const link of links) {
+    const port = instance.ports.get(link.name);
+    assert(port !== undefined, `instance ${instance.number} has a port for ${link.name}`);
+    link.attach(port);
+  }
+}
+
+/**
+ * The shadow goes on from the last committed epoch. The old primary is fenced and the pipeline halted.
+ *
+ * Output of that epoch leaves before the shadow runs: whatever the shadow sends comes after it. Input waits
+ * until the shadow runs: a frame that QEMU reads while its VM stands still is in no device state.
+ * @throws ReplicationError, QemuError: the shadow cannot take over; it may not be used any more
+ */
+export async function promoteShadow(
+  session: ShadowSession,
+  { links, failpoints }: { links: readonly GuestLink[]; failpoints: Failpoints },
+): Promise<void> {
+  await failpoints.hit('promote.before');
+  const { standby } = session;
+  standby.limitCpu(null);
+  const staged = await session.settle();
+  for (const link of links) {
+    link.pauseInput();
+    link.rollBack(staged.epoch, staged.outputs.find((output) => output.link === link.name)?.items ?? []);
+  }
+  await standby.machine.loadDeviceState(staged.deviceState);
+  await failpoints.hit('promote.after-load');
+  attachLinks(links, standby);
+  await standby.machine.cont();
+  for (const link of links) link.resumeInput();
+  await failpoints.hit('promote.after');
+}

@@ -1,0 +1,72 @@
+import { SampleWindow } from '../base/sample-window.ts';
+import type { VmSpec } from '../config/vm-spec-schema.ts';
+import type { EpochId } from '../epoch/epoch-id.ts';
+import type { GuestLink } from '../net/guest-link.ts';
+import type { Accelerator } from '../qemu/launch-arguments.ts';
+import type { QemuBinary } from '../qemu/qemu-binary.ts';
+import type { ProtectionState } from '../shadow/protection.ts';
+import type { GuestClockStatus } from './guest-clock.ts';
+import type { Instance } from './instance.ts';
+import type { ShadowSession } from './shadow-session.ts';
+import type { VmStatus } from './vm-status.ts';
+
+/** What a keeper knows of its VM. */
+export interface KnownVm {
+  readonly spec: VmSpec;
+  readonly accel: Accelerator;
+  readonly qemu: QemuBinary;
+  readonly state: ProtectionState;
+  readonly upMs: number;
+  readonly primary: Instance | undefined;
+  readonly shadow: ShadowSession | undefined;
+  readonly committed: EpochId;
+  readonly commits: number;
+  readonly guestClock: GuestClockStatus;
+  readonly links: readonly GuestLink[];
+  readonly promoteMs: SampleWindow;
+  readonly outageMs: SampleWindow;
+}
+
+const NO_EPOCHS = {
+  pauseMs: new SampleWindow(1),
+  commitMs: new SampleWindow(1),
+  dirtyPages: new SampleWindow(1),
+  pauseShare: 0,
+};
+
+/** The status that is shown to people and scripts. */
+export function describeVm(vm: KnownVm): VmStatus {
+  const { spec, state, primary, shadow } = vm;
+  const epochs = shadow?.pipeline ?? NO_EPOCHS;
+  return {
+    name: spec.name,
+    phase: state.phase,
+    stopReason: state.stopReason ?? null,
+    keeperPid: process.pid,
+    upMs: vm.upMs,
+    accel: vm.accel,
+    qemuVersion: vm.qemu.version,
+    vcpus: spec.vcpus,
+    memoryBytes: spec.memoryBytes,
+    dirtyLog: primary?.dirtyLog.method ?? spec.shadow.dirtyLog,
+    primary: primary === undefined ? null : { instance: primary.number, pid: primary.pid },
+    shadow:
+      shadow === undefined
+        ? null
+        : { instance: shadow.standby.number, pid: shadow.standby.pid, copiedShare: shadow.copiedShare },
+    epochs: {
+      committed: vm.committed,
+      commits: vm.commits,
+      pauseMs: epochs.pauseMs.summary(),
+      pauseShare: epochs.pauseShare,
+      commitMs: epochs.commitMs.summary(),
+      dirtyPages: epochs.dirtyPages.summary(),
+    },
+    clock: vm.guestClock,
+    links: vm.links.map((link) => ({ name: link.name, ...link.stats() })),
+    promotions: state.promotions,
+    restarts: state.restarts,
+    promoteMs: vm.promoteMs.summary(),
+    outageMs: vm.outageMs.summary(),
+  };
+}
