@@ -30,13 +30,12 @@ function play(events: readonly EpochEvent[], state: EpochState = initialEpochSta
   return { state, transcript };
 }
 
-const cut = (epoch: number, nowMs: number, pausedMs = 2, outputHeld = false): EpochEvent => ({
-  kind: 'cut',
-  epoch: epochId(epoch),
-  pausedMs,
-  outputHeld,
-  nowMs,
-});
+/** A cut that went well; `outputHeld`: more output came before the VM ran again. */
+const cut = (epoch: number, nowMs: number, { pausedMs = 2, outputHeld = false } = {}): EpochEvent[] => [
+  { kind: 'sealed', epoch: epochId(epoch) },
+  ...(outputHeld ? [{ kind: 'output-held', nowMs } as const] : []),
+  { kind: 'resumed', pausedMs, nowMs },
+];
 
 describe('the epoch machine', () => {
   it('cuts at once when output is held after a quiet time', () => {
@@ -58,7 +57,10 @@ describe('the epoch machine', () => {
   });
 
   it('makes a steady load wait until the debt of pause is paid', () => {
-    const { transcript } = play([{ kind: 'output-held', nowMs: 0 }, cut(1, 14, 14, true)]);
+    const { transcript } = play([
+      { kind: 'output-held', nowMs: 0 },
+      ...cut(1, 14, { pausedMs: 14, outputHeld: true }),
+    ]);
     // 10 ms of credit, 14 spent: 4 ms of debt are paid after 16 ms at a share of a quarter.
     expect(transcript).toEqual(['cut 1', 'wake 30']);
   });
@@ -66,7 +68,7 @@ describe('the epoch machine', () => {
   it('cuts on demand whatever the budget says', () => {
     const { transcript } = play([
       { kind: 'output-held', nowMs: 0 },
-      cut(1, 50, 50),
+      ...cut(1, 50, { pausedMs: 50 }),
       { kind: 'demand', nowMs: 51 },
     ]);
     expect(transcript).toEqual(['cut 1', 'wake 210', 'cut 2']);
@@ -75,8 +77,8 @@ describe('the epoch machine', () => {
   it('lets no more epochs fly than the policy says, and goes on when one is acknowledged', () => {
     const { transcript } = play([
       { kind: 'output-held', nowMs: 0 },
-      cut(1, 1, 1, true),
-      cut(2, 2, 1, true),
+      ...cut(1, 1, { pausedMs: 1, outputHeld: true }),
+      ...cut(2, 2, { pausedMs: 1, outputHeld: true }),
       { kind: 'tick', nowMs: 500 },
       { kind: 'acknowledged', epoch: epochId(1), nowMs: 501 },
     ]);
@@ -86,7 +88,7 @@ describe('the epoch machine', () => {
   it('joins a failed epoch to the next one', () => {
     const { transcript } = play([
       { kind: 'output-held', nowMs: 0 },
-      cut(1, 1, 1),
+      ...cut(1, 1, { pausedMs: 1 }),
       { kind: 'failed', epoch: epochId(1), nowMs: 2 },
     ]);
     expect(transcript).toEqual(['cut 1', 'wake 101', 'abort 1', 'cut 2']);
@@ -126,7 +128,7 @@ describe('the epoch machine', () => {
           expect(effects).toContainEqual({ kind: 'cut', epoch: open });
           nowMs += pause;
           pausedMs += pause;
-          run(cut(open, nowMs, pause));
+          for (const event of cut(open, nowMs, { pausedMs: pause })) run(event);
           run({ kind: 'acknowledged', epoch: open, nowMs });
           // The burst and one overdraft come on top of the share.
           expect(pausedMs).toBeLessThanOrEqual(policy.pauseShare * nowMs + policy.pauseBurstMs + 8 + 1e-6);
@@ -138,9 +140,9 @@ describe('the epoch machine', () => {
   it('commits every epoch once and in the order of the cuts', () => {
     const { state, transcript } = play([
       { kind: 'output-held', nowMs: 0 },
-      cut(FIRST_EPOCH, 1, 1, true),
+      ...cut(FIRST_EPOCH, 1, { pausedMs: 1, outputHeld: true }),
       { kind: 'acknowledged', epoch: epochId(1), nowMs: 1 },
-      cut(2, 2, 1),
+      ...cut(2, 2, { pausedMs: 1 }),
       { kind: 'acknowledged', epoch: epochId(2), nowMs: 3 },
     ]);
     expect(transcript.filter((line) => line.startsWith('commit'))).toEqual(['commit 1', 'commit 2']);

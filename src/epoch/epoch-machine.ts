@@ -41,14 +41,10 @@ export type EpochEvent =
   | { readonly kind: 'output-held'; readonly nowMs: number }
   | { readonly kind: 'dirty'; readonly pages: number; readonly nowMs: number }
   | { readonly kind: 'demand'; readonly nowMs: number }
-  /** The VM runs again. `outputHeld`: output came after the cut and already waits in the new epoch. */
-  | {
-      readonly kind: 'cut';
-      readonly epoch: EpochId;
-      readonly pausedMs: number;
-      readonly outputHeld: boolean;
-      readonly nowMs: number;
-    }
+  /** The VM stands still and all that the epoch holds is known: what comes now belongs to the next one. */
+  | { readonly kind: 'sealed'; readonly epoch: EpochId }
+  /** The VM runs again after it stood still for `pausedMs`. */
+  | { readonly kind: 'resumed'; readonly pausedMs: number; readonly nowMs: number }
   | { readonly kind: 'acknowledged'; readonly epoch: EpochId; readonly nowMs: number }
   | { readonly kind: 'failed'; readonly epoch: EpochId; readonly nowMs: number }
   | { readonly kind: 'halt' };
@@ -93,24 +89,28 @@ export function stepEpoch(state: EpochState, event: EpochEvent, policy: EpochPol
       return decide({ ...state, dirtyPages: event.pages }, [], { policy, nowMs: event.nowMs });
     case 'demand':
       return decide({ ...state, demanded: true }, [], { policy, nowMs: event.nowMs });
-    case 'cut': {
+    case 'sealed':
       assert(state.phase !== 'open' && event.epoch === state.open, `epoch ${event.epoch} was not being cut`);
+      return {
+        next: {
+          ...state,
+          open: nextEpoch(state.open),
+          outputHeld: false,
+          dirtyPages: 0,
+          demanded: false,
+          inFlight: [...state.inFlight, event.epoch],
+        },
+        effects: [],
+      };
+    case 'resumed': {
+      const { pausedMs, nowMs } = event;
       const next: EpochState = {
         ...state,
         phase: state.phase === 'halted' ? 'halted' : 'open',
-        open: nextEpoch(state.open),
-        openedAtMs: event.nowMs,
-        outputHeld: event.outputHeld,
-        dirtyPages: 0,
-        demanded: false,
-        inFlight: [...state.inFlight, event.epoch],
-        budget: spend(
-          refill(state.budget, policy, event.nowMs - event.pausedMs),
-          event.pausedMs,
-          event.nowMs,
-        ),
+        openedAtMs: nowMs,
+        budget: spend(refill(state.budget, policy, nowMs - pausedMs), pausedMs, nowMs),
       };
-      return decide(next, [], { policy, nowMs: event.nowMs });
+      return decide(next, [], { policy, nowMs });
     }
     case 'acknowledged': {
       assert(state.inFlight[0] === event.epoch, `epoch ${event.epoch} is not the oldest in flight`);

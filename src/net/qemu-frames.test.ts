@@ -82,8 +82,9 @@ test('a real QEMU speaks through a link, its input counts as read once it has it
 
   const { qemu, qmp } = await startQemu(port.path);
   await port.awaitConnection({ deadlineMs: 10_000, clock: systemClock });
-  const once1 = { initial: 10, max: 10, rounds: 1, step: 10 };
-  await qmp({ execute: 'announce-self', arguments: once1 });
+  // QEMU drops frames until it has seen for itself that it is connected, so it is asked for many.
+  const manyTimes = { initial: 10, max: 50, rounds: 500, step: 10 };
+  await qmp({ execute: 'announce-self', arguments: manyTimes });
   await vi.waitFor(() => expect(onHeld).toHaveBeenCalled(), { timeout: 10_000 });
   await qmp({ execute: 'stop' });
   link.drainOutput();

@@ -73,6 +73,17 @@ test('any watcher may type, and is asked to wait while input is full', () => {
   expect(typed).toEqual(['l', 's']);
 });
 
+test('what was written stays what it was although its buffer is used again', () => {
+  const end = new StreamEnd();
+  const typed: Uint8Array[] = [];
+  end.receive((input) => typed.push(input));
+  const buffer = bytes('ls');
+  watch(end).client.write(buffer);
+  end.send(buffer);
+  buffer.fill(0);
+  expect([...typed, watch(end).seen()].map((text) => Buffer.from(text).toString())).toEqual(['ls', 'ls']);
+});
+
 test('other processes watch and type through a socket', async () => {
   const end = new StreamEnd();
   const typed: string[] = [];

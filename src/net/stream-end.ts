@@ -39,7 +39,7 @@ export class StreamEnd implements FarEnd {
     return {
       write: (bytes) => {
         // A copy, because input is kept until an epoch covers it and the caller may reuse its buffer.
-        if (this.#watchers.has(watcher)) this.#receiver?.(bytes.slice());
+        if (this.#watchers.has(watcher)) this.#receiver?.(new Uint8Array(bytes));
         return !this.#paused;
       },
       close: () => {
@@ -83,7 +83,7 @@ export class StreamEnd implements FarEnd {
   #remember(bytes: Uint8Array): void {
     if (this.#scrollbackBytes === 0) return;
     // A copy: a few bytes may be a view of a large chunk that would live on with them.
-    this.#scrollback.push(bytes.slice());
+    this.#scrollback.push(new Uint8Array(bytes));
     this.#scrollbackFill += bytes.length;
     // Many tiny pieces would cost more than they hold, so they are joined now and then.
     if (this.#scrollbackFill <= 2 * this.#scrollbackBytes && this.#scrollback.length < 1024) return;

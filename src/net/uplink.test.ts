@@ -55,13 +55,21 @@ async function echoServer(netns: string): Promise<void> {
   });
 }
 
-/** Sends `sent` to an echo server and returns what comes back. */
+/** Sends `sent` to an echo server and returns as much of what comes back. */
 async function echoed(socket: Socket, sent: string): Promise<string> {
   open.defer(() => {
     socket.destroy();
   });
-  socket.end(sent);
-  return text(socket);
+  let back = '';
+  const done = Promise.withResolvers<void>();
+  socket.on('error', done.reject);
+  socket.on('data', (chunk) => {
+    back += chunk.toString();
+    if (back.length >= sent.length) done.resolve();
+  });
+  socket.write(sent);
+  await done.promise;
+  return back;
 }
 
 /** Node connects in a later turn of its loop, outside of any namespace: this takes a process inside it. */
@@ -220,8 +228,9 @@ describe('passt', () => {
     const sent = 'over and over again '.repeat(20_000);
     expect(await echoed(connect(hostPort, '127.0.0.1'), sent)).toBe(sent);
     await passt.close();
+    const { refusedItems } = passt.stats();
     passt.send(new Uint8Array(60));
-    expect(passt.stats().refusedItems).toBe(1);
+    expect(passt.stats().refusedItems).toBe(refusedItems + 1);
   });
 
   test('says which port is taken', async () => {

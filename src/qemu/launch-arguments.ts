@@ -28,7 +28,7 @@ export function buildArguments(spec: VmSpec, { role, paths, accel }: ArgumentOpt
     ...['-nodefaults', '-no-user-config', '-display', 'none', '-vga', 'none'],
     ...['-name', `guest=${spec.name},debug-threads=on`, '-msg', 'timestamp=on'],
     // suppress-vmdesc and send-configuration: the stream of device state is nothing but device state.
-    ...['-machine', `${spec.machine},memory-backend=${MEMORY_BLOCK},suppress-vmdesc=on`],
+    ...['-machine', `${spec.machine},memory-backend=${MEMORY_BLOCK},suppress-vmdesc=on,vmport=off,sata=off,smbus=off,usb=off`],
     ...['-global', 'migration.send-configuration=off'],
     ...acceleratorArguments(accel),
     ...['-smp', String(spec.vcpus), '-m', memory],
@@ -37,7 +37,7 @@ export function buildArguments(spec: VmSpec, { role, paths, accel }: ArgumentOpt
     // A guest that powers off or panics stands still instead of vanishing: its last output must be committed first.
     ...['-action', 'shutdown=pause,panic=pause', '-device', 'pvpanic-pci'],
     // Without it a guest without a history of its own waits seconds for entropy while it boots.
-    ...['-device', 'virtio-rng-pci'],
+    ...['-device', 'virtio-rng-pci,disable-modern=on,disable-legacy=off'],
     ...bootArguments(spec.boot),
     ...spec.disks.flatMap((disk, index) => diskArguments(disk, `disk${index}`)),
     ...spec.nics.flatMap(({ mac }, index) => nicArguments(mac, { index, path: paths.nics[index] ?? '' })),
@@ -87,13 +87,13 @@ function nicArguments(mac: string, { index, path }: { index: number; path: strin
   return [
     ...['-netdev', `stream,id=nic${index},server=off,addr.type=unix,addr.path=${escaped(path)}`],
     // No option ROM: it would be one more RAM block, and nobody boots from this network.
-    ...['-device', `virtio-net-pci,netdev=nic${index},mac=${mac},romfile=`],
+    ...['-device', `virtio-net-pci,netdev=nic${index},mac=${mac},romfile=,disable-modern=on,disable-legacy=off`],
   ];
 }
 
 function agentArguments(path: string): string[] {
   return [
-    ...['-device', 'virtio-serial-pci', '-chardev', clientSocket('agent', path)],
+    ...['-device', 'virtio-serial-pci,disable-modern=on,disable-legacy=off', '-chardev', clientSocket('agent', path)],
     ...['-device', 'virtserialport,chardev=agent,name=org.qemu.guest_agent.0'],
   ];
 }

@@ -1,5 +1,5 @@
 import { readFileSync } from 'node:fs';
-import { assert } from '../base/assert.ts';
+import { assert, InvariantViolation } from '../base/assert.ts';
 import type { Clock } from '../base/clock.ts';
 import type { Failpoints } from '../base/failpoint.ts';
 import { SampleWindow } from '../base/sample-window.ts';
@@ -17,6 +17,7 @@ import type { GuestMemory } from '../memory/guest-memory.ts';
 import { countPages, type PageRun } from '../memory/page-runs.ts';
 import type { GuestLink } from '../net/guest-link.ts';
 import type { Machine } from '../qemu/machine.ts';
+import { QemuError } from '../qemu/qemu-error.ts';
 import type { EpochSlot } from './epoch-slot.ts';
 import type { ShadowImage } from './shadow-image.ts';
 
@@ -63,10 +64,11 @@ export class EpochPipeline {
   #state: EpochState;
   #cancelWake: () => void = () => {};
   #cancelPeek: () => void = () => {};
+  /** Until the VM runs again: one cut at a time. */
   #cutting: Promise<void> | undefined;
+  /** Epochs are acknowledged in the order of their cuts, while later ones may be cut already. */
+  #acknowledging: Promise<void> = Promise.resolve();
   #stageFailures = 0;
-  /** Output waits in the open epoch: what came before the seal leaves with the commit and asks for no cut. */
-  #heldSinceSeal = false;
   readonly #startedMs: number;
   readonly pauseMs = new SampleWindow(SAMPLES);
   readonly commitMs = new SampleWindow(SAMPLES);
@@ -87,7 +89,6 @@ export class EpochPipeline {
 
   /** Some link holds its first output since the cut. */
   noteHeldOutput(): void {
-    this.#heldSinceSeal = true;
     if (!this.#state.outputHeld) this.#step({ kind: 'output-held', nowMs: this.#nowMs() });
   }
 
@@ -102,6 +103,7 @@ export class EpochPipeline {
     this.#cancelWake();
     this.#cancelPeek();
     await this.#cutting;
+    await this.#acknowledging;
   }
 
   get openEpoch(): EpochId {
@@ -165,92 +167,131 @@ export class EpochPipeline {
     }
     try {
       await failpoints.hit('cut.before-pause');
-      const staged = await this.#pause(epoch, slot);
-      if (staged.kind === 'staged') await this.#complete(epoch, slot, staged);
-      else this.#abandon(epoch, slot, staged);
+      await this.#cutInto(slot, epoch);
     } catch (cause) {
       this.#lose(this.#options.onPrimaryLost, cause);
     }
   }
 
-  /** The critical section: everything in here adds to the time that the VM stands still. */
-  async #pause(epoch: EpochId, slot: EpochSlot): Promise<PauseOutcome> {
+  async #cutInto(slot: EpochSlot, epoch: EpochId): Promise<void> {
     const { source, failpoints } = this.#options;
-    const { links, machine } = source;
     const startMs = this.#nowMs();
-    for (const link of links) link.pauseInput();
-    const { stopped, saved } = machine.stopAndSave(source.deviceStatePath);
-    await Promise.all([stopped, saved]);
-    await failpoints.hit('cut.after-pause');
-    for (const link of links) link.drainOutput();
-    await failpoints.hit('cut.before-scan');
-    // Last, because saving device state may itself write guest memory.
-    const runs = source.dirtyLog.collect();
-    await failpoints.hit('cut.after-scan');
-    let failure: unknown;
-    try {
-      slot.capture(source.memory, runs);
-    } catch (cause) {
-      // No room, most likely. The pages are not lost: they join the next epoch.
-      source.dirtyLog.mark(runs);
-      failure = cause;
-    }
-    await failpoints.hit('cut.after-stage');
+    for (const link of source.links) link.pauseInput();
+    const staging = await this.#stage(slot);
     for (const participant of this.#participants()) participant.seal(epoch);
-    this.#heldSinceSeal = false;
+    this.#step({ kind: 'sealed', epoch });
     await failpoints.hit('cut.before-resume');
-    if (source.mayContinue()) await machine.cont();
-    for (const link of links) link.resumeInput();
-    const pausedMs = this.#nowMs() - startMs;
-    this.pauseMs.add(pausedMs);
-    this.dirtyPages.add(countPages(runs));
-    this.#options.onPause(pausedMs);
-    await failpoints.hit('cut.after-resume');
-    return failure === undefined
-      ? { kind: 'staged', pausedMs, startMs, runs }
-      : { kind: 'failed', pausedMs, cause: failure };
+    // QEMU takes its time to continue. The epoch is completed meanwhile, so that what it holds leaves sooner.
+    const resumed = this.#resume(startMs);
+    if (this.#finish(slot, epoch, staging)) this.#acknowledgeInOrder(slot, epoch, startMs);
+    await resumed;
   }
 
-  async #complete(epoch: EpochId, slot: EpochSlot, staged: Staged): Promise<void> {
-    const { image, source, failpoints } = this.#options;
+  /** The critical section: what happens in here adds to the time that the VM stands still. */
+  async #stage(slot: EpochSlot): Promise<Staging> {
+    const { source, failpoints } = this.#options;
+    const { stopped, saved } = source.machine.stopAndSave(source.deviceStatePath);
+    await stopped;
+    await failpoints.hit('cut.after-pause');
+    for (const link of source.links) link.drainOutput();
+    await failpoints.hit('cut.before-scan');
+    const staging: Staging = { runs: [], failure: undefined };
+    // While QEMU writes its device state, most of memory is taken …
+    this.#captureDirty(slot, staging);
+    await failpoints.hit('cut.after-scan');
+    await saved.catch((cause) => {
+      if (!isRefusal(cause)) throw cause;
+      staging.failure = cause;
+    });
+    await failpoints.hit('cut.after-save');
+    // … and at last what the saving itself has written, in memory or to a link.
+    for (const link of source.links) link.drainOutput();
+    this.#captureDirty(slot, staging);
+    this.dirtyPages.add(countPages(staging.runs));
+    await failpoints.hit('cut.after-stage');
+    return staging;
+  }
+
+  /** Moves what is dirty into the slot. For lack of room it stays noted in `staging`. */
+  #captureDirty(slot: EpochSlot, staging: Staging): void {
+    const { dirtyLog, memory } = this.#options.source;
+    const runs = dirtyLog.collect();
+    staging.runs = staging.runs.concat(runs);
     try {
+      if (staging.failure === undefined) slot.capture(memory, runs);
+    } catch (cause) {
+      staging.failure = cause;
+    }
+  }
+
+  /** Sends `cont` at once; resolves when the VM runs and takes input again. */
+  async #resume(startMs: number): Promise<void> {
+    const { source, onPause, failpoints } = this.#options;
+    if (source.mayContinue()) await source.machine.cont();
+    for (const link of source.links) link.resumeInput();
+    const pausedMs = this.#nowMs() - startMs;
+    this.pauseMs.add(pausedMs);
+    onPause(pausedMs);
+    await failpoints.hit('cut.after-resume');
+    this.#cutting = undefined;
+    this.#step({ kind: 'resumed', pausedMs, nowMs: this.#nowMs() });
+  }
+
+  /**
+   * Makes the staged epoch whole; false if that failed. In one go: QEMU's file with the device state is written
+   * again at the next cut, and only the newest epoch can still be joined to the one after it.
+   */
+  #finish(slot: EpochSlot, epoch: EpochId, staging: Staging): boolean {
+    const { source } = this.#options;
+    try {
+      if (staging.failure !== undefined) throw staging.failure;
       slot.finish({
         deviceState: readFileSync(source.deviceStatePath),
         outputs: source.links.map((link) => ({ link: link.name, items: link.sealedOutput(epoch) })),
       });
+      return true;
     } catch (cause) {
-      source.dirtyLog.mark(staged.runs);
-      this.#abandon(epoch, slot, { kind: 'failed', pausedMs: staged.pausedMs, cause });
-      return;
+      this.#abandon(epoch, slot, { runs: staging.runs, cause });
+      return false;
     }
+  }
+
+  #acknowledgeInOrder(slot: EpochSlot, epoch: EpochId, startMs: number): void {
+    this.#acknowledging = this.#acknowledging
+      .then(() => this.#acknowledge(slot, epoch, startMs))
+      .catch((cause) => this.#lose(this.#options.onShadowLost, cause));
+  }
+
+  async #acknowledge(slot: EpochSlot, epoch: EpochId, startMs: number): Promise<void> {
+    const { image, failpoints, onCommit } = this.#options;
     await failpoints.hit('commit.before-acknowledge');
     image.acknowledge(slot, epoch);
     await failpoints.hit('commit.after-acknowledge');
     this.#stageFailures = 0;
-    this.#reportCut(epoch, staged.pausedMs);
     this.#step({ kind: 'acknowledged', epoch, nowMs: this.#nowMs() });
-    this.commitMs.add(this.#nowMs() - staged.startMs);
-    this.#options.onCommit(epoch);
+    this.commitMs.add(this.#nowMs() - startMs);
+    onCommit(epoch);
     await failpoints.hit('commit.after-release');
   }
 
   /** The epoch could not be staged. It joins the next one, and after some failures in a row the shadow is given up. */
-  #abandon(epoch: EpochId, slot: EpochSlot, { pausedMs, cause }: Failed): void {
+  #abandon(
+    epoch: EpochId,
+    slot: EpochSlot,
+    { runs, cause }: { runs: readonly PageRun[]; cause: unknown },
+  ): void {
+    this.#options.source.dirtyLog.mark(runs);
     this.#options.image.giveBack(slot);
     this.#stageFailures += 1;
     const givenUp = this.#stageFailures >= STAGE_FAILURES_MAX;
     if (givenUp) this.#step({ kind: 'halt' });
-    this.#reportCut(epoch, pausedMs);
     this.#step({ kind: 'failed', epoch, nowMs: this.#nowMs() });
     if (givenUp) this.#options.onShadowLost(cause);
   }
 
-  #reportCut(epoch: EpochId, pausedMs: number): void {
-    this.#cutting = undefined;
-    this.#step({ kind: 'cut', epoch, pausedMs, outputHeld: this.#heldSinceSeal, nowMs: this.#nowMs() });
-  }
-
   #lose(report: (cause: unknown) => void, cause: unknown): void {
+    // A bug is no loss: it ends the keeper, and the VM with it.
+    if (cause instanceof InvariantViolation) throw cause;
     this.#cutting = undefined;
     this.#step({ kind: 'halt' });
     this.#cancelWake();
@@ -278,11 +319,13 @@ export class EpochPipeline {
   }
 }
 
-type Staged = {
-  readonly kind: 'staged';
-  readonly pausedMs: number;
-  readonly startMs: number;
-  readonly runs: readonly PageRun[];
-};
-type Failed = { readonly kind: 'failed'; readonly pausedMs: number; readonly cause: unknown };
-type PauseOutcome = Staged | Failed;
+/** QEMU lives and said no, e.g. because there is no room for its device state. */
+function isRefusal(cause: unknown): boolean {
+  return cause instanceof QemuError && cause.code === 'QMP_COMMAND_FAILED';
+}
+
+interface Staging {
+  runs: PageRun[];
+  /** Why not all of `runs` is in the slot. */
+  failure: unknown;
+}

@@ -14,10 +14,10 @@ import { ReplicationError } from './replication-error.ts';
  * One staged epoch: a file that holds all that the epoch changed, and a commit mark. It is a redo log:
  * applying it twice does the same as applying it once, so that an application cut short is simply repeated.
  *
- * Layout, little endian: a header page, the runs of pages (u32 first page, u32 count), then page aligned the
- * contents of the pages, then the device state and the output. Each section has an xxh64, the header has one
- * over all that it says, and the commit mark is derived from that one: a mark left over from the slot's
- * previous use cannot fit a new header.
+ * Layout, little endian: a header page, the contents of the pages, their runs (u32 first page, u32 count), the
+ * device state and the output. A page may stand in it twice; the later one counts. Each section has an xxh64,
+ * the header has one over all that it says, and the commit mark is derived from that one: a mark left over
+ * from the slot's previous use cannot fit a new header.
  */
 const MAGIC = 0x3148434f50455355n; // "USEPOCH1"
 const COMMIT_XOR = 0x434f4d4d49544544n; // "COMMITED"
@@ -35,6 +35,7 @@ const HEADER = {
   headerHash: 80,
   commitMark: 88,
 } as const;
+const RUN_BYTES = 8;
 const TAIL_BYTES_MAX = 96 * MIB;
 /** A slot keeps at most this much memory between two uses, so that one large epoch does not cost for ever. */
 const KEEP_BYTES = 64 * MIB;
@@ -42,7 +43,7 @@ const KEEP_BYTES = 64 * MIB;
 export interface StagedEpoch {
   readonly epoch: EpochId;
   readonly runs: readonly PageRun[];
-  /** Where in the slot's mapping the contents of `runs` begin, one after the other. */
+  /** Where in the slot's mapping the contents of `runs` begin, one after the other, to be applied in this order. */
   readonly pagesOffset: number;
   readonly deviceState: Buffer;
   readonly outputs: readonly LinkOutput[];
@@ -54,9 +55,9 @@ export class EpochSlot implements Disposable {
   readonly #memoryBytes: number;
   readonly #view: DataView;
   readonly mapping: Mapping;
-  #backedBytes = 0;
+  #backedBytes: number;
   #epoch: EpochId | undefined;
-  #runCount = 0;
+  #runs: PageRun[] = [];
   #pageCount = 0;
 
   private constructor(path: string, fd: number, { memoryBytes }: { memoryBytes: number }) {
@@ -64,16 +65,24 @@ export class EpochSlot implements Disposable {
     this.#fd = fd;
     this.#memoryBytes = memoryBytes;
     // Sparse: only what an epoch really holds takes room in the file system.
-    const lengthBytes = PAGE_BYTES + runsBytesMax(memoryBytes) + memoryBytes + TAIL_BYTES_MAX;
+    const lengthBytes = PAGE_BYTES + 2 * (memoryBytes + runsBytesMax(memoryBytes)) + TAIL_BYTES_MAX;
     ftruncateSync(fd, lengthBytes);
+    allocate(fd, 0, { lengthBytes: MIB });
+    this.#backedBytes = MIB;
     this.mapping = Mapping.ofFile(fd, lengthBytes, { writable: true });
     this.#view = new DataView(this.mapping.bytes.buffer, this.mapping.bytes.byteOffset, PAGE_BYTES);
-    this.#back(PAGE_BYTES);
   }
 
+  /** Makes the file. Throws LinuxError ENOSPC, and leaves nothing behind then. */
   static create(path: string, options: { memoryBytes: number }): EpochSlot {
     const fd = openSync(path, 'wx+', 0o600);
-    return new EpochSlot(path, fd, options);
+    try {
+      return new EpochSlot(path, fd, options);
+    } catch (cause) {
+      closeSync(fd);
+      unlinkSync(path);
+      throw cause;
+    }
   }
 
   /** Starts a new epoch in this slot; whatever it held before is no longer valid. Called before the VM stops. */
@@ -81,7 +90,7 @@ export class EpochSlot implements Disposable {
     this.#set(HEADER.commitMark, 0n);
     this.#set(HEADER.magic, 0n);
     this.#epoch = epoch;
-    this.#runCount = 0;
+    this.#runs = [];
     this.#pageCount = 0;
     if (this.#backedBytes > KEEP_BYTES) {
       punchHole(this.#fd, KEEP_BYTES, { lengthBytes: this.mapping.lengthBytes - KEEP_BYTES });
@@ -89,22 +98,17 @@ export class EpochSlot implements Disposable {
     }
   }
 
-  /** Copies the pages of `runs` out of the VM's memory. The VM stands still. Throws LinuxError ENOSPC when the file system is full. */
+  /**
+   * Copies the pages of `runs` out of the VM's memory; may be called twice for one epoch. The VM stands still.
+   * Throws LinuxError ENOSPC when the file system is full; what was captured before stays.
+   */
   capture(memory: GuestMemory, runs: readonly PageRun[]): void {
+    const offset = this.#pagesEnd();
     const pageCount = countPages(runs);
-    this.#back(pagesOffset(runs.length) + pageCount * PAGE_BYTES);
-    const table = new DataView(
-      this.mapping.bytes.buffer,
-      this.mapping.bytes.byteOffset + PAGE_BYTES,
-      runs.length * 8,
-    );
-    runs.forEach((run, index) => {
-      table.setUint32(index * 8, run.firstPage, true);
-      table.setUint32(index * 8 + 4, run.pageCount, true);
-    });
-    memory.readRuns(runs, this.mapping, pagesOffset(runs.length));
-    this.#runCount = runs.length;
-    this.#pageCount = pageCount;
+    this.#back(offset + pageCount * PAGE_BYTES);
+    memory.readRuns(runs, this.mapping, offset);
+    this.#runs = this.#runs.concat(runs);
+    this.#pageCount += pageCount;
   }
 
   /** Adds what else belongs to the epoch and seals it with checksums. The VM may run again already. */
@@ -118,19 +122,21 @@ export class EpochSlot implements Disposable {
         `device state and output of epoch ${this.#epoch} take ${tailBytes} bytes`,
       );
     }
-    const tail = this.#tailOffset();
+    const pagesEnd = this.#pagesEnd();
+    const tail = pagesEnd + this.#runs.length * RUN_BYTES;
     this.#back(tail + tailBytes);
+    this.#writeRuns(pagesEnd);
     this.mapping.bytes.set(deviceState, tail);
     this.mapping.bytes.set(encoded, tail + deviceState.length);
     this.#set(HEADER.magic, MAGIC);
     this.#set(HEADER.epoch, BigInt(this.#epoch));
     this.#set(HEADER.memoryBytes, BigInt(this.#memoryBytes));
-    this.#set(HEADER.runCount, BigInt(this.#runCount));
+    this.#set(HEADER.runCount, BigInt(this.#runs.length));
     this.#set(HEADER.pageCount, BigInt(this.#pageCount));
     this.#set(HEADER.deviceStateBytes, BigInt(deviceState.length));
     this.#set(HEADER.outputBytes, BigInt(encoded.length));
-    this.#set(HEADER.runsHash, this.#hash(PAGE_BYTES, this.#runCount * 8));
-    this.#set(HEADER.pagesHash, this.#hash(pagesOffset(this.#runCount), this.#pageCount * PAGE_BYTES));
+    this.#set(HEADER.pagesHash, this.#hash(PAGE_BYTES, pagesEnd - PAGE_BYTES));
+    this.#set(HEADER.runsHash, this.#hash(pagesEnd, tail - pagesEnd));
     this.#set(HEADER.tailHash, this.#hash(tail, tailBytes));
     this.#set(HEADER.headerHash, this.#hash(0, HEADER.headerHash));
   }
@@ -160,17 +166,17 @@ export class EpochSlot implements Disposable {
     check('the header', this.#get(HEADER.magic) === MAGIC && this.#hash(0, HEADER.headerHash) === headerHash);
     check('the memory size', size(HEADER.memoryBytes) === this.#memoryBytes);
     const runCount = size(HEADER.runCount);
-    const pages = pagesOffset(runCount);
-    const tail = pages + size(HEADER.pageCount) * PAGE_BYTES;
+    const pagesEnd = PAGE_BYTES + size(HEADER.pageCount) * PAGE_BYTES;
+    const tail = pagesEnd + runCount * RUN_BYTES;
     const deviceStateBytes = size(HEADER.deviceStateBytes);
     const tailBytes = deviceStateBytes + size(HEADER.outputBytes);
-    check('the list of pages', this.#hash(PAGE_BYTES, runCount * 8) === this.#get(HEADER.runsHash));
-    check('the memory', this.#hash(pages, tail - pages) === this.#get(HEADER.pagesHash));
+    check('the memory', this.#hash(PAGE_BYTES, pagesEnd - PAGE_BYTES) === this.#get(HEADER.pagesHash));
+    check('the list of pages', this.#hash(pagesEnd, tail - pagesEnd) === this.#get(HEADER.runsHash));
     check('the device state', this.#hash(tail, tailBytes) === this.#get(HEADER.tailHash));
     return {
       epoch: epochId(epoch),
-      runs: this.#runs(runCount),
-      pagesOffset: pages,
+      runs: this.#readRuns(pagesEnd, runCount),
+      pagesOffset: PAGE_BYTES,
       deviceState: Buffer.from(this.mapping.bytes.subarray(tail, tail + deviceStateBytes)),
       outputs: decodeOutputs(
         Buffer.from(this.mapping.bytes.subarray(tail + deviceStateBytes, tail + tailBytes)),
@@ -184,20 +190,32 @@ export class EpochSlot implements Disposable {
     unlinkSync(this.path);
   }
 
-  #runs(runCount: number): PageRun[] {
-    const table = new DataView(
-      this.mapping.bytes.buffer,
-      this.mapping.bytes.byteOffset + PAGE_BYTES,
-      runCount * 8,
-    );
-    return Array.from({ length: runCount }, (_, index) => ({
-      firstPage: table.getUint32(index * 8, true),
-      pageCount: table.getUint32(index * 8 + 4, true),
-    }));
+  #pagesEnd(): number {
+    return PAGE_BYTES + this.#pageCount * PAGE_BYTES;
   }
 
-  #tailOffset(): number {
-    return pagesOffset(this.#runCount) + this.#pageCount * PAGE_BYTES;
+  #table(offset: number, runCount: number): DataView {
+    return new DataView(
+      this.mapping.bytes.buffer,
+      this.mapping.bytes.byteOffset + offset,
+      runCount * RUN_BYTES,
+    );
+  }
+
+  #writeRuns(offset: number): void {
+    const table = this.#table(offset, this.#runs.length);
+    for (const [index, run] of this.#runs.entries()) {
+      table.setUint32(index * RUN_BYTES, run.firstPage, true);
+      table.setUint32(index * RUN_BYTES + 4, run.pageCount, true);
+    }
+  }
+
+  #readRuns(offset: number, runCount: number): PageRun[] {
+    const table = this.#table(offset, runCount);
+    return Array.from({ length: runCount }, (_, index) => ({
+      firstPage: table.getUint32(index * RUN_BYTES, true),
+      pageCount: table.getUint32(index * RUN_BYTES + 4, true),
+    }));
   }
 
   /** Reserves room up to `endByte`, so that lack of it is an error here and not a SIGBUS later. */
@@ -223,13 +241,5 @@ export class EpochSlot implements Disposable {
 
 /** At worst every second page is dirty. */
 function runsBytesMax(memoryBytes: number): number {
-  return alignToPage((memoryBytes / PAGE_BYTES) * 4 + 8);
-}
-
-function pagesOffset(runCount: number): number {
-  return PAGE_BYTES + alignToPage(runCount * 8);
-}
-
-function alignToPage(bytes: number): number {
-  return Math.ceil(bytes / PAGE_BYTES) * PAGE_BYTES;
+  return (memoryBytes / PAGE_BYTES / 2 + 1) * RUN_BYTES;
 }

@@ -21,8 +21,8 @@ const APPLY_CHUNK_PAGES = 1024;
  */
 export class ShadowImage implements Disposable {
   readonly memory: GuestMemory;
-  readonly #free: EpochSlot[];
-  readonly #slots: readonly EpochSlot[];
+  readonly #free: EpochSlot[] = [];
+  readonly #slots: DisposableStack;
   readonly #failpoints: Failpoints;
   /** Committed and not yet applied, oldest first. */
   readonly #backlog: EpochSlot[] = [];
@@ -30,13 +30,16 @@ export class ShadowImage implements Disposable {
   #committed: EpochId = NO_EPOCH;
   #applying: Promise<void> | undefined;
 
+  /** Throws LinuxError ENOSPC when there is no room for the slots; none is left behind then. */
   constructor({ memory, directory, slotCount, failpoints }: ShadowImageOptions) {
     this.memory = memory;
     this.#failpoints = failpoints;
-    this.#slots = Array.from({ length: slotCount }, (_, index) =>
-      EpochSlot.create(join(directory, `epoch-${index}`), { memoryBytes: memory.sizeBytes }),
-    );
-    this.#free = [...this.#slots];
+    using making = new DisposableStack();
+    for (let index = 0; index < slotCount; index += 1) {
+      const path = join(directory, `epoch-${index}`);
+      this.#free.push(making.use(EpochSlot.create(path, { memoryBytes: memory.sizeBytes })));
+    }
+    this.#slots = making.move();
   }
 
   get committed(): EpochId {
@@ -63,11 +66,8 @@ export class ShadowImage implements Disposable {
     // A latest epoch that still waits to be applied is freed by the application.
     if (before !== undefined && !this.#backlog.includes(before)) this.#free.push(before);
     this.#backlog.push(slot);
-    this.#applying ??= this.#applyBacklog().finally(() => {
-      this.#applying = undefined;
-    });
     // Its failure is reported by `settle`, which everybody calls who relies on the memory.
-    this.#applying.catch(() => {});
+    this.#startApplying().catch(() => {});
   }
 
   /**
@@ -76,7 +76,7 @@ export class ShadowImage implements Disposable {
    */
   async settle(): Promise<StagedEpoch> {
     await this.#applying?.catch(() => {});
-    await this.#applyBacklog();
+    await this.#startApplying();
     const staged = this.#latest?.read();
     if (staged === undefined) {
       throw new ReplicationError('REPLICATION_NOTHING_COMMITTED', 'the shadow holds no whole epoch yet');
@@ -85,7 +85,15 @@ export class ShadowImage implements Disposable {
   }
 
   [Symbol.dispose](): void {
-    for (const slot of this.#slots) slot[Symbol.dispose]();
+    this.#slots[Symbol.dispose]();
+  }
+
+  /** One application at a time: two would take the same slot from the backlog. */
+  #startApplying(): Promise<void> {
+    this.#applying ??= this.#applyBacklog().finally(() => {
+      this.#applying = undefined;
+    });
+    return this.#applying;
   }
 
   async #applyBacklog(): Promise<void> {
