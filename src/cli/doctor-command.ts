@@ -1,8 +1,10 @@
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { cacheDirectory } from '../base/cache-directory.ts';
 import { systemClock as clock } from '../base/clock.ts';
 import { silentLogger } from '../base/logger.ts';
-import { acceleratorCacheFile } from '../keeper/vm-host.ts';
+import { acceleratorCacheFile } from '../keeper/run-paths.ts';
 import { CliError } from './cli-error.ts';
 import { EXIT_CODES } from './exit-codes.ts';
 import { checkHost, type Finding } from './host-checks.ts';
@@ -13,7 +15,7 @@ const SIGNS = { ok: '✓', warn: '!', fail: '✗' } as const;
 
 /** Says what works on this machine. Exit code 4 when no VM can be protected here. */
 export async function doctor({ probe }: { probe: boolean }, out: Output): Promise<number> {
-  if (probe) await forgetAndProbe(out);
+  if (probe) await probeAnew(out);
   const findings = await checkHost();
   const failed = findings.filter(({ mark }) => mark === 'fail').map(({ title }) => title);
   const canProtect = failed.length === 0;
@@ -22,14 +24,17 @@ export async function doctor({ probe }: { probe: boolean }, out: Output): Promis
 }
 
 /** Boots the probe guest with KVM; where that is not to be had, with TCG, to see that a guest runs at all. */
-async function forgetAndProbe(out: Output): Promise<void> {
+async function probeAnew(out: Output): Promise<void> {
   const { ensureDemoGuest } = await import('../../guest/build.ts');
   const { bootsUnder, probeAccelerator } = await import('../qemu/accelerator-probe.ts');
   const { QemuFinder } = await import('../qemu/qemu-binary.ts');
-  const { mkdtempSync, rmSync } = await import('node:fs');
-  const { tmpdir } = await import('node:os');
   const cacheDir = cacheDirectory();
-  const { kernel, probeInitrd: initrd, cmdline, probeMarker: marker } = await ensureDemoGuest({
+  const {
+    kernel,
+    probeInitrd: initrd,
+    cmdline,
+    probeMarker: marker,
+  } = await ensureDemoGuest({
     cacheDir,
     onProgress: (step) => out.progress(step),
   });
@@ -37,7 +42,13 @@ async function forgetAndProbe(out: Output): Promise<void> {
   try {
     const qemu = await new QemuFinder().find('qemu-system-x86_64');
     const guest = { kernel, initrd, cmdline, marker };
-    const trial = { qemu, guest, deadlineMs: PROBE_DEADLINE_MS, logPath: join(directory, 'probe.log'), clock };
+    const trial = {
+      qemu,
+      guest,
+      deadlineMs: PROBE_DEADLINE_MS,
+      logPath: join(directory, 'probe.log'),
+      clock,
+    };
     const cacheFile = acceleratorCacheFile(cacheDir);
     rmSync(cacheFile, { force: true });
     out.progress('booting a guest with KVM');

@@ -15,22 +15,21 @@ export interface EventsOptions {
 
 /** The events of one VM or of all, oldest first; with `follow` also those to come, until the VMs end. */
 export async function events(name: string | undefined, options: EventsOptions, out: Output): Promise<number> {
+  using interruption = options.follow ? new Interruption() : undefined;
   const vms = name === undefined ? RunDirectory.list() : [findVm(name)];
   const show = (event: VmEvent) => out.result(event, () => eventText(event));
   const past = (await Promise.all(vms.map((vm) => pastEvents(vm, options.since)))).flat();
   for (const event of past.sort((a, b) => (a.time < b.time ? -1 : 1))) show(event);
-  if (!options.follow) return EXIT_CODES.ok.code;
-  using interruption = new Interruption();
+  if (interruption === undefined) return EXIT_CODES.ok.code;
+  // Not inside of the tasks: when one fails or the person has seen enough, the others are still waiting.
+  using controls = new DisposableStack();
+  const follow = async ({ name: vm }: FoundVm) => {
+    const control = controls.use(await openControl(vm));
+    const since = past.findLast((event) => event.vm === vm)?.seq ?? options.since;
+    for await (const event of control.events({ since, follow: true })) show(event);
+  };
   const alive = vms.filter((vm) => vm.keeper === 'alive');
-  await interruption.orInterrupted(
-    Promise.all(
-      alive.map(async (vm) => {
-        const lastSeq = past.findLast((event) => event.vm === vm.name)?.seq ?? options.since;
-        using control = await openControl(vm.name);
-        for await (const event of control.events({ since: lastSeq, follow: true })) show(event);
-      }),
-    ),
-  );
+  await interruption.orInterrupted(Promise.all(alive.map(follow)));
   return EXIT_CODES.ok.code;
 }
 

@@ -18,7 +18,8 @@ export async function buildGuest({ spec }: { spec?: string }, out: Output): Prom
   }
   const { ensureDemoGuest } = await import('../../guest/build.ts');
   const guest = await ensureDemoGuest({ onProgress: (step) => out.progress(step) });
-  if (spec !== undefined) writeFileSync(spec, demoSpec(guest, readFileSync(TEMPLATE, 'utf8')), { flag: 'wx' });
+  if (spec !== undefined)
+    writeFileSync(spec, demoSpec(guest, readFileSync(TEMPLATE, 'utf8')), { flag: 'wx' });
   out.result({ ...guest, ...(spec !== undefined && { spec }) }, () =>
     [
       `kernel   ${guest.kernel}  (Linux ${guest.kernelRelease})`,
@@ -30,7 +31,10 @@ export async function buildGuest({ spec }: { spec?: string }, out: Output): Prom
 }
 
 /** The example with the guest's files, its comments kept. */
-export function demoSpec({ kernel, initrd, cmdline }: Pick<DemoGuest, 'kernel' | 'initrd' | 'cmdline'>, template: string): string {
+export function demoSpec(
+  { kernel, initrd, cmdline }: Pick<DemoGuest, 'kernel' | 'initrd' | 'cmdline'>,
+  template: string,
+): string {
   const document = parseDocument(template);
   const network = String(document.getIn(['boot', 'cmdline'])).match(/\bus\.\S+/g) ?? [];
   document.setIn(['boot', 'kernel'], kernel);

@@ -1,14 +1,13 @@
 import { execFile } from 'node:child_process';
 import { accessSync, closeSync, constants, existsSync, openSync, readFileSync } from 'node:fs';
 import { release, userInfo } from 'node:os';
-import { delimiter, join } from 'node:path';
+import { delimiter, dirname, join } from 'node:path';
 import { promisify } from 'node:util';
 import { z } from 'zod';
 import { cacheDirectory } from '../base/cache-directory.ts';
 import { messageOf, UnderstudyError } from '../base/errors.ts';
 import { formatBytes, GIB, MIB, PAGE_BYTES } from '../base/units.ts';
-import { acceleratorCacheFile } from '../keeper/vm-host.ts';
-import { memoryRoot, runRoot } from '../keeper/run-paths.ts';
+import { acceleratorCacheFile, memoryRoot, runRoot } from '../keeper/run-paths.ts';
 import { CgroupTree } from '../linux/cgroup.ts';
 import { freeBytesOf } from '../linux/file.ts';
 import { Mapping } from '../linux/mapping.ts';
@@ -73,7 +72,7 @@ export async function checkHost(checks: readonly Check[] = HOST_CHECKS): Promise
   const findings: Finding[] = [];
   // One after the other: some of them take the CPU that others measure by.
   for (const { id, title, look } of checks) {
-    findings.push({ id, title, ...(await Promise.try(look).catch(broken)) });
+    findings.push({ id, title, ...(await Promise.resolve().then(look).catch(broken)) });
   }
   return findings;
 }
@@ -87,7 +86,10 @@ function user(): Result {
   const { username, uid } = userInfo();
   return uid === 0
     ? ok('root')
-    : warn(`${username}, not root`, 'Networks work through passt only, and a standby is not limited in CPU time.');
+    : warn(
+        `${username}, not root`,
+        'Networks work through passt only, and a standby is not limited in CPU time.',
+      );
 }
 
 async function qemu(): Promise<Result> {
@@ -97,10 +99,15 @@ async function qemu(): Promise<Result> {
 
 /** That the device opens proves nothing: only a guest that came up does. */
 function accelerator(): Result {
-  if (!existsSync('/dev/kvm')) return warn('TCG; there is no /dev/kvm', 'TCG works but is slow. Enable virtualisation in firmware and host.');
+  if (!existsSync('/dev/kvm'))
+    return warn(
+      'TCG; there is no /dev/kvm',
+      'TCG works but is slow. Enable virtualisation in firmware and host.',
+    );
   const answer = rememberedAnswer();
   if (answer?.works === true) return ok(`KVM: ${answer.reason}`);
-  if (answer?.works === false) return warn(`TCG; ${answer.reason}`, 'TCG works but is slow. `understudy doctor --probe` tries again.');
+  if (answer?.works === false)
+    return warn(`TCG; ${answer.reason}`, 'TCG works but is slow. `understudy doctor --probe` tries again.');
   try {
     accessSync('/dev/kvm', constants.R_OK | constants.W_OK);
   } catch {
@@ -130,7 +137,10 @@ async function preloadLibrary(): Promise<Result> {
 function userfaultfd(): Result {
   const support = probeUserfaultfd();
   if (support.kind === 'refused') {
-    return warn(`refused: ${support.errnoName}`, 'Run as root, or set the sysctl vm.unprivileged_userfaultfd to 1.');
+    return warn(
+      `refused: ${support.errnoName}`,
+      'Run as root, or set the sysctl vm.unprivileged_userfaultfd to 1.',
+    );
   }
   const features = `${support.features.join(' ')} (${support.reach})`;
   return support.features.includes('WP_ASYNC')
@@ -158,11 +168,17 @@ function softDirty(): Result {
 }
 
 function memory(): Result {
-  const free = freeBytesOf(memoryRoot());
+  const free = freeBytesOf(nearestThatExists(memoryRoot()));
   const found = `${formatBytes(free)} free in ${memoryRoot()}`;
-  const advice = 'A protected VM needs twice its memory there: mount -o remount,size=… or set UNDERSTUDY_MEMORY_DIR.';
+  const advice =
+    'A protected VM needs twice its memory there: mount -o remount,size=… or set UNDERSTUDY_MEMORY_DIR.';
   if (free < MEMORY_BYTES_MIN) return fail(found, advice);
   return free < MEMORY_BYTES_COMFORTABLE ? warn(found, advice) : ok(found);
+}
+
+/** A directory that is not there yet is made by the first VM. */
+function nearestThatExists(path: string): string {
+  return existsSync(path) ? path : nearestThatExists(dirname(path));
 }
 
 function cgroups(): Result {

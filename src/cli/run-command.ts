@@ -1,14 +1,14 @@
-import { type Clock, systemClock } from '../base/clock.ts';
+import { type Clock, systemClock as clock } from '../base/clock.ts';
 import { loadVmSpec } from '../config/vm-spec.ts';
 import type { ControlClient } from '../keeper/control-client.ts';
 import { KeeperError } from '../keeper/keeper-error.ts';
+import { KeeperProcess } from '../keeper/keeper-process.ts';
 import { RunDirectory } from '../keeper/run-directory.ts';
 import type { VmStatus } from '../keeper/vm-status.ts';
 import { CliError } from './cli-error.ts';
 import { eventText } from './event-text.ts';
 import { EXIT_CODES } from './exit-codes.ts';
 import { Interruption } from './interruption.ts';
-import { KeeperProcess } from './keeper-process.ts';
 import type { Output } from './output.ts';
 import { statusText } from './status-command.ts';
 import { openControl } from './vm-connection.ts';
@@ -31,14 +31,17 @@ export async function run(specPath: string, options: RunOptions, out: Output): P
   try {
     await interruption.orInterrupted(keeper.started());
   } catch (thrown) {
-    if (interruption.signal.aborted) await takeBackStart(keeper, spec.name);
+    if (interruption.signal.aborted) {
+      await keeper.giveUp({ deadlineMs: GIVE_UP_DEADLINE_MS, clock });
+      await RunDirectory.sweep(spec.name, { clock });
+    }
     throw thrown;
   }
   using control = await openControl(spec.name);
   // Without a shadow there is nothing to wait for.
   const goal = spec.shadow.enabled || options.wait === 'none' ? options.wait : 'started';
   try {
-    const wait = new StartWait({ control, out, clock: systemClock, vm: spec.name });
+    const wait = new StartWait({ control, out, clock, vm: spec.name });
     const status = await wait.until(goal, { timeoutMs: options.timeoutMs, signal: interruption.signal });
     if (!options.foreground) {
       out.result(status, () => statusText(status));
@@ -51,14 +54,6 @@ export async function run(specPath: string, options: RunOptions, out: Output): P
     throw thrown;
   }
   return await stayWith(keeper, { vm: spec.name, interruption, out });
-}
-
-/** The keeper stops what it has begun. One that cannot is killed, and what it left is cleared away. */
-async function takeBackStart(keeper: KeeperProcess, vm: string): Promise<void> {
-  if (await keeper.giveUp(systemClock.sleep(GIVE_UP_DEADLINE_MS))) return;
-  keeper.kill();
-  await keeper.exited;
-  await RunDirectory.sweep(vm, { clock: systemClock });
 }
 
 /** Shows events until the VM ends. Ctrl-C stops it as `understudy stop` does, a second one at once. */

@@ -6,7 +6,7 @@ import { EXIT_CODES } from './exit-codes.ts';
 import type { Output } from './output.ts';
 import { findVm, openControl } from './vm-connection.ts';
 
-const FORCED_STOP_DEADLINE_MS = 10_000;
+const FORCED_STOP_DEADLINE_MS = 5000;
 const KEEPER_END_DEADLINE_MS = 10_000;
 
 /** Ends a VM and waits until nothing is left of it, also where its keeper is lost. */

@@ -38,7 +38,6 @@ export const requestSchema = z.discriminatedUnion('method', [
 ]);
 
 export type Request = z.output<typeof requestSchema>;
-export type Method = Request['method'];
 
 const errorSchema = z.object({ code: z.string(), message: z.string(), hint: z.string().optional() });
 

@@ -7,20 +7,19 @@ import { text } from 'node:stream/consumers';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { type Clock, systemClock } from '../base/clock.ts';
 import { silentLogger } from '../base/logger.ts';
-import { NO_EPOCH } from '../epoch/epoch-id.ts';
 import { ControlClient } from './control-client.ts';
 import { ControlServer } from './control-server.ts';
-import { EventJournal, type VmEvent } from './event-journal.ts';
+import type { VmEvent } from './event-journal.ts';
 import type { ConsoleSession, KeeperControl } from './keeper-control.ts';
 import { KeeperError } from './keeper-error.ts';
 import type { VmStatus } from './vm-status.ts';
 
 /** Answers without a VM behind it: what is tested here is the wire. */
 class ScriptedKeeper implements KeeperControl {
-  readonly journal = new EventJournal({ vm: 'a', wallMs: () => 0, write: () => {} });
+  readonly #events: VmEvent[] = [];
+  readonly #listeners = new Set<(event: VmEvent) => void>();
   readonly stops: { graceful: boolean }[] = [];
   readonly typed: string[] = [];
-  listeners = 0;
   consoleClosed = false;
   promotion: () => Promise<void> = () => Promise.resolve();
   show: (bytes: Uint8Array) => void = () => {};
@@ -28,16 +27,21 @@ class ScriptedKeeper implements KeeperControl {
   status(): VmStatus {
     return { name: 'a', phase: 'alone' } as VmStatus;
   }
+  publish(kind: string): void {
+    const seq = this.#events.length + 1;
+    const event = { seq, time: '1970-01-01T00:00:00.000Z', vm: 'a', kind, epoch: 0, facts: {} };
+    this.#events.push(event);
+    for (const listener of this.#listeners) listener(event);
+  }
   eventsSince(seq: number): readonly VmEvent[] {
-    return this.journal.since(seq);
+    return this.#events.slice(seq);
   }
   onEvent(listener: (event: VmEvent) => void): () => void {
-    this.listeners += 1;
-    const off = this.journal.onEvent(listener);
-    return () => {
-      this.listeners -= 1;
-      off();
-    };
+    this.#listeners.add(listener);
+    return () => this.#listeners.delete(listener);
+  }
+  get listeners(): number {
+    return this.#listeners.size;
   }
   promote(): Promise<void> {
     return this.promotion();
@@ -77,7 +81,7 @@ afterEach(async () => {
 });
 
 const connect = () => ControlClient.connect(path, { vm: 'a', clock: systemClock });
-const publish = (kind: string) => keeper.journal.publish(kind, NO_EPOCH);
+const publish = (kind: string) => keeper.publish(kind);
 
 /** All that a raw client is answered until the server closes. */
 async function answersTo(bytes: string | Uint8Array): Promise<unknown[]> {

@@ -37,3 +37,8 @@ export function runPaths(name: string): RunPaths {
     record: join(directory, 'keeper.json'),
   };
 }
+
+/** Where the answer of the accelerator probe is remembered. */
+export function acceleratorCacheFile(cacheDir: string): string {
+  return join(cacheDir, 'accelerator.json');
+}

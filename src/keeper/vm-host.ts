@@ -6,6 +6,7 @@ import { ensurePreloadLibrary } from '../memory/preload-library.ts';
 import { type ProbeGuest, probeAccelerator } from '../qemu/accelerator-probe.ts';
 import type { Accelerator } from '../qemu/launch-arguments.ts';
 import { type QemuBinary, QemuFinder } from '../qemu/qemu-binary.ts';
+import { acceleratorCacheFile } from './run-paths.ts';
 
 const PROBE_DEADLINE_MS = 20_000;
 
@@ -46,11 +47,6 @@ export async function prepareHost(spec: VmSpec, options: VmHostOptions): Promise
   });
   log.info('accelerator chosen', { accel, reason, source });
   return { qemu, preloadLibrary, accel };
-}
-
-/** Where the answer of the accelerator probe is remembered. */
-export function acceleratorCacheFile(cacheDir: string): string {
-  return join(cacheDir, 'accelerator.json');
 }
 
 /**

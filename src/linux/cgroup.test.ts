@@ -47,9 +47,10 @@ describe.skipIf(real.kind === 'unusable')('on the cgroups of this machine', () =
 });
 
 /**
- * A directory tree that looks like the cgroups of a Debian 12 with systemd, version 2 only, as recorded there:
- * the lines of mountinfo and the files that are read. It does not act like the kernel: files of a new group
- * appear when we write them, and a group with files in it cannot be removed.
+ * A directory tree made after the kernel's documentation (admin-guide/cgroup-v2.rst) and the mounts that are usual
+ * on Debian with systemd: the lines of mountinfo and the files that are read. It does not act like the kernel:
+ * files of a new group appear when we write them, and a group with files in it cannot be removed. The real thing
+ * is tested in test/integration/debian-guest.test.ts.
  */
 describe('on a tree that looks like version 2', () => {
   let root: string;

@@ -7,9 +7,10 @@ import type { Readable } from 'node:stream';
 import { fileURLToPath } from 'node:url';
 import { z } from 'zod';
 import { cacheDirectory } from '../base/cache-directory.ts';
-import { decodeLine } from '../keeper/control-protocol.ts';
-import { KeeperError, type KeeperErrorCode } from '../keeper/keeper-error.ts';
-import { memoryRoot, runRoot } from '../keeper/run-paths.ts';
+import type { Clock } from '../base/clock.ts';
+import { decodeLine } from './control-protocol.ts';
+import { KeeperError, type KeeperErrorCode } from './keeper-error.ts';
+import { memoryRoot, runRoot } from './run-paths.ts';
 
 const KEEPER = fileURLToPath(new URL('../keeper/main.ts', import.meta.url));
 const LAST_WORDS_CHARACTERS = 4000;
@@ -22,7 +23,7 @@ const outcomeSchema = z.union([
   }),
 ]);
 
-/** A keeper that this command starts. It has a session of its own: a terminal's Ctrl-C does not reach it. */
+/** A keeper that this process starts. It has a session of its own: a terminal's Ctrl-C does not reach it. */
 export class KeeperProcess {
   readonly #child: ChildProcess;
   readonly #vm: string;
@@ -58,7 +59,8 @@ export class KeeperProcess {
   /** Resolves when the VM runs and the keeper can be spoken to. @throws what kept it from starting. */
   async started(): Promise<void> {
     const lines = createInterface({ input: this.#output('stdout') });
-    const silent = this.exited.then((code) => ({ line: undefined, code }));
+    // Not `exit`, which may come before its last words have been read.
+    const silent = once(this.#child, 'close').then(([code]) => ({ line: undefined, code }));
     const spoken = once(lines, 'line').then(([line]) => ({ line: String(line), code: 0 }));
     const first = await Promise.race([spoken, silent]);
     const outcome =
@@ -74,14 +76,14 @@ export class KeeperProcess {
     });
   }
 
-  /** Gives the start up; the keeper cleans up by itself. False if it has not ended within the time. */
-  async giveUp(deadline: Promise<void>): Promise<boolean> {
+  /**
+   * Gives the start up. The keeper takes back what it has begun; one that has not done so after `deadlineMs` is
+   * killed, and what it left is for `RunDirectory.sweep`.
+   */
+  async giveUp({ deadlineMs, clock }: { deadlineMs: number; clock: Clock }): Promise<void> {
     this.#child.kill('SIGTERM');
-    return await Promise.race([this.exited.then(() => true), deadline.then(() => false)]);
-  }
-
-  kill(): void {
-    this.#child.kill('SIGKILL');
+    const cancel = clock.after(deadlineMs, () => this.#child.kill('SIGKILL'));
+    await this.exited.finally(cancel);
   }
 
   /** Lets this process end while the keeper lives on. */

@@ -1,0 +1,114 @@
+import { closeSync, openSync, rmSync, writeSync } from 'node:fs';
+import { createServer, type Server } from 'node:net';
+import { join } from 'node:path';
+import type { Clock } from '../src/base/clock.ts';
+import { MIB } from '../src/base/units.ts';
+import type { Machine } from '../src/qemu/machine.ts';
+import { BenchError } from './bench-error.ts';
+
+const MIGRATION_DEADLINE_MS = 120_000;
+/** More than a memory bus moves: QEMU's default of 128 MiB/s would make the peer look bad. */
+const UNLIMITED_BYTES_PER_SECOND = 1e12;
+const CHUNK_BYTES = MIB;
+
+export interface Snapshot {
+  /** From before `stop` until the guest runs again. */
+  readonly pauseMs: number;
+  readonly bytes: number;
+}
+
+/**
+ * A peer: a whole snapshot as QEMU makes it, `stop`, `migrate` to a file, `cont`. The file lies in memory, and QEMU
+ * writes to it through a unix socket, as 7.2 has no `file:` yet and `exec:` needs a shell.
+ */
+export class FullSnapshots implements AsyncDisposable {
+  readonly #machine: Machine;
+  readonly #clock: Clock;
+  readonly #server: Server;
+  readonly #socketPath: string;
+  readonly #filePath: string;
+  #received = 0;
+  #ended = Promise.withResolvers<void>();
+
+  private constructor(machine: Machine, server: Server, { clock, socketPath, filePath }: SnapshotOptions) {
+    this.#machine = machine;
+    this.#clock = clock;
+    this.#server = server;
+    this.#socketPath = socketPath;
+    this.#filePath = filePath;
+  }
+
+  static async of(
+    machine: Machine,
+    places: { clock: Clock; runDirectory: string; memoryDirectory: string },
+  ): Promise<FullSnapshots> {
+    const { clock, runDirectory, memoryDirectory } = places;
+    const socketPath = join(runDirectory, 'snapshot');
+    const filePath = join(memoryDirectory, 'snapshot');
+    const server = createServer({ highWaterMark: CHUNK_BYTES });
+    await new Promise<void>((resolve, reject) => server.once('error', reject).listen(socketPath, resolve));
+    const snapshots = new FullSnapshots(machine, server, { clock, socketPath, filePath });
+    server.on('connection', (socket) => {
+      const fd = openSync(filePath, 'w', 0o600);
+      socket.on('data', (chunk) => {
+        snapshots.#received += writeSync(fd, chunk);
+      });
+      socket.on('error', () => {});
+      socket.on('close', () => {
+        closeSync(fd);
+        snapshots.#ended.resolve();
+      });
+    });
+    await machine.qmp.execute('migrate-set-capabilities', {
+      capabilities: [{ capability: 'events', state: true }],
+    });
+    await machine.qmp.execute('migrate-set-parameters', { 'max-bandwidth': UNLIMITED_BYTES_PER_SECOND });
+    return snapshots;
+  }
+
+  async take(): Promise<Snapshot> {
+    this.#received = 0;
+    this.#ended = Promise.withResolvers<void>();
+    const startMs = this.#clock.nowMs();
+    await this.#machine.stop();
+    const migrated = this.#migrated();
+    await this.#machine.qmp.execute('migrate', { uri: `unix:${this.#socketPath}` });
+    await migrated;
+    await this.#machine.cont();
+    const pauseMs = this.#clock.nowMs() - startMs;
+    await this.#ended.promise;
+    rmSync(this.#filePath);
+    return { pauseMs, bytes: this.#received };
+  }
+
+  async #migrated(): Promise<void> {
+    const { promise, resolve } = Promise.withResolvers<string>();
+    const forget = [
+      this.#machine.qmp.on('MIGRATION', ({ status }) => {
+        if (status === 'completed' || status === 'failed') resolve(status);
+      }),
+      this.#machine.qmp.onClosed(() => resolve('cut off')),
+      this.#clock.after(MIGRATION_DEADLINE_MS, () => resolve('late')),
+    ];
+    try {
+      const status = await promise;
+      if (status === 'completed') return;
+      throw new BenchError('BENCH_PEER_FAILED', `QEMU's migration to a file is ${status}`, {
+        hint: 'Look at how much memory is free, and try again.',
+      });
+    } finally {
+      for (const undo of forget) undo();
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    rmSync(this.#filePath, { force: true });
+    await new Promise<void>((resolve) => this.#server.close(() => resolve()));
+  }
+}
+
+interface SnapshotOptions {
+  readonly clock: Clock;
+  readonly socketPath: string;
+  readonly filePath: string;
+}

@@ -1,0 +1,46 @@
+import { marked, table } from '../src/cli/output.ts';
+import { type Benchmark, type BenchResult, type FigureInfo, reaches } from './harness.ts';
+
+/** A result for people: figures beside their targets, then the samples that they were made from. */
+export function reportText(result: BenchResult, { figures }: Pick<Benchmark, 'figures'>): string {
+  const { machine, versions, samples, notes } = result;
+  const rows = Object.entries(figures).map(([name, info]) => {
+    const value = result.figures[name] ?? null;
+    return [name, numberText(value), targetText(info), verdict(reaches(value, info))];
+  });
+  const sampleRows = Object.entries(samples).map(([series, { n, p50, p99, min, max }]) => [
+    series,
+    ...[n, p50, p99, min, max].map(numberText),
+  ]);
+  return [
+    `${result.bench} on ${machine.cpu}, ${machine.cores} cores, ${machine.memoryMiB} MiB, Linux ${machine.kernel}`,
+    factsText({ ...versions, ...machine }, ['cpu', 'cores', 'memoryMiB', 'kernel']),
+    '',
+    table([['figure', 'measured', 'target', ''], ...rows]),
+    ...(sampleRows.length === 0
+      ? []
+      : ['', table([['samples', 'n', 'p50', 'p99', 'min', 'max'], ...sampleRows])]),
+    ...(notes.length === 0 ? [] : ['', ...notes.map((note) => `- ${note}`)]),
+  ].join('\n');
+}
+
+export function targetText({ target }: FigureInfo): string {
+  if (target === undefined) return '';
+  return 'atMost' in target ? `≤ ${target.atMost}` : `≥ ${target.atLeast}`;
+}
+
+function factsText(facts: Readonly<Record<string, unknown>>, said: readonly string[]): string {
+  return Object.entries(facts)
+    .filter(([name]) => !said.includes(name))
+    .map(([name, value]) => `${name} ${value}`)
+    .join(', ');
+}
+
+function numberText(value: number | null): string {
+  return value === null ? '—' : String(value);
+}
+
+function verdict(reached: boolean | undefined): string {
+  if (reached === undefined) return '';
+  return reached ? marked('ok', 'reached') : marked('warn', 'missed');
+}

@@ -1,0 +1,195 @@
+import { readFileSync } from 'node:fs';
+import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
+import { VM_SPEC_EXAMPLE } from '../config/vm-spec-example.ts';
+import { CliError } from './cli-error.ts';
+import { EXIT_CODES, exitCodeOf, exitCodesText } from './exit-codes.ts';
+import { Output } from './output.ts';
+
+/** Runs the command line `args` and returns the exit code. Never throws. */
+export async function main(args: readonly string[]): Promise<number> {
+  const out = new Output({ json: args.includes('--json') });
+  // Whoever reads our output may have seen enough, as in `understudy events | head`.
+  process.stdout.on('error', () => process.exit(EXIT_CODES.failed.code));
+  let exitCode: number = EXIT_CODES.ok.code;
+  const program = buildProgram(out, (code) => {
+    exitCode = code;
+  });
+  try {
+    if (args.length === 0) program.outputHelp();
+    else await program.parseAsync(args, { from: 'user' });
+    return exitCode;
+  } catch (thrown) {
+    if (thrown instanceof CommanderError && thrown.exitCode === 0) return EXIT_CODES.ok.code; // --help, --version
+    const error = thrown instanceof CommanderError ? usageError(thrown) : thrown;
+    out.error(error);
+    return exitCodeOf(error);
+  }
+}
+
+/** All commands with their options. What they do is imported when one is run: `ls` must not wait for the rest. */
+export function buildProgram(out: Output, finish: (exitCode: number) => void): Command {
+  const program = new Command('understudy')
+    .description('Gives QEMU virtual machines a shadow that goes on when they die.')
+    .version(packageVersion(), '--version', 'print the version')
+    .helpOption('-h, --help', 'show help')
+    .exitOverride()
+    // Errors are told in one way, by Output.
+    .configureOutput({ writeErr: () => {} })
+    .helpCommand(false)
+    .addHelpText('after', `\n${exitCodesText()}\nMore on a command: understudy help COMMAND`);
+  addRun(program, out, finish);
+  addQueries(program, out, finish);
+  addActions(program, out, finish);
+  addHost(program, out, finish);
+  addHelp(program);
+  return program;
+}
+
+type Finish = (exitCode: number) => void;
+
+function command(parent: Command, usage: string, description: string): Command {
+  const [name = '', ...operands] = usage.split(' ');
+  const added = parent.command(name).description(description).helpOption('-h, --help', 'show help');
+  for (const operand of operands) added.argument(operand);
+  return added.addOption(jsonOption());
+}
+
+function jsonOption(): Option {
+  return new Option('--json', 'print JSON: one object, or a line for each event');
+}
+
+function examples(...lines: readonly string[]): string {
+  return `\nExamples:\n${lines.map((line) => `  ${line}\n`).join('')}`;
+}
+
+function addRun(program: Command, out: Output, finish: Finish): void {
+  command(program, 'run <spec>', 'start the VM of a specification and return when it is protected')
+    .option('--foreground', 'stay, print events, stop the VM on Ctrl-C', false)
+    .addOption(
+      new Option(
+        '--wait <goal>',
+        'when to return: the VM is protected, it has started, or its keeper answers',
+      )
+        .choices(['protected', 'started', 'none'])
+        .default('protected'),
+    )
+    .option('--timeout <seconds>', 'how long to wait for that', positiveNumber, 300)
+    .addHelpText(
+      'after',
+      examples('understudy run redis.yaml', 'understudy run redis.yaml --foreground --json'),
+    )
+    .addHelpText(
+      'after',
+      `\nA specification with all fields, and their defaults where they have one:\n\n${VM_SPEC_EXAMPLE}`,
+    )
+    .action(async (spec: string, { wait, timeout, foreground }) => {
+      const { run } = await import('./run-command.ts');
+      finish(await run(spec, { wait, foreground, timeoutMs: timeout * 1000 }, out));
+    });
+}
+
+function addQueries(program: Command, out: Output, finish: Finish): void {
+  command(program, 'ls', 'list the VMs of this user')
+    .addHelpText('after', examples('understudy ls', 'understudy ls --json'))
+    .action(async () => finish(await (await import('./ls-command.ts')).ls(out)));
+  command(program, 'status <name>', 'show one VM: who runs, who stands by, epochs, pauses, clock, network')
+    .addHelpText('after', examples('understudy status redis-demo'))
+    .action(async (name: string) => finish(await (await import('./status-command.ts')).status(name, out)));
+  command(program, 'events [name]', 'show what happened to one VM or to all')
+    .option('--follow', 'go on with the events to come, until the VMs end', false)
+    .option('--since <number>', 'only events after this number', wholeNumber, 0)
+    .addHelpText('after', examples('understudy events redis-demo --follow', 'understudy events --json'))
+    .action(async (name: string | undefined, options) => {
+      const { events } = await import('./events-command.ts');
+      finish(await events(name, options, out));
+    });
+}
+
+function addActions(program: Command, out: Output, finish: Finish): void {
+  command(program, 'promote <name>', 'planned switch to the shadow; nothing is lost')
+    .addHelpText('after', examples('understudy promote redis-demo'))
+    .action(async (name: string) => finish(await (await import('./promote-command.ts')).promote(name, out)));
+  command(
+    program,
+    'stop <name>',
+    'power the VM off and remove all that belongs to it; also after a lost keeper',
+  )
+    .option('--force', 'do not ask the guest; also ends a keeper that hangs', false)
+    .addHelpText('after', examples('understudy stop redis-demo', 'understudy stop redis-demo --force'))
+    .action(async (name: string, options) => {
+      const { stop } = await import('./stop-command.ts');
+      finish(await stop(name, options, out));
+    });
+  command(program, 'console <name>', 'join the serial console; Ctrl-] leaves it')
+    .option('--linger <seconds>', 'show output for so long after piped input has ended', positiveNumber, 1)
+    .addHelpText(
+      'after',
+      examples('understudy console redis-demo', 'echo uptime | understudy console redis-demo'),
+    )
+    .action(async (name: string, { linger }) => {
+      const { joinConsole } = await import('./console-command.ts');
+      finish(await joinConsole(name, { lingerMs: linger * 1000 }, out));
+    });
+}
+
+function addHost(program: Command, out: Output, finish: Finish): void {
+  command(program, 'doctor', 'say what works on this machine, and what to do about the rest')
+    .option('--probe', 'boot a guest to see which accelerator works; builds the demo guest if need be', false)
+    .addHelpText('after', examples('understudy doctor', 'understudy doctor --probe --json'))
+    .action(async (options) => finish(await (await import('./doctor-command.ts')).doctor(options, out)));
+  const guest = program
+    .command('guest')
+    .description('the demo guest: Linux with Redis')
+    .helpCommand(false)
+    .helpOption('-h, --help', 'show help');
+  command(guest, 'build', 'build the demo guest from Debian packages into the cache; installs nothing')
+    .option('--spec <file>', 'also write a specification that runs it')
+    .addHelpText('after', examples('understudy guest build --spec redis.yaml'))
+    .action(async (options) => finish(await (await import('./guest-command.ts')).buildGuest(options, out)));
+}
+
+function addHelp(program: Command): void {
+  program
+    .command('help')
+    .argument('[topic...]', 'a command, or exit-codes')
+    .description('show help')
+    .helpOption('-h, --help', 'show help')
+    .action((topic: string[]) => {
+      if (topic[0] === 'exit-codes') {
+        process.stdout.write(exitCodesText());
+        return;
+      }
+      let found = program;
+      for (const word of topic) {
+        const next = found.commands.find((candidate) => candidate.name() === word);
+        if (next === undefined)
+          throw new CliError('CLI_USAGE', `there is no help on '${topic.join(' ')}'`, { hint: USAGE_HINT });
+        found = next;
+      }
+      found.outputHelp();
+    });
+}
+
+const USAGE_HINT = '`understudy help` lists the commands.';
+
+function usageError({ code, message }: CommanderError): CliError {
+  // Commands that only group others answer with their help.
+  if (code === 'commander.help')
+    return new CliError('CLI_USAGE', 'a command is missing', { hint: USAGE_HINT });
+  return new CliError('CLI_USAGE', message.replace(/^error: /, ''), { hint: USAGE_HINT });
+}
+
+function positiveNumber(text: string): number {
+  const value = Number(text);
+  if (Number.isFinite(value) && value > 0) return value;
+  throw new InvalidArgumentError('Expected a number above 0.');
+}
+
+function wholeNumber(text: string): number {
+  if (/^\d{1,15}$/.test(text)) return Number(text);
+  throw new InvalidArgumentError('Expected a whole number.');
+}
+
+function packageVersion(): string {
+  return JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')).version;
+}

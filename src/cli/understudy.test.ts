@@ -1,0 +1,299 @@
+import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { createInterface } from 'node:readline';
+import type { Readable } from 'node:stream';
+import { text } from 'node:stream/consumers';
+import { fileURLToPath } from 'node:url';
+import { afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import { ensureDemoGuest } from '../../guest/build.ts';
+import { systemClock as clock } from '../base/clock.ts';
+import { endProcess, identityOf, isAlive } from '../keeper/process-identity.ts';
+import { RunDirectory } from '../keeper/run-directory.ts';
+import type { VmStatus } from '../keeper/vm-status.ts';
+
+const MAIN = fileURLToPath(new URL('./main.ts', import.meta.url));
+const DEADLINE_MS = 5000;
+
+let guestSpec: string;
+let folder: string;
+let children: ChildProcess[];
+
+beforeAll(async () => {
+  const { kernel, initrd, cmdline } = await ensureDemoGuest();
+  // TCG by name: to find out that KVM does not work here takes a while.
+  guestSpec = `vcpus: 1\nmemory: 128MiB\naccel: tcg\nboot: {kernel: ${kernel}, initrd: ${initrd}, cmdline: ${cmdline}}\n`;
+});
+beforeEach(() => {
+  folder = mkdtempSync(join(tmpdir(), 'us-cli-'));
+  children = [];
+  process.env.UNDERSTUDY_RUN_DIR = join(folder, 'run');
+  process.env.UNDERSTUDY_MEMORY_DIR = join(folder, 'memory');
+});
+afterEach(async () => {
+  for (const child of children) child.kill('SIGKILL');
+  for (const { name, record } of RunDirectory.list()) {
+    if (record !== undefined) await endProcess(record.keeper, { deadlineMs: DEADLINE_MS, clock });
+    await RunDirectory.sweep(name, { clock });
+  }
+  delete process.env.UNDERSTUDY_RUN_DIR;
+  delete process.env.UNDERSTUDY_MEMORY_DIR;
+  rmSync(folder, { recursive: true, force: true });
+});
+
+function begin(args: readonly string[], nodeOptions: readonly string[] = []) {
+  const child = spawn(process.execPath, [...nodeOptions, MAIN, ...args], { stdio: 'pipe' });
+  children.push(child);
+  return child;
+}
+
+interface Ended {
+  readonly exitCode: number | null;
+  readonly stdout: string;
+  readonly stderr: string;
+}
+
+async function understudy(args: readonly string[], input = ''): Promise<Ended> {
+  const child = begin(args);
+  const exited = once(child, 'exit');
+  child.stdin.end(input);
+  const [stdout, stderr] = await Promise.all([text(child.stdout), text(child.stderr)]);
+  return { exitCode: (await exited)[0], stdout, stderr };
+}
+
+function writeSpec(name: string, body: string): string {
+  const path = join(folder, `${name}.yaml`);
+  writeFileSync(path, `name: ${name}\n${body}`);
+  return path;
+}
+
+async function startVm(name: string): Promise<VmStatus> {
+  const { exitCode, stdout, stderr } = await understudy(['run', writeSpec(name, guestSpec), '--json']);
+  expect(stderr + (exitCode === 0 ? '' : stdout)).toBe('');
+  return JSON.parse(stdout);
+}
+
+function nothingIsLeft(): void {
+  for (const path of ['run', 'memory']) {
+    if (existsSync(join(folder, path))) expect(readdirSync(join(folder, path))).toEqual([]);
+  }
+}
+
+/** Resolves with the first line that matches; whatever follows is read and dropped. */
+async function lineOf(stream: Readable, pattern: RegExp): Promise<string> {
+  const lines = createInterface({ input: stream });
+  const { promise, resolve, reject } = Promise.withResolvers<string>();
+  lines.on('line', (line) => pattern.test(line) && resolve(line));
+  lines.on('close', () => reject(new Error(`it ended without ${pattern}`)));
+  return promise;
+}
+
+describe('understudy with wrong input', () => {
+  it.each<[string[], string, number]>([
+    [['frob'], 'CLI_USAGE', 2],
+    [['status'], 'CLI_USAGE', 2],
+    [['guest'], 'CLI_USAGE', 2],
+    [['events', '--since', '-1'], 'CLI_USAGE', 2],
+    [['run', 'x.yaml', '--wait', 'ever'], 'CLI_USAGE', 2],
+    [['help', 'frob'], 'CLI_USAGE', 2],
+    [['run', '/nowhere.yaml'], 'CONFIG_NOT_FOUND', 2],
+    [['status', 'nobody'], 'KEEPER_NOT_RUNNING', 3],
+    [['stop', 'nobody'], 'KEEPER_NOT_RUNNING', 3],
+    [['events', 'nobody'], 'KEEPER_NOT_RUNNING', 3],
+    [['console', '../../etc'], 'KEEPER_NOT_RUNNING', 3],
+  ])('%j says %s with a hint and ends with %i', async (args, code, exitCode) => {
+    const ended = await understudy(args);
+    expect(ended).toMatchObject({ exitCode, stdout: '' });
+    expect(ended.stderr).toMatch(new RegExp(`^error ${code}: .+\nhint: .+\n$`));
+  });
+
+  it('tells the error as the last line of standard output with --json', async () => {
+    const { exitCode, stdout, stderr } = await understudy(['promote', 'nobody', '--json']);
+    expect({ exitCode, stderr }).toEqual({ exitCode: 3, stderr: '' });
+    expect(JSON.parse(stdout)).toMatchObject({
+      error: { code: 'KEEPER_NOT_RUNNING', hint: expect.any(String) },
+    });
+  });
+
+  it('names the line and the field of a wrong specification before anything is started', async () => {
+    const { exitCode, stderr } = await understudy(['run', writeSpec('a', 'memory: 128MiB\nvcpu: 2\n')]);
+    expect(exitCode).toBe(2);
+    expect(stderr).toContain('a.yaml:3: vcpu: unknown field (did you mean vcpus?)');
+    nothingIsLeft();
+  });
+
+  it('says what keeps a VM from starting here, in the words and with the exit code of the cause', async () => {
+    const path = writeSpec('a', `${guestSpec}qemu: {binary: /nowhere/qemu}\n`);
+    const { exitCode, stderr } = await understudy(['run', path]);
+    expect(stderr).toContain('error QEMU_MISSING: ');
+    expect(exitCode).toBe(4);
+    nothingIsLeft();
+  });
+
+  it('explains itself to an old Node', async () => {
+    const old = 'data:text/javascript,Object.defineProperty(process, "versions", {value: {node: "22.18.0"}})';
+    const child = begin(['ls'], ['--import', old]);
+    const exited = once(child, 'exit');
+    expect(await text(child.stderr)).toMatch(/^error CLI_NODE_TOO_OLD: .*24.*\nhint: /);
+    expect((await exited)[0]).toBe(4);
+  });
+});
+
+describe('a VM on the command line', () => {
+  it('is started protected, looked at, promoted and stopped, and leaves nothing behind', async () => {
+    const started = await startVm('a');
+    expect(started).toMatchObject({ name: 'a', phase: 'protected', promotions: 0 });
+
+    const again = await understudy(['run', join(folder, 'a.yaml')]);
+    expect(again.stderr).toContain('error KEEPER_NAME_TAKEN');
+    expect(again.exitCode).toBe(1);
+
+    const list = await understudy(['ls']);
+    expect(list.stdout).toMatch(/^NAME .*\na +protected +128 MiB +tcg/);
+    expect((await understudy(['status', 'a'])).stdout).toContain(`process ${started.primary?.pid}`);
+
+    const promoted = JSON.parse((await understudy(['promote', 'a', '--json'])).stdout);
+    expect(promoted.primary.pid).toBe(started.shadow?.pid);
+
+    const events = (await understudy(['events', 'a', '--json'])).stdout
+      .trim()
+      .split('\n')
+      .map((line) => JSON.parse(line));
+    expect(events.map(({ seq }) => seq)).toEqual(events.map((_, index) => index + 1));
+    expect(events.map(({ kind }) => kind)).toEqual(
+      expect.arrayContaining(['qemu-started', 'protected', 'promoted']),
+    );
+
+    const stopped = await understudy(['stop', 'a', '--force', '--json']);
+    expect(JSON.parse(stopped.stdout)).toEqual({ name: 'a', outcome: 'stopped', endedPids: [] });
+    expect(identityOf(started.keeperPid)).toBeUndefined();
+    nothingIsLeft();
+  });
+
+  it('is spoken to through its console, also with piped input', async () => {
+    await startVm('a');
+    const watching = begin(['console', 'a']);
+    await lineOf(watching.stdout, /understudy-guest: ready/);
+    watching.kill('SIGKILL');
+    const piped = await understudy(['console', 'a', '--linger', '5'], '\necho $((6 * 7)) is it\n');
+    expect(piped.stdout).toContain('42 is it');
+    expect(piped.exitCode).toBe(0);
+    // The guest powers off by itself, which is no failure: the follower sees it and ends.
+    const following = begin(['events', 'a', '--follow', '--json']);
+    const ended = once(following, 'exit');
+    const poweredOff = lineOf(following.stdout, /guest-powered-off/);
+    await understudy(['console', 'a'], '\npoweroff -f\n');
+    await poweredOff;
+    expect((await ended)[0]).toBe(0);
+    await expect.poll(() => RunDirectory.list(), { timeout: DEADLINE_MS }).toEqual([]);
+    nothingIsLeft();
+  });
+
+  it('whose keeper was killed is listed as lost and cleared away by stop', async () => {
+    const { keeperPid, primary, shadow } = await startVm('a');
+    process.kill(keeperPid, 'SIGKILL');
+    await expect.poll(() => identityOf(keeperPid)).toBeUndefined();
+    expect((await understudy(['ls'])).stdout).toMatch(/\na +lost/);
+    const status = await understudy(['status', 'a']);
+    expect(status.stderr).toContain('error KEEPER_LOST');
+    expect(status.exitCode).toBe(3);
+    expect((await understudy(['events', 'a'])).stdout).toContain('protected');
+    const { endedPids } = JSON.parse((await understudy(['stop', 'a', '--json'])).stdout);
+    expect(endedPids.sort()).toEqual([primary?.pid, shadow?.pid].sort());
+    for (const pid of endedPids) expect(identityOf(pid)).toBeUndefined();
+    nothingIsLeft();
+  });
+
+  it('whose keeper hangs is ended by stop --force', async () => {
+    const { keeperPid } = await startVm('a');
+    process.kill(keeperPid, 'SIGSTOP');
+    const stopped = await understudy(['stop', 'a', '--force', '--json']);
+    expect(JSON.parse(stopped.stdout)).toMatchObject({ outcome: 'cleared away' });
+    expect(identityOf(keeperPid)).toBeUndefined();
+    nothingIsLeft();
+  });
+});
+
+describe('Ctrl-C', () => {
+  it('while a VM starts takes the start back', async () => {
+    const child = begin(['run', writeSpec('a', guestSpec)]);
+    const ended = once(child, 'exit');
+    await expect.poll(() => RunDirectory.find('a'), { timeout: DEADLINE_MS }).toBeDefined();
+    const keeper = RunDirectory.find('a')?.record?.keeper;
+    child.kill('SIGINT');
+    expect((await ended)[0]).toBe(130);
+    expect(keeper && isAlive(keeper)).toBe(false);
+    nothingIsLeft();
+  });
+
+  it('on a VM in the foreground stops it, the second one at once', async () => {
+    const child = begin(['run', writeSpec('a', guestSpec), '--foreground']);
+    const ended = once(child, 'exit');
+    await lineOf(child.stdout, /protected/);
+    child.kill('SIGINT');
+    await expect
+      .poll(() => readFileSync(join(folder, 'run', 'a', 'keeper.log'), 'utf8'))
+      .toContain('protected');
+    child.kill('SIGINT');
+    expect((await ended)[0]).toBe(0);
+    nothingIsLeft();
+  });
+
+  it('on a console or a follower leaves the VM alone', async () => {
+    await startVm('a');
+    for (const args of [
+      ['console', 'a'],
+      ['events', 'a', '--follow'],
+    ]) {
+      const child = begin(args);
+      const ended = once(child, 'exit');
+      await once(child.stdout, 'data');
+      child.kill('SIGINT');
+      expect((await ended)[0]).toBe(130);
+    }
+    expect((await understudy(['ls'])).stdout).toMatch(/\na +protected/);
+  });
+});
+
+describe('understudy doctor', () => {
+  it('finds this machine fit for protection and says how it found out', async () => {
+    const { exitCode, stdout } = await understudy(['doctor', '--json']);
+    const { canProtect, findings } = JSON.parse(stdout);
+    expect({ exitCode, canProtect }).toEqual({ exitCode: 0, canProtect: true });
+    for (const { title, mark, found, advice } of findings) {
+      expect([title, found]).not.toContain('');
+      expect(advice === undefined).toBe(mark === 'ok');
+    }
+  });
+
+  it('ends with 4 where QEMU is missing', async () => {
+    const path = process.env.PATH;
+    try {
+      process.env.PATH = folder;
+      const { exitCode, stdout } = await understudy(['doctor']);
+      expect(exitCode).toBe(4);
+      expect(stdout).toMatch(/✗ QEMU .*\n.*apt-get install/);
+    } finally {
+      process.env.PATH = path;
+    }
+  });
+});
+
+describe('understudy guest build', () => {
+  it('writes a specification that is valid as it stands, and no second one over it', async () => {
+    const spec = join(folder, 'redis.yaml');
+    expect((await understudy(['guest', 'build', '--spec', spec])).exitCode).toBe(0);
+    const { loadVmSpec } = await import('../config/vm-spec.ts');
+    expect(loadVmSpec(spec)).toMatchObject({
+      name: 'redis-demo',
+      boot: { cmdline: expect.stringContaining('us.ip=') },
+    });
+    expect(readFileSync(spec, 'utf8')).toContain('# made at the start, gone at the end');
+    expect(await understudy(['guest', 'build', '--spec', spec])).toMatchObject({
+      exitCode: 2,
+      stderr: expect.stringContaining('error CLI_FILE_EXISTS'),
+    });
+  });
+});

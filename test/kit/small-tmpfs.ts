@@ -1,0 +1,20 @@
+import { execFileSync } from 'node:child_process';
+import { mkdtempSync, rmdirSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+
+/** A file system in memory with little room, so that running out of it takes no effort. Needs root. */
+export class SmallTmpfs implements Disposable {
+  readonly path: string;
+
+  constructor(sizeBytes: number) {
+    this.path = mkdtempSync(join(tmpdir(), 'us-tmpfs-'));
+    execFileSync('mount', ['-t', 'tmpfs', '-o', `size=${sizeBytes},mode=0755`, 'tmpfs', this.path]);
+  }
+
+  [Symbol.dispose](): void {
+    // Lazily, because a test that failed may still have files open in it.
+    execFileSync('umount', ['--lazy', this.path]);
+    rmdirSync(this.path);
+  }
+}

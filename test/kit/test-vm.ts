@@ -1,0 +1,337 @@
+import { execFileSync } from 'node:child_process';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { ensureDemoGuest } from '../../guest/build.ts';
+import { cacheDirectory } from '../../src/base/cache-directory.ts';
+import { systemClock } from '../../src/base/clock.ts';
+import { Failpoints } from '../../src/base/failpoint.ts';
+import { jsonLogger } from '../../src/base/logger.ts';
+import { parseVmSpec } from '../../src/config/vm-spec.ts';
+import { monotonicMs } from '../../src/demo/monotonic-time.ts';
+import { RedisLoad } from '../../src/demo/redis-load.ts';
+import type { VmEvent } from '../../src/keeper/event-journal.ts';
+import { Keeper } from '../../src/keeper/keeper.ts';
+import type { ConsoleSession } from '../../src/keeper/keeper-control.ts';
+import type { UnsafeKeeper } from '../../src/keeper/keeper-options.ts';
+import { RunDirectory } from '../../src/keeper/run-directory.ts';
+import type { LinkStatus, VmStatus } from '../../src/keeper/vm-status.ts';
+import { ensurePreloadLibrary } from '../../src/memory/preload-library.ts';
+import { QemuFinder } from '../../src/qemu/qemu-binary.ts';
+
+const GUEST_ADDRESS = '10.77.0.2';
+const REDIS_PORT = 6379;
+const DEADLINE_MS = 90_000;
+const LOG_LINES_SHOWN = 30;
+
+export interface TestVmOptions {
+  /** Further lines of the specification. */
+  readonly yaml?: string;
+  /** Further words of the guest's kernel command line. */
+  readonly cmdline?: string;
+  readonly unsafe?: UnsafeKeeper;
+  /** Clients of Redis, each with one connection for its whole life; 0 for a guest that nobody speaks with. */
+  readonly clients?: number;
+  /** A file system in memory for guest memory; by default a directory of its own below /dev/shm. */
+  readonly memoryDirectory?: string;
+}
+
+/** A place in a protocol where everything waits. */
+export interface Hold {
+  /** Resolves once the place is reached. */
+  readonly reached: Promise<void>;
+  /** Lets it go on. A hold that was not reached any more does nothing. */
+  release(): void;
+}
+
+let made = 0;
+
+/**
+ * A VM of the demo guest, kept in this very process so that failpoints can be armed, in a network namespace of
+ * its own. Disposing it leaves nothing behind, whatever the test did to it.
+ */
+export class TestVm implements AsyncDisposable {
+  readonly keeper: Keeper;
+  readonly netns: string;
+  readonly failpoints: Failpoints;
+  readonly #load: RedisLoad | undefined;
+  readonly #logLines: readonly string[];
+  readonly #owned: AsyncDisposableStack;
+
+  private constructor(parts: {
+    keeper: Keeper;
+    netns: string;
+    failpoints: Failpoints;
+    load: RedisLoad | undefined;
+    logLines: readonly string[];
+    owned: AsyncDisposableStack;
+  }) {
+    this.keeper = parts.keeper;
+    this.netns = parts.netns;
+    this.failpoints = parts.failpoints;
+    this.#load = parts.load;
+    this.#logLines = parts.logLines;
+    this.#owned = parts.owned;
+  }
+
+  /** Boots the guest and waits until it is protected, and until Redis answers if there are clients. */
+  static async start(options: TestVmOptions = {}): Promise<TestVm> {
+    const { clients = 1 } = options;
+    made += 1;
+    const name = `test-${process.pid}-${made}`;
+    await using starting = new AsyncDisposableStack();
+    useDirectories(starting, options.memoryDirectory);
+    const netns = makeNetns(starting, `us-${name}`);
+    const spec = await specOf(options, { name, netns });
+    const runDirectory = starting.use(await RunDirectory.open(name, { clock: systemClock }));
+    const logLines: string[] = [];
+    const failpoints = new Failpoints();
+    const keeper = await Keeper.start({
+      spec,
+      accel: 'tcg',
+      qemu: await new QemuFinder().find(spec.qemu.binary),
+      preloadLibrary: await ensurePreloadLibrary({ cacheDir: cacheDirectory() }),
+      runDirectory,
+      log: jsonLogger((line) => logLines.push(line), Date.now),
+      clock: systemClock,
+      failpoints,
+      ...(options.unsafe !== undefined && { unsafe: options.unsafe }),
+    });
+    starting.defer(() => keeper.stop({ graceful: false }));
+    const load = clients > 0 ? starting.use(await loadIn(netns, clients)) : undefined;
+    const vm = new TestVm({ keeper, netns, failpoints, load, logLines, owned: starting.move() });
+    try {
+      if (spec.shadow.enabled) await vm.untilProtected();
+      return vm;
+    } catch (thrown) {
+      await vm[Symbol.asyncDispose]();
+      throw thrown;
+    }
+  }
+
+  get load(): RedisLoad {
+    if (this.#load === undefined) throw new Error('this VM was started without clients');
+    return this.#load;
+  }
+
+  /** Other clients than those of the start, e.g. after the guest has lost their connections by a reboot. */
+  async newLoad(): Promise<RedisLoad> {
+    return this.#owned.use(await loadIn(this.netns, 1));
+  }
+
+  get status(): VmStatus {
+    return this.keeper.status();
+  }
+
+  get primaryPid(): number {
+    return this.#pidOf(this.status.primary);
+  }
+
+  get standbyPid(): number {
+    return this.#pidOf(this.status.shadow);
+  }
+
+  link(name: string): LinkStatus {
+    const found = this.status.links.find((link) => link.name === name);
+    if (found === undefined) throw new Error(`the VM has no link ${name}`);
+    return found;
+  }
+
+  /** Signals the QEMU that acts; returns the time on `monotonicMs`. */
+  signalPrimary(signal: NodeJS.Signals): number {
+    process.kill(this.primaryPid, signal);
+    return monotonicMs();
+  }
+
+  /** Everything waits at the next hit of a failpoint, or the next one for which `when` holds. */
+  holdAt(failpoint: string, when = () => true): Hold {
+    const reached = Promise.withResolvers<void>();
+    const released = Promise.withResolvers<void>();
+    const disarm = this.failpoints.arm(failpoint, () => {
+      if (!when()) return;
+      disarm();
+      reached.resolve();
+      return released.promise;
+    });
+    return {
+      reached: this.#within(reached.promise, `failpoint ${failpoint}`),
+      release: () => {
+        disarm();
+        released.resolve();
+      },
+    };
+  }
+
+  /**
+   * The next epoch in which the guest sent something waits before its commit: the shadow does not hold it yet,
+   * and nothing of its output may have left.
+   */
+  holdOutputCommit(): Hold {
+    // While the VM stands still all that is held belongs to the epoch that is being cut.
+    let isCut = false;
+    const disarm = this.failpoints.arm('cut.before-resume', () => {
+      if (this.link('nic0').heldItems === 0) return;
+      isCut = true;
+      disarm();
+    });
+    return this.holdAt('commit.before-acknowledge', () => isCut);
+  }
+
+  /** Runs `act` at the next hit of a failpoint, once; resolves when it has. */
+  atNext(failpoint: string, act: () => void): Promise<void> {
+    const done = Promise.withResolvers<void>();
+    const disarm = this.failpoints.arm(failpoint, () => {
+      disarm();
+      try {
+        act();
+        done.resolve();
+      } catch (thrown) {
+        done.reject(thrown);
+      }
+    });
+    return this.#within(done.promise, `failpoint ${failpoint}`);
+  }
+
+  /** The next event of this kind, from now on. */
+  nextEvent(kind: string): Promise<VmEvent> {
+    const { promise, resolve } = Promise.withResolvers<VmEvent>();
+    const off = this.keeper.onEvent((event) => event.kind === kind && resolve(event));
+    return this.#within(promise, `event ${kind}`).finally(off);
+  }
+
+  async untilProtected(): Promise<void> {
+    if (this.status.phase !== 'protected') await this.nextEvent('protected');
+  }
+
+  /** Kinds of all events so far. */
+  get eventKinds(): string[] {
+    return this.keeper.eventsSince(0).map(({ kind }) => kind);
+  }
+
+  openConsole(): GuestConsole {
+    return new GuestConsole(this.keeper);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#owned[Symbol.asyncDispose]();
+  }
+
+  #pidOf(instance: { pid: number } | null): number {
+    if (instance === null) throw new Error(`there is none: ${this.status.phase}`);
+    return instance.pid;
+  }
+
+  async #within<Value>(promise: Promise<Value>, what: string): Promise<Value> {
+    const late = Promise.withResolvers<never>();
+    const cancel = systemClock.after(DEADLINE_MS, () =>
+      late.reject(new Error(`no ${what} in ${DEADLINE_MS} ms:\n${this.#lastLines()}`)),
+    );
+    // Who waits only later must not meet it as an unhandled rejection.
+    const result = Promise.race([promise, late.promise]).finally(cancel);
+    result.catch(() => {});
+    return result;
+  }
+
+  #lastLines(): string {
+    return this.#logLines.slice(-LOG_LINES_SHOWN).join('');
+  }
+}
+
+async function loadIn(netns: string, clients: number): Promise<RedisLoad> {
+  const load = await RedisLoad.start({ netns, host: GUEST_ADDRESS, port: REDIS_PORT, clock: systemClock });
+  try {
+    await load.connect(clients);
+    return load;
+  } catch (thrown) {
+    await load[Symbol.asyncDispose]();
+    throw thrown;
+  }
+}
+
+/** The serial console of a VM: what it says, and waiting for a piece of it. */
+export class GuestConsole implements Disposable {
+  readonly #session: ConsoleSession;
+  #text = '';
+  #changed = Promise.withResolvers<void>();
+
+  constructor(keeper: Keeper) {
+    this.#session = keeper.openConsole((bytes) => {
+      this.#text += Buffer.from(bytes).toString('latin1');
+      this.#changed.resolve();
+      this.#changed = Promise.withResolvers();
+    });
+  }
+
+  type(line: string): void {
+    this.#session.write(Buffer.from(`${line}\n`));
+  }
+
+  /** Waits for a piece of text, and takes it and all before it out. */
+  async take(pattern: RegExp): Promise<RegExpExecArray> {
+    const late = Promise.withResolvers<never>();
+    const cancel = systemClock.after(DEADLINE_MS, () =>
+      late.reject(new Error(`no ${pattern} in: ${this.#text.slice(-2000)}`)),
+    );
+    try {
+      for (;;) {
+        const match = pattern.exec(this.#text);
+        if (match !== null) {
+          this.#text = this.#text.slice(match.index + match[0].length);
+          return match;
+        }
+        await Promise.race([this.#changed.promise, late.promise]);
+      }
+    } finally {
+      cancel();
+    }
+  }
+
+  [Symbol.dispose](): void {
+    this.#session.close();
+  }
+}
+
+/** Run directory and guest memory of this process lie in directories of their own until the VM is disposed. */
+function useDirectories(owned: AsyncDisposableStack, memoryDirectory: string | undefined): void {
+  const before = { ...process.env };
+  const folder = mkdtempSync(join(tmpdir(), 'us-vm-'));
+  const memory = memoryDirectory ?? mkdtempSync('/dev/shm/us-vm-');
+  owned.defer(() => {
+    process.env = before;
+    rmSync(folder, { recursive: true, force: true });
+    if (memoryDirectory === undefined) rmSync(memory, { recursive: true, force: true });
+  });
+  process.env.UNDERSTUDY_RUN_DIR = join(folder, 'run');
+  process.env.UNDERSTUDY_MEMORY_DIR = memory;
+}
+
+function makeNetns(owned: AsyncDisposableStack, name: string): string {
+  execFileSync('ip', ['netns', 'add', name]);
+  owned.defer(() => {
+    execFileSync('ip', ['netns', 'del', name]);
+  });
+  execFileSync('ip', ['-n', name, 'link', 'set', 'lo', 'up']);
+  return name;
+}
+
+async function specOf(
+  { yaml = '', cmdline = '' }: TestVmOptions,
+  { name, netns }: { name: string; netns: string },
+) {
+  const guest = await ensureDemoGuest();
+  const network = `us.ip=${GUEST_ADDRESS}/24 us.gw=10.77.0.1`;
+  return parseVmSpec(
+    `
+name: ${name}
+memory: 128MiB
+boot:
+  kernel: ${guest.kernel}
+  initrd: ${guest.initrd}
+  cmdline: ${JSON.stringify(`${guest.cmdline} ${network} ${cmdline}`)}
+nics:
+  - uplink: {kind: tap, device: us-tap, netns: ${netns}, address: 10.77.0.1/24}
+${yaml}
+`,
+    { source: `${name}.yaml` },
+  );
+}
