@@ -32,8 +32,10 @@ const ROOMS = [
   'allocation',
   'sculpting',
   'api',
+  'control',
   'keeper',
   'host',
+  'demo',
   'cli',
 ];
 /** Rooms that do not know each other: they meet in the rooms that compose them. */

@@ -34,7 +34,8 @@ export async function tryColo(
     qmp.onEvent(({ name, data, wallMs }) => {
       if (name === 'STOP') stoppedWallMs = wallMs;
       if (name === 'MIGRATION') migrated ||= (data as { status: string }).status === 'colo';
-      if (name === 'MIGRATION' && (data as { status: string }).status === 'failed') end('the migration failed');
+      if (name === 'MIGRATION' && (data as { status: string }).status === 'failed')
+        end('the migration failed');
       if (name === 'COLO_EXIT') end(`it left COLO by itself: ${JSON.stringify(data)}`);
       if (name !== 'RESUME' || stoppedWallMs === undefined || !migrated) return;
       pausesMs.push(wallMs - stoppedWallMs);

@@ -8,12 +8,12 @@ import { silentLogger } from '../src/base/logger.ts';
 import { MIB, PAGE_BYTES } from '../src/base/units.ts';
 import { parseVmSpec } from '../src/config/vm-spec.ts';
 import type { VmSpec } from '../src/config/vm-spec-schema.ts';
+import { RunDirectory } from '../src/control/run-directory.ts';
 import { type EpochId, FIRST_EPOCH, nextEpoch } from '../src/epoch/epoch-id.ts';
 import { GuestClock } from '../src/keeper/guest-clock.ts';
 import { GuestLinks } from '../src/keeper/guest-links.ts';
 import { Instance, type InstanceSetting } from '../src/keeper/instance.ts';
 import { attachLinks } from '../src/keeper/promotion.ts';
-import { RunDirectory } from '../src/keeper/run-directory.ts';
 import { ShadowSession } from '../src/keeper/shadow-session.ts';
 import { prepareHost } from '../src/keeper/vm-host.ts';
 import { CgroupTree } from '../src/linux/cgroup.ts';
@@ -208,7 +208,10 @@ export class EpochRig implements AsyncDisposable {
    */
   async fillMemory(): Promise<void> {
     await this.machine.stop();
-    const memories = [this.primary.memory, ...(this.#shadow === undefined ? [] : [this.#shadow.standby.memory])];
+    const memories = [
+      this.primary.memory,
+      ...(this.#shadow === undefined ? [] : [this.#shadow.standby.memory]),
+    ];
     const unused = holes(this.primary.memory.dataRuns(), this.primary.memory.pageCount);
     using noise = Mapping.anonymous(FILL_PAGES * PAGE_BYTES);
     for (let at = 0; at < noise.bytes.length; at += 65_536)

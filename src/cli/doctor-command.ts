@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { cacheDirectory } from '../base/cache-directory.ts';
 import { systemClock as clock } from '../base/clock.ts';
 import { silentLogger } from '../base/logger.ts';
-import { acceleratorCacheFile } from '../keeper/run-paths.ts';
+import { acceleratorCacheFile } from '../control/run-paths.ts';
 import { CliError } from './cli-error.ts';
 import { EXIT_CODES } from './exit-codes.ts';
 import { checkHost, type Finding } from './host-checks.ts';

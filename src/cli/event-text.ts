@@ -1,4 +1,4 @@
-import type { VmEvent } from '../keeper/event-journal.ts';
+import type { VmEvent } from '../control/vm-event.ts';
 
 /** `14:03:07.123  redis-demo  promoted  epoch 812  instance=2 promoteMs=9.3` */
 export function eventText({ time, vm, kind, epoch, facts }: VmEvent): string {

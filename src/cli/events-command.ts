@@ -1,6 +1,6 @@
 import { readFileSync } from 'node:fs';
-import type { VmEvent } from '../keeper/event-journal.ts';
-import { eventsPathOf, type FoundVm, RunDirectory } from '../keeper/run-directory.ts';
+import { eventsPathOf, type FoundVm, RunDirectory } from '../control/run-directory.ts';
+import type { VmEvent } from '../control/vm-event.ts';
 import { errnoNameOf } from '../linux/linux-error.ts';
 import { eventText } from './event-text.ts';
 import { EXIT_CODES } from './exit-codes.ts';

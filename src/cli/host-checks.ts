@@ -7,7 +7,7 @@ import { z } from 'zod';
 import { cacheDirectory } from '../base/cache-directory.ts';
 import { messageOf, UnderstudyError } from '../base/errors.ts';
 import { formatBytes, GIB, MIB, PAGE_BYTES } from '../base/units.ts';
-import { acceleratorCacheFile, memoryRoot, runRoot } from '../keeper/run-paths.ts';
+import { acceleratorCacheFile, memoryRoot, runRoot } from '../control/run-paths.ts';
 import { CgroupTree } from '../linux/cgroup.ts';
 import { freeBytesOf } from '../linux/file.ts';
 import { Mapping } from '../linux/mapping.ts';

@@ -1,7 +1,7 @@
 import { formatBytes } from '../base/units.ts';
-import { KeeperError } from '../keeper/keeper-error.ts';
-import { type FoundVm, RunDirectory } from '../keeper/run-directory.ts';
-import type { VmStatus } from '../keeper/vm-status.ts';
+import { KeeperError } from '../control/keeper-error.ts';
+import { type FoundVm, RunDirectory } from '../control/run-directory.ts';
+import type { VmStatus } from '../control/vm-status.ts';
 import { EXIT_CODES } from './exit-codes.ts';
 import { duration, type Output, table } from './output.ts';
 import { openControl } from './vm-connection.ts';

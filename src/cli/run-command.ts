@@ -1,10 +1,10 @@
 import { type Clock, systemClock as clock } from '../base/clock.ts';
 import { loadVmSpec } from '../config/vm-spec.ts';
-import type { ControlClient } from '../keeper/control-client.ts';
-import { KeeperError } from '../keeper/keeper-error.ts';
-import { KeeperProcess } from '../keeper/keeper-process.ts';
-import { RunDirectory } from '../keeper/run-directory.ts';
-import type { VmStatus } from '../keeper/vm-status.ts';
+import type { ControlClient } from '../control/control-client.ts';
+import { KeeperError } from '../control/keeper-error.ts';
+import { KeeperProcess } from '../control/keeper-process.ts';
+import { RunDirectory } from '../control/run-directory.ts';
+import type { VmStatus } from '../control/vm-status.ts';
 import { CliError } from './cli-error.ts';
 import { eventText } from './event-text.ts';
 import { EXIT_CODES } from './exit-codes.ts';

@@ -1,5 +1,5 @@
 import { formatBytes } from '../base/units.ts';
-import type { VmStatus } from '../keeper/vm-status.ts';
+import type { VmStatus } from '../control/vm-status.ts';
 import { EXIT_CODES } from './exit-codes.ts';
 import { duration, type Output, table } from './output.ts';
 import { connectTo } from './vm-connection.ts';

@@ -1,7 +1,7 @@
 import { systemClock as clock } from '../base/clock.ts';
-import { KeeperError } from '../keeper/keeper-error.ts';
-import { endProcess, type ProcessIdentity, waitForEnd } from '../keeper/process-identity.ts';
-import { type FoundVm, RunDirectory } from '../keeper/run-directory.ts';
+import { KeeperError } from '../control/keeper-error.ts';
+import { endProcess, type ProcessIdentity, waitForEnd } from '../control/process-identity.ts';
+import { type FoundVm, RunDirectory } from '../control/run-directory.ts';
 import { EXIT_CODES } from './exit-codes.ts';
 import type { Output } from './output.ts';
 import { findVm, openControl } from './vm-connection.ts';

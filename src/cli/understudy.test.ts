@@ -10,9 +10,9 @@ import { fileURLToPath } from 'node:url';
 import { afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { ensureDemoGuest } from '../../guest/build.ts';
 import { systemClock as clock } from '../base/clock.ts';
-import { endProcess, identityOf, isAlive } from '../keeper/process-identity.ts';
-import { RunDirectory } from '../keeper/run-directory.ts';
-import type { VmStatus } from '../keeper/vm-status.ts';
+import { endProcess, identityOf, isAlive } from '../control/process-identity.ts';
+import { RunDirectory } from '../control/run-directory.ts';
+import type { VmStatus } from '../control/vm-status.ts';
 
 const MAIN = fileURLToPath(new URL('./main.ts', import.meta.url));
 const DEADLINE_MS = 5000;

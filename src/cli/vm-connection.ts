@@ -1,7 +1,7 @@
 import { systemClock } from '../base/clock.ts';
-import { ControlClient } from '../keeper/control-client.ts';
-import { KeeperError } from '../keeper/keeper-error.ts';
-import { controlSocketOf, type FoundVm, RunDirectory } from '../keeper/run-directory.ts';
+import { ControlClient } from '../control/control-client.ts';
+import { KeeperError } from '../control/keeper-error.ts';
+import { controlSocketOf, type FoundVm, RunDirectory } from '../control/run-directory.ts';
 
 /** @throws KeeperError KEEPER_NOT_RUNNING */
 export function findVm(name: string): FoundVm {

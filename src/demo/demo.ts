@@ -1,7 +1,7 @@
 import { randomBytes } from 'node:crypto';
 import { type DemoGuest, ensureDemoGuest } from '../../guest/build.ts';
 import type { Clock } from '../base/clock.ts';
-import type { VmStatus } from '../keeper/vm-status.ts';
+import type { VmStatus } from '../control/vm-status.ts';
 import { orAborted } from './abortable-wait.ts';
 import { DemoNetwork } from './demo-network.ts';
 import { type DemoReport, demoReport, type Failover, killToReplyMs } from './demo-report.ts';

@@ -1,18 +1,6 @@
+import type { VmEvent } from '../control/vm-event.ts';
 import type { EpochId } from '../epoch/epoch-id.ts';
 import type { EpochParticipant } from '../epoch/participant.ts';
-
-/** Something that happened to a VM, as `understudy events` shows it. */
-export interface VmEvent {
-  /** Counts from 1; a reader that saw n asks for those after n. */
-  readonly seq: number;
-  /** ISO 8601, host time. */
-  readonly time: string;
-  readonly vm: string;
-  readonly kind: string;
-  /** Newest committed epoch when it happened. */
-  readonly epoch: number;
-  readonly facts: Readonly<Record<string, unknown>>;
-}
 
 const EVENTS_MAX = 4096;
 

@@ -1,4 +1,5 @@
 import type { Clock } from '../base/clock.ts';
+import type { GuestClockStatus } from '../control/vm-status.ts';
 
 /**
  * Keeps the guest's wall clock right. QEMU's virtual clock stands still in every pause, so the guest falls
@@ -16,14 +17,6 @@ export interface GuestClockOptions {
   readonly errorMaxMs: number;
   /** Sends bytes to the guest agent. */
   readonly send: (bytes: Uint8Array) => void;
-}
-
-export interface GuestClockStatus {
-  /** Guest minus host at the last reading, before it was corrected; null until the agent has answered once. */
-  readonly errorMs: number | null;
-  /** Since the agent's last answer; null if there was none. */
-  readonly answeredAgoMs: number | null;
-  readonly corrections: number;
 }
 
 /** How long an unanswered reading is waited for before the next one replaces it. */

@@ -2,10 +2,10 @@ import type { Clock } from '../base/clock.ts';
 import type { Failpoints } from '../base/failpoint.ts';
 import type { Logger } from '../base/logger.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
+import type { RunDirectory } from '../control/run-directory.ts';
 import type { UnsafeLink } from '../net/guest-link.ts';
 import type { Accelerator } from '../qemu/launch-arguments.ts';
 import type { QemuBinary } from '../qemu/qemu-binary.ts';
-import type { RunDirectory } from './run-directory.ts';
 
 export interface KeeperOptions {
   readonly spec: VmSpec;

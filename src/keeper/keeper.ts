@@ -4,6 +4,10 @@ import { assert, unreachable } from '../base/assert.ts';
 import { DelayedTask } from '../base/delayed-task.ts';
 import { messageOf, UnderstudyError } from '../base/errors.ts';
 import { SampleWindow } from '../base/sample-window.ts';
+import type { ConsoleSession, KeeperControl } from '../control/keeper-control.ts';
+import { KeeperError } from '../control/keeper-error.ts';
+import type { VmEvent } from '../control/vm-event.ts';
+import type { VmStatus } from '../control/vm-status.ts';
 import { type EpochId, FIRST_EPOCH, NO_EPOCH, nextEpoch } from '../epoch/epoch-id.ts';
 import { CgroupTree } from '../linux/cgroup.ts';
 import type { GuestLink } from '../net/guest-link.ts';
@@ -20,18 +24,15 @@ import {
   type StopReason,
   stepProtection,
 } from '../shadow/protection.ts';
-import { EventJournal, HeldEvents, type VmEvent } from './event-journal.ts';
+import { EventJournal, HeldEvents } from './event-journal.ts';
 import { GuestClock } from './guest-clock.ts';
 import { GuestLinks } from './guest-links.ts';
 import { Instance, type InstanceSetting } from './instance.ts';
-import type { ConsoleSession, KeeperControl } from './keeper-control.ts';
-import { KeeperError } from './keeper-error.ts';
 import type { KeeperOptions } from './keeper-options.ts';
 import { lossReasonOf, PrimaryWatch } from './primary-watch.ts';
 import { attachLinks, promoteShadow } from './promotion.ts';
 import { ShadowSession } from './shadow-session.ts';
 import { describeVm } from './vm-description.ts';
-import type { VmStatus } from './vm-status.ts';
 
 /** How long a guest may take to power off when it is asked to. */
 const POWERDOWN_DEADLINE_MS = 10_000;

@@ -19,11 +19,11 @@ import { Failpoints } from '../base/failpoint.ts';
 import { jsonLogger, type Logger } from '../base/logger.ts';
 import { parseVmSpec } from '../config/vm-spec.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
+import { ControlServer } from '../control/control-server.ts';
+import { KeeperError } from '../control/keeper-error.ts';
+import { RunDirectory } from '../control/run-directory.ts';
 import { BoundedLog } from '../qemu/bounded-log.ts';
-import { ControlServer } from './control-server.ts';
 import { Keeper } from './keeper.ts';
-import { KeeperError } from './keeper-error.ts';
-import { RunDirectory } from './run-directory.ts';
 import { prepareHost } from './vm-host.ts';
 
 const EXIT_FAILED = 1;

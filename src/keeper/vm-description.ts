@@ -1,14 +1,13 @@
 import { SampleWindow } from '../base/sample-window.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
+import type { GuestClockStatus, VmStatus } from '../control/vm-status.ts';
 import type { EpochId } from '../epoch/epoch-id.ts';
 import type { GuestLink } from '../net/guest-link.ts';
 import type { Accelerator } from '../qemu/launch-arguments.ts';
 import type { QemuBinary } from '../qemu/qemu-binary.ts';
 import type { ProtectionState } from '../shadow/protection.ts';
-import type { GuestClockStatus } from './guest-clock.ts';
 import type { Instance } from './instance.ts';
 import type { ShadowSession } from './shadow-session.ts';
-import type { VmStatus } from './vm-status.ts';
 
 /** What a keeper knows of its VM. */
 export interface KnownVm {

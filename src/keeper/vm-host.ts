@@ -2,11 +2,11 @@ import { join } from 'node:path';
 import type { Clock } from '../base/clock.ts';
 import type { Logger } from '../base/logger.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
+import { acceleratorCacheFile } from '../control/run-paths.ts';
 import { ensurePreloadLibrary } from '../memory/preload-library.ts';
 import { type ProbeGuest, probeAccelerator } from '../qemu/accelerator-probe.ts';
 import type { Accelerator } from '../qemu/launch-arguments.ts';
 import { type QemuBinary, QemuFinder } from '../qemu/qemu-binary.ts';
-import { acceleratorCacheFile } from './run-paths.ts';
 
 const PROBE_DEADLINE_MS = 20_000;
 

@@ -28,7 +28,10 @@ export function buildArguments(spec: VmSpec, { role, paths, accel }: ArgumentOpt
     ...['-nodefaults', '-no-user-config', '-display', 'none', '-vga', 'none'],
     ...['-name', `guest=${spec.name},debug-threads=on`, '-msg', 'timestamp=on'],
     // suppress-vmdesc and send-configuration: the stream of device state is nothing but device state.
-    ...['-machine', `${spec.machine},memory-backend=${MEMORY_BLOCK},suppress-vmdesc=on,vmport=off,sata=off,smbus=off,usb=off`],
+    ...[
+      '-machine',
+      `${spec.machine},memory-backend=${MEMORY_BLOCK},suppress-vmdesc=on,vmport=off,sata=off,smbus=off,usb=off`,
+    ],
     ...['-global', 'migration.send-configuration=off'],
     ...acceleratorArguments(accel),
     ...['-smp', String(spec.vcpus), '-m', memory],
@@ -87,13 +90,21 @@ function nicArguments(mac: string, { index, path }: { index: number; path: strin
   return [
     ...['-netdev', `stream,id=nic${index},server=off,addr.type=unix,addr.path=${escaped(path)}`],
     // No option ROM: it would be one more RAM block, and nobody boots from this network.
-    ...['-device', `virtio-net-pci,netdev=nic${index},mac=${mac},romfile=,disable-modern=on,disable-legacy=off`],
+    ...[
+      '-device',
+      `virtio-net-pci,netdev=nic${index},mac=${mac},romfile=,disable-modern=on,disable-legacy=off`,
+    ],
   ];
 }
 
 function agentArguments(path: string): string[] {
   return [
-    ...['-device', 'virtio-serial-pci,disable-modern=on,disable-legacy=off', '-chardev', clientSocket('agent', path)],
+    ...[
+      '-device',
+      'virtio-serial-pci,disable-modern=on,disable-legacy=off',
+      '-chardev',
+      clientSocket('agent', path),
+    ],
     ...['-device', 'virtserialport,chardev=agent,name=org.qemu.guest_agent.0'],
   ];
 }

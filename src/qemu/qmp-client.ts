@@ -64,7 +64,11 @@ export class QmpClient implements Disposable {
     const client = new QmpClient(await dial(path, { ...options, endMs }), options);
     try {
       await client.#greeting(Math.max(1, endMs - clock.nowMs()));
-      await client.execute('qmp_capabilities', { enable: ['oob'] }, { deadlineMs: Math.max(1, endMs - clock.nowMs()) });
+      await client.execute(
+        'qmp_capabilities',
+        { enable: ['oob'] },
+        { deadlineMs: Math.max(1, endMs - clock.nowMs()) },
+      );
       return client;
     } catch (error) {
       client[Symbol.dispose]();

@@ -8,14 +8,14 @@ import { systemClock } from '../../src/base/clock.ts';
 import { Failpoints } from '../../src/base/failpoint.ts';
 import { jsonLogger } from '../../src/base/logger.ts';
 import { parseVmSpec } from '../../src/config/vm-spec.ts';
+import type { ConsoleSession } from '../../src/control/keeper-control.ts';
+import { RunDirectory } from '../../src/control/run-directory.ts';
+import type { VmEvent } from '../../src/control/vm-event.ts';
+import type { LinkStatus, VmStatus } from '../../src/control/vm-status.ts';
 import { monotonicMs } from '../../src/demo/monotonic-time.ts';
 import { RedisLoad } from '../../src/demo/redis-load.ts';
-import type { VmEvent } from '../../src/keeper/event-journal.ts';
 import { Keeper } from '../../src/keeper/keeper.ts';
-import type { ConsoleSession } from '../../src/keeper/keeper-control.ts';
 import type { UnsafeKeeper } from '../../src/keeper/keeper-options.ts';
-import { RunDirectory } from '../../src/keeper/run-directory.ts';
-import type { LinkStatus, VmStatus } from '../../src/keeper/vm-status.ts';
 import { ensurePreloadLibrary } from '../../src/memory/preload-library.ts';
 import { QemuFinder } from '../../src/qemu/qemu-binary.ts';
 

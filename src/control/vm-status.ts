@@ -1,6 +1,5 @@
 import type { SampleSummary } from '../base/sample-window.ts';
 import type { Phase, StopReason } from '../shadow/protection.ts';
-import type { GuestClockStatus } from './guest-clock.ts';
 
 /** What `understudy status NAME` shows: one VM as its keeper sees it. Times in milliseconds, memory in bytes. */
 export interface VmStatus {
@@ -52,4 +51,12 @@ export interface LinkStatus {
   readonly releasedItems: number;
   readonly replayedItems: number;
   readonly droppedItems: number;
+}
+
+export interface GuestClockStatus {
+  /** Guest minus host at the last reading, before it was corrected; null until the agent has answered once. */
+  readonly errorMs: number | null;
+  /** Since the agent's last answer; null if there was none. */
+  readonly answeredAgoMs: number | null;
+  readonly corrections: number;
 }

@@ -1,4 +1,4 @@
-import type { VmEvent } from './event-journal.ts';
+import type { VmEvent } from './vm-event.ts';
 import type { VmStatus } from './vm-status.ts';
 
 /** What a keeper can be asked to do, as the control socket offers it. */

@@ -9,9 +9,9 @@ import { type Clock, systemClock } from '../base/clock.ts';
 import { silentLogger } from '../base/logger.ts';
 import { ControlClient } from './control-client.ts';
 import { ControlServer } from './control-server.ts';
-import type { VmEvent } from './event-journal.ts';
 import type { ConsoleSession, KeeperControl } from './keeper-control.ts';
 import { KeeperError } from './keeper-error.ts';
+import type { VmEvent } from './vm-event.ts';
 import type { VmStatus } from './vm-status.ts';
 
 /** Answers without a VM behind it: what is tested here is the wire. */

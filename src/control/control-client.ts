@@ -13,8 +13,8 @@ import {
   LineSplitter,
   type Request,
 } from './control-protocol.ts';
-import type { VmEvent } from './event-journal.ts';
 import { KeeperError, type KeeperErrorCode } from './keeper-error.ts';
+import type { VmEvent } from './vm-event.ts';
 import type { VmStatus } from './vm-status.ts';
 
 const CONNECT_DEADLINE_MS = 5000;
