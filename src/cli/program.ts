@@ -40,6 +40,7 @@ export function buildProgram(out: Output, finish: (exitCode: number) => void): C
   addRun(program, out, finish);
   addQueries(program, out, finish);
   addActions(program, out, finish);
+  addDemo(program, out, finish);
   addHost(program, out, finish);
   addHelp(program);
   return program;
@@ -132,6 +133,22 @@ function addActions(program: Command, out: Output, finish: Finish): void {
     });
 }
 
+function addDemo(program: Command, out: Output, finish: Finish): void {
+  command(program, 'demo', 'kill the QEMU of a Redis VM under load, again and again, and see what is lost')
+    .option('--kills <number>', 'how often', atLeastOne, 5)
+    .option('--clients <number>', 'clients that write, each over one TCP connection', atLeastOne, 4)
+    .option('--seed <number>', 'repeats the moments of the kills; by default they are random', wholeNumber)
+    .addOption(
+      new Option('--network <kind>', 'by default tap where this user may use it, else passt').choices([
+        'tap',
+        'passt',
+      ]),
+    )
+    .option('--keep', 'leave the VM running', false)
+    .addHelpText('after', examples('understudy demo', 'understudy demo --kills 20 --seed 7 --json'))
+    .action(async (options) => finish(await (await import('./demo-command.ts')).demo(options, out)));
+}
+
 function addHost(program: Command, out: Output, finish: Finish): void {
   command(program, 'doctor', 'say what works on this machine, and what to do about the rest')
     .option('--probe', 'boot a guest to see which accelerator works; builds the demo guest if need be', false)
@@ -183,6 +200,12 @@ function positiveNumber(text: string): number {
   const value = Number(text);
   if (Number.isFinite(value) && value > 0) return value;
   throw new InvalidArgumentError('Expected a number above 0.');
+}
+
+function atLeastOne(text: string): number {
+  const value = wholeNumber(text);
+  if (value > 0) return value;
+  throw new InvalidArgumentError('Expected at least 1.');
 }
 
 function wholeNumber(text: string): number {

@@ -69,7 +69,7 @@ export class ControlConnection {
 
   #receive(bytes: Uint8Array): void {
     if (this.#console !== undefined) {
-      this.#console.write(bytes);
+      this.#type(bytes);
       return;
     }
     this.#lines.push(bytes);
@@ -183,6 +183,11 @@ export class ControlConnection {
     return promise;
   }
 
+  /** A paste larger than what the guest takes waits in the client's end of the socket. */
+  #type(bytes: Uint8Array): void {
+    if (this.#console?.write(bytes) === false) this.#socket.pause();
+  }
+
   #joinConsole(request: Request): void {
     const socket = this.#socket;
     // What the console shows while it is being joined has to come after the answer.
@@ -193,7 +198,7 @@ export class ControlConnection {
       if (socket.writableLength > UNREAD_BYTES_MAX) this.drop();
     };
     try {
-      this.#console = this.#options.control.openConsole(show);
+      this.#console = this.#options.control.openConsole({ onOutput: show, onRoom: () => socket.resume() });
     } catch (thrown) {
       this.#fail(request, thrown);
       return;
@@ -204,7 +209,7 @@ export class ControlConnection {
     early = undefined;
     for (const bytes of shown) show(bytes);
     const typed = this.#lines.takeRest();
-    if (typed.length > 0) this.#console.write(typed);
+    if (typed.length > 0) this.#type(typed);
   }
 }
 

@@ -9,7 +9,7 @@ import { type Clock, systemClock } from '../base/clock.ts';
 import { silentLogger } from '../base/logger.ts';
 import { ControlClient } from './control-client.ts';
 import { ControlServer } from './control-server.ts';
-import type { ConsoleSession, KeeperControl } from './keeper-control.ts';
+import type { ConsoleSession, ConsoleWatcher, KeeperControl } from './keeper-control.ts';
 import { KeeperError } from './keeper-error.ts';
 import type { VmEvent } from './vm-event.ts';
 import type { VmStatus } from './vm-status.ts';
@@ -49,13 +49,14 @@ class ScriptedKeeper implements KeeperControl {
   async stop(options: { graceful: boolean }): Promise<void> {
     this.stops.push(options);
   }
-  openConsole(onOutput: (bytes: Uint8Array) => void): ConsoleSession {
+  openConsole({ onOutput }: ConsoleWatcher): ConsoleSession {
     onOutput(Buffer.from('scrollback '));
     this.show = onOutput;
     return {
       write: (bytes) => {
         this.typed.push(Buffer.from(bytes).toString());
         onOutput(Buffer.from(`echo ${Buffer.from(bytes).toString()}`));
+        return true;
       },
       close: () => {
         this.consoleClosed = true;

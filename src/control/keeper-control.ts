@@ -12,10 +12,18 @@ export interface KeeperControl {
   /** Ends the VM: powers it off if `graceful` (bounded wait), then kills it. Resolves when nothing is left of it. */
   stop(options: { graceful: boolean }): Promise<void>;
   /** Joins the serial console. Throws KEEPER_NO_CONSOLE. */
-  openConsole(onOutput: (bytes: Uint8Array) => void): ConsoleSession;
+  openConsole(watcher: ConsoleWatcher): ConsoleSession;
+}
+
+export interface ConsoleWatcher {
+  /** Committed output, in order. */
+  readonly onOutput: (bytes: Uint8Array) => void;
+  /** After `write` said to wait: input is taken again. */
+  readonly onRoom?: () => void;
 }
 
 export interface ConsoleSession {
-  write(bytes: Uint8Array): void;
+  /** Types into the console. False: taken, but wait for `onRoom` before writing more. */
+  write(bytes: Uint8Array): boolean;
   close(): void;
 }

@@ -1,10 +1,9 @@
-import { appendFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { assert, unreachable } from '../base/assert.ts';
 import { DelayedTask } from '../base/delayed-task.ts';
 import { messageOf, UnderstudyError } from '../base/errors.ts';
 import { SampleWindow } from '../base/sample-window.ts';
-import type { ConsoleSession, KeeperControl } from '../control/keeper-control.ts';
+import type { ConsoleSession, ConsoleWatcher, KeeperControl } from '../control/keeper-control.ts';
 import { KeeperError } from '../control/keeper-error.ts';
 import type { VmEvent } from '../control/vm-event.ts';
 import type { VmStatus } from '../control/vm-status.ts';
@@ -12,6 +11,7 @@ import { type EpochId, FIRST_EPOCH, NO_EPOCH, nextEpoch } from '../epoch/epoch-i
 import { CgroupTree } from '../linux/cgroup.ts';
 import type { GuestLink } from '../net/guest-link.ts';
 import type { StreamClient } from '../net/stream-end.ts';
+import { BoundedLog } from '../qemu/bounded-log.ts';
 import type { QmpEvent } from '../qemu/qmp-events.ts';
 import { EpochPipeline } from '../replication/epoch-pipeline.ts';
 import {
@@ -42,6 +42,7 @@ const SAMPLES = 1024;
 export class Keeper implements KeeperControl {
   readonly #options: KeeperOptions;
   readonly #setting: InstanceSetting;
+  readonly #eventLog: BoundedLog;
   readonly #journal: EventJournal;
   readonly #heldEvents: HeldEvents<QmpEvent>;
   readonly #guestClock: GuestClock;
@@ -68,6 +69,7 @@ export class Keeper implements KeeperControl {
   private constructor(options: KeeperOptions) {
     this.#options = options;
     const { spec, clock, runDirectory } = options;
+    this.#eventLog = new BoundedLog(runDirectory.eventsPath);
     const cgroups = CgroupTree.detect();
     this.#startedMs = clock.nowMs();
     this.#shadowStart = new DelayedTask(clock);
@@ -80,7 +82,7 @@ export class Keeper implements KeeperControl {
     this.#journal = new EventJournal({
       vm: spec.name,
       wallMs: () => clock.wallMs(),
-      write: (line) => appendFileSync(runDirectory.eventsPath, line),
+      write: (line) => this.#eventLog.append(line),
     });
     this.#heldEvents = new HeldEvents((event) => this.#onGuestEvent(event));
     this.#guestClock = new GuestClock({ clock, ...spec.clock, send: (bytes) => this.#agent?.write(bytes) });
@@ -149,14 +151,14 @@ export class Keeper implements KeeperControl {
     await this.#finished.promise;
   }
 
-  openConsole(onOutput: (bytes: Uint8Array) => void): ConsoleSession {
+  openConsole(watcher: ConsoleWatcher): ConsoleSession {
     const end = this.#links?.console;
     if (end === undefined) {
       throw new KeeperError('KEEPER_NO_CONSOLE', `${this.#options.spec.name} has no serial console`, {
         hint: 'Set console: true in its specification and start it again.',
       });
     }
-    return end.connect({ onOutput });
+    return end.connect(watcher);
   }
 
   status(): VmStatus {
@@ -437,9 +439,12 @@ export class Keeper implements KeeperControl {
 
   async #restart(): Promise<void> {
     await this.#removeOldPrimary();
-    for (const link of this.#allLinks) link.pauseInput();
+    for (const link of this.#allLinks) {
+      link.forget();
+      link.resumeInput();
+    }
+    this.#heldEvents.forget();
     await this.#startPrimary();
-    for (const link of this.#allLinks) link.resumeInput();
     this.#publish('restarted-cold', { outageMs: this.#options.clock.nowMs() - this.#lostAtMs });
   }
 
@@ -459,6 +464,7 @@ export class Keeper implements KeeperControl {
   async #stopAll(): Promise<void> {
     await this.#dispose();
     this.#dispatch({ kind: 'stopped' });
+    this.#eventLog[Symbol.dispose]();
     this.#finished.resolve({ reason: this.#state.stopReason ?? 'requested' });
   }
 

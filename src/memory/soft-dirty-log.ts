@@ -1,3 +1,4 @@
+import { readFileSync, statSync } from 'node:fs';
 import { clearSoftDirty, kernelKeepsSoftDirty, Pagemap } from '../linux/pagemap.ts';
 import type { DirtyLog } from './dirty-log.ts';
 import { logUnavailable, MappedMemory, type WatchedMemory } from './mapped-memory.ts';
@@ -5,8 +6,8 @@ import { mergeRuns, type PageRun } from './page-runs.ts';
 
 /**
  * Finds written pages by the soft-dirty bits of QEMU's page table (Documentation/admin-guide/mm/soft-dirty.rst),
- * for kernels without PAGEMAP_SCAN. A bit is lost with its page table entry, so guest memory must not be
- * swapped out: have no swap, or let QEMU lock it (`-overcommit mem-lock=on`). Discards come through the channel.
+ * for kernels without PAGEMAP_SCAN. A bit is lost with its page table entry: where that can happen unseen, this
+ * log refuses to work. Discards come through the channel.
  */
 export class SoftDirtyLog implements DirtyLog {
   readonly method = 'soft-dirty';
@@ -20,6 +21,8 @@ export class SoftDirtyLog implements DirtyLog {
     if (!kernelKeepsSoftDirty()) {
       throw logUnavailable(this.method, 'this kernel is built without CONFIG_MEM_SOFT_DIRTY');
     }
+    const loss = lossOfBits(watched.memory.path);
+    if (loss !== undefined) throw logUnavailable(this.method, loss);
     this.#pagemap = Pagemap.open(this.#mapped.pid);
   }
 
@@ -46,4 +49,24 @@ export class SoftDirtyLog implements DirtyLog {
   [Symbol.dispose](): void {
     this.#pagemap[Symbol.dispose]();
   }
+}
+
+/** Why page table entries of guest memory might go, and their soft-dirty bits with them, while QEMU runs. */
+function lossOfBits(memoryPath: string): string | undefined {
+  const [, ...swaps] = readFileSync('/proc/swaps', 'utf8').trim().split('\n');
+  if (swaps.length > 0) return 'this machine has swap, and a page that is swapped out loses its bit';
+  // The kernel splits a huge page of a file by dropping its entry (mm/huge_memory.c, __split_huge_pmd_locked).
+  const huge = hugePagesOf(memoryPath);
+  return huge && `${memoryPath} may lie in huge pages (${huge}), which lose their bits when they are split`;
+}
+
+/** The setting that lets a file in a tmpfs have huge pages: Documentation/admin-guide/mm/transhuge.rst. */
+function hugePagesOf(path: string): string | undefined {
+  const setting = readFileSync('/sys/kernel/mm/transparent_hugepage/shmem_enabled', 'utf8');
+  if (setting.includes('[force]')) return 'shmem_enabled=force';
+  const { dev } = statSync(path);
+  const device = `${(dev >> 8) & 0xfff}:${(dev & 0xff) | ((dev >> 12) & 0xfff00)}`;
+  const mounts = readFileSync('/proc/self/mountinfo', 'utf8').split('\n');
+  const mount = mounts.find((line) => line.split(' ')[2] === device);
+  return /[ ,](huge=(?!never)[^ ,]*)/.exec(mount ?? '')?.[1];
 }

@@ -183,6 +183,13 @@ export class GuestLink implements EpochParticipant, Disposable {
     this.#log.rollBack(committed);
   }
 
+  /** After `detach`: the VM is started cold. Output that waited never happened, and nobody waits for old input. */
+  forget(): void {
+    assert(this.#port === undefined, `${this.name}: the old QEMU is fenced off before the VM begins anew`);
+    this.#gate.forget();
+    this.#log.forget();
+  }
+
   stats(): GuestLinkStats {
     const { refusedItems } = this.#options.farEnd.stats();
     return { ...this.#gate.stats(), ...this.#log.stats(), refusedItems };

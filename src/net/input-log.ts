@@ -99,6 +99,13 @@ export class InputLog implements EpochParticipant {
     this.#read = this.#removed;
   }
 
+  /** The VM begins anew from nothing: input for its past is no concern of its future. */
+  forget(): void {
+    this.#sealed = [];
+    this.#remove(this.#removed + this.#items.length);
+    this.#handed = this.#removed;
+  }
+
   get hasQueued(): boolean {
     return this.#handed < this.#removed + this.#items.length;
   }

@@ -116,6 +116,11 @@ export class OutputGate implements EpochParticipant {
     }
   }
 
+  /** The VM begins anew from nothing: what was not committed never happened. */
+  forget(): void {
+    this.rollBack(this.#released, []);
+  }
+
   get isHolding(): boolean {
     return this.#holding;
   }

@@ -52,7 +52,7 @@ export class QmpClient implements Disposable {
   #nextId = 1;
   #lastHeardMs: number;
   #closed: QemuError | undefined;
-  #greet: (() => void) | undefined;
+  #greet: ((capabilities: readonly string[]) => void) | undefined;
 
   /**
    * Connects, waits for the greeting and leaves negotiation mode.
@@ -63,12 +63,11 @@ export class QmpClient implements Disposable {
     const endMs = clock.nowMs() + deadlineMs;
     const client = new QmpClient(await dial(path, { ...options, endMs }), options);
     try {
-      await client.#greeting(Math.max(1, endMs - clock.nowMs()));
-      await client.execute(
-        'qmp_capabilities',
-        { enable: ['oob'] },
-        { deadlineMs: Math.max(1, endMs - clock.nowMs()) },
-      );
+      const capabilities = await client.#greeting(Math.max(1, endMs - clock.nowMs()));
+      // Without this capability QEMU takes one command at a time: it stops reading until it has answered.
+      const enable = capabilities.filter((capability) => capability === 'oob');
+      const rest = { deadlineMs: Math.max(1, endMs - clock.nowMs()) };
+      await client.execute('qmp_capabilities', enable.length > 0 ? { enable } : undefined, rest);
       return client;
     } catch (error) {
       client[Symbol.dispose]();
@@ -158,7 +157,8 @@ export class QmpClient implements Disposable {
     this.#close(disconnected('we closed it'));
   }
 
-  #greeting(deadlineMs: number): Promise<void> {
+  /** Resolves with the capabilities that QEMU offers. */
+  #greeting(deadlineMs: number): Promise<readonly string[]> {
     return new Promise((resolve, reject) => {
       const cancelDeadline = this.#clock.after(deadlineMs, () =>
         reject(timedOut('the greeting', deadlineMs)),
@@ -167,10 +167,10 @@ export class QmpClient implements Disposable {
         cancelDeadline();
         reject(reason);
       });
-      this.#greet = () => {
+      this.#greet = (capabilities) => {
         cancelDeadline();
         forget();
-        resolve();
+        resolve(capabilities);
       };
     });
   }
@@ -196,7 +196,8 @@ export class QmpClient implements Disposable {
 
   #receiveGreeting(message: QmpMessage): void {
     this.#record('<', message);
-    this.#greet?.();
+    const { capabilities } = message.QMP as { capabilities?: readonly string[] };
+    this.#greet?.(capabilities ?? []);
     this.#greet = undefined;
   }
 

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import fs, { existsSync, readFileSync } from 'node:fs';
+import fs, { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { syncBuiltinESMExports } from 'node:module';
 import { join } from 'node:path';
 import { systemClock } from '../../src/base/clock.ts';
@@ -44,6 +44,36 @@ export const softDirtyChecks: readonly GuestCheck[] = [
         passedOver.map((error) => error.facts.method),
         ['pagemap-scan'],
       );
+    },
+  },
+  {
+    title: 'is refused for memory that may lie in huge pages, whose splitting drops bits',
+    async run(options) {
+      execFileSync('mount', ['-o', 'remount,huge=always', options.directory]);
+      try {
+        await assert.rejects(DirtyLogBench.open(options), {
+          code: 'MEMORY_LOG_UNAVAILABLE',
+          message: /huge=always/,
+        });
+      } finally {
+        execFileSync('mount', ['-o', 'remount,huge=never', options.directory]);
+      }
+    },
+  },
+  {
+    title: 'is refused where pages can be swapped out, which drops bits',
+    async run(options) {
+      const swaps = join(options.directory, 'swaps');
+      writeFileSync(swaps, 'Filename\tType\tSize\tUsed\tPriority\n/dev/vda partition\t32764\t0\t-2\n');
+      execFileSync('mount', ['-o', 'bind', swaps, '/proc/swaps']);
+      try {
+        await assert.rejects(DirtyLogBench.open(options), {
+          code: 'MEMORY_LOG_UNAVAILABLE',
+          message: /swap/,
+        });
+      } finally {
+        execFileSync('umount', ['/proc/swaps']);
+      }
     },
   },
   ...dirtyLogContract.map(({ title, run }) => ({

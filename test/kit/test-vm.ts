@@ -255,10 +255,12 @@ export class GuestConsole implements Disposable {
   #changed = Promise.withResolvers<void>();
 
   constructor(keeper: Keeper) {
-    this.#session = keeper.openConsole((bytes) => {
-      this.#text += Buffer.from(bytes).toString('latin1');
-      this.#changed.resolve();
-      this.#changed = Promise.withResolvers();
+    this.#session = keeper.openConsole({
+      onOutput: (bytes) => {
+        this.#text += Buffer.from(bytes).toString('latin1');
+        this.#changed.resolve();
+        this.#changed = Promise.withResolvers();
+      },
     });
   }
 

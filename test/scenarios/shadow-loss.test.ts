@@ -86,8 +86,8 @@ describe('a VM whose primary and shadow are both killed', () => {
     await using vm = await TestVm.start({ clients: 0 });
     const restarted = vm.nextEvent('restarted-cold');
     let killed = false;
-    // In the first pause: output and input are sealed already, and that epoch will never be committed.
-    vm.failpoints.arm('cut.before-resume', () => {
+    // Output waits already, for an epoch that will never be.
+    vm.failpoints.arm('cut.before-pause', () => {
       if (killed || vm.status.phase !== 'syncing') return;
       killed = true;
       vm.signalPrimary('SIGKILL');
