@@ -16,7 +16,14 @@ export const systemClock: Clock = {
   nowMs: () => performance.now(),
   // Not timeOrigin + now(): that would never see the host clock being set.
   wallMs: () => Date.now(),
-  sleep: (ms, signal) => delay(ms, undefined, signal === undefined ? {} : { signal }),
+  sleep: async (ms, signal) => {
+    try {
+      await delay(ms, undefined, signal === undefined ? {} : { signal });
+    } catch {
+      // Node rejects with an AbortError that only carries the reason.
+      signal?.throwIfAborted();
+    }
+  },
   after: (ms, task) => {
     const timer = setTimeout(task, ms);
     return () => clearTimeout(timer);

@@ -29,6 +29,13 @@ export abstract class UnderstudyError<Code extends string = string> extends Erro
   }
 }
 
+/** What was thrown, for an event or a log. */
+export function errorFacts(thrown: unknown): Record<string, unknown> {
+  return thrown instanceof UnderstudyError
+    ? { code: thrown.code, error: thrown.message }
+    : { error: messageOf(thrown) };
+}
+
 /** The message of anything that was thrown. */
 export function messageOf(thrown: unknown): string {
   return thrown instanceof Error ? thrown.message : String(thrown);

@@ -1,7 +1,7 @@
 import { join } from 'node:path';
 import { assert, unreachable } from '../base/assert.ts';
 import { DelayedTask } from '../base/delayed-task.ts';
-import { messageOf, UnderstudyError } from '../base/errors.ts';
+import { errorFacts, messageOf } from '../base/errors.ts';
 import { SampleWindow } from '../base/sample-window.ts';
 import type { ConsoleSession, ConsoleWatcher, KeeperControl } from '../control/keeper-control.ts';
 import { KeeperError } from '../control/keeper-error.ts';
@@ -9,9 +9,11 @@ import type { VmEvent } from '../control/vm-event.ts';
 import type { VmStatus } from '../control/vm-status.ts';
 import { type EpochId, FIRST_EPOCH, NO_EPOCH, nextEpoch } from '../epoch/epoch-id.ts';
 import { CgroupTree } from '../linux/cgroup.ts';
+import { assertRoom } from '../memory/guest-memory.ts';
 import type { GuestLink } from '../net/guest-link.ts';
 import type { StreamClient } from '../net/stream-end.ts';
 import { BoundedLog } from '../qemu/bounded-log.ts';
+import { checkSpec } from '../qemu/protectability.ts';
 import type { QmpEvent } from '../qemu/qmp-events.ts';
 import { EpochPipeline } from '../replication/epoch-pipeline.ts';
 import {
@@ -31,7 +33,7 @@ import { Instance, type InstanceSetting } from './instance.ts';
 import type { KeeperOptions } from './keeper-options.ts';
 import { lossReasonOf, PrimaryWatch } from './primary-watch.ts';
 import { attachLinks, promoteShadow } from './promotion.ts';
-import { ShadowSession } from './shadow-session.ts';
+import { roomNeededBytes, ShadowSession } from './shadow-session.ts';
 import { describeVm } from './vm-description.ts';
 
 /** How long a guest may take to power off when it is asked to. */
@@ -92,6 +94,8 @@ export class Keeper implements KeeperControl {
 
   /** Starts the VM. Resolves when its guest runs; protection follows. @throws what kept it from starting */
   static async start(options: KeeperOptions): Promise<Keeper> {
+    checkSpec(options.spec);
+    assertRoom(options.runDirectory.memoryPath, roomNeededBytes(options.spec));
     const keeper = new Keeper(options);
     try {
       keeper.#links = await GuestLinks.open({
@@ -108,7 +112,7 @@ export class Keeper implements KeeperControl {
       await keeper.#startPrimary();
       return keeper;
     } catch (cause) {
-      keeper.#publish('start-failed', describeError(cause));
+      keeper.#publish('start-failed', errorFacts(cause));
       await keeper.#dispose();
       throw cause;
     }
@@ -302,7 +306,7 @@ export class Keeper implements KeeperControl {
         await this.#startShadow(signal);
       } catch (cause) {
         if (signal.aborted) return;
-        this.#publish('shadow-failed', describeError(cause));
+        this.#publish('shadow-failed', errorFacts(cause));
         this.#dispatch({ kind: 'shadow-lost' });
       }
     });
@@ -400,7 +404,7 @@ export class Keeper implements KeeperControl {
       await promoteShadow(session, { links: this.#allLinks, failpoints });
       this.#finishPromotion(session, startMs);
     } catch (cause) {
-      this.#publish('promote-failed', describeError(cause));
+      this.#publish('promote-failed', errorFacts(cause));
       for (const link of this.#allLinks) link.detach();
       await this.#removeOldPrimary();
       this.#dispatch({ kind: 'promote-failed' });
@@ -490,10 +494,4 @@ export class Keeper implements KeeperControl {
       cgroups: living.flatMap((instance) => instance.cgroup?.directory ?? []),
     });
   }
-}
-
-function describeError(cause: unknown): Record<string, unknown> {
-  return cause instanceof UnderstudyError
-    ? { code: cause.code, error: cause.message }
-    : { error: messageOf(cause) };
 }

@@ -1,10 +1,19 @@
 import { mkdirSync, rmSync } from 'node:fs';
 import type { Failpoints } from '../base/failpoint.ts';
+import { PAGE_BYTES } from '../base/units.ts';
+import type { VmSpec } from '../config/vm-spec-schema.ts';
 import type { EpochPipeline } from '../replication/epoch-pipeline.ts';
 import type { StagedEpoch } from '../replication/epoch-slot.ts';
 import { copyWhileRunning } from '../replication/full-copy.ts';
 import { ShadowImage } from '../replication/shadow-image.ts';
 import type { Instance } from './instance.ts';
+
+/** How much memory-backed room a VM may come to need: its memory, its shadow's, and the epochs between them. */
+export function roomNeededBytes({ memoryBytes, shadow }: VmSpec): number {
+  if (!shadow.enabled) return memoryBytes;
+  const epochBytes = Math.min(memoryBytes, shadow.dirtyPagesMax * PAGE_BYTES);
+  return 2 * memoryBytes + (shadow.epochsInFlightMax + SPARE_SLOTS) * epochBytes;
+}
 
 /** Left for the first cut by the copy: about a millisecond of pause. */
 const REST_PAGES_MAX = 1024;

@@ -97,7 +97,7 @@ test('too little room is found before anything is made, and told in figures', ()
   expect(() => GuestMemory.create(large, sizeBytes)).toThrow(
     expect.objectContaining({
       code: 'MEMORY_NO_ROOM',
-      facts: expect.objectContaining({ sizeBytes, path: large }),
+      facts: expect.objectContaining({ neededBytes: sizeBytes, directory: join(path, '..') }),
     }),
   );
   expect(() => statSync(large)).toThrow();

@@ -8,6 +8,17 @@ import type { Mapping } from '../linux/mapping.ts';
 import { MemoryError } from './memory-error.ts';
 import { mergeRuns, type PageRun, runOfBytes } from './page-runs.ts';
 
+/** @throws MemoryError MEMORY_NO_ROOM when the file system of `directory` has less than `neededBytes` free. */
+export function assertRoom(directory: string, neededBytes: number): void {
+  const freeBytes = freeBytesOf(directory);
+  if (freeBytes >= neededBytes) return;
+  const message = `${directory} has ${formatBytes(freeBytes)} free, and the memory needs ${formatBytes(neededBytes)}`;
+  throw new MemoryError('MEMORY_NO_ROOM', message, {
+    facts: { directory, freeBytes, neededBytes },
+    hint: `Stop another VM, give this one less memory, or enlarge it: mount -o remount,size=SIZE ${directory}`,
+  });
+}
+
 /**
  * The memory of one VM as a file that QEMU maps shared (`memory-backend-file,share=on`). We never map it:
  * reading a hole through a mapping would fill it. Nor does any dirty log see what is written here: whoever
@@ -35,8 +46,7 @@ export class GuestMemory implements Disposable {
       sizeBytes > 0 && sizeBytes % PAGE_BYTES === 0,
       `guest memory is whole pages, not ${sizeBytes} bytes`,
     );
-    const freeBytes = freeBytesOf(dirname(path));
-    if (freeBytes < sizeBytes) throw noRoom(path, { freeBytes, sizeBytes });
+    assertRoom(dirname(path), sizeBytes);
     const flags = constants.O_RDWR | constants.O_CREAT | constants.O_EXCL;
     const fd = openMemory(path, flags);
     try {
@@ -142,16 +152,4 @@ function openMemory(path: string, flags: number): number {
     }
     throw fromNodeError('open guest memory', thrown, { facts: { path } });
   }
-}
-
-function noRoom(
-  path: string,
-  { freeBytes, sizeBytes }: { freeBytes: number; sizeBytes: number },
-): MemoryError {
-  const place = dirname(path);
-  const message = `${place} has ${formatBytes(freeBytes)} free, and the memory needs ${formatBytes(sizeBytes)}`;
-  return new MemoryError('MEMORY_NO_ROOM', message, {
-    facts: { path, freeBytes, sizeBytes },
-    hint: `Stop another VM, give this one less memory, or enlarge it: mount -o remount,size=SIZE ${place}`,
-  });
 }
