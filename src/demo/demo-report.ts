@@ -122,7 +122,10 @@ export function reportText(report: DemoReport): string {
     `the guest's clock is ${report.guestClockErrorMs.toFixed(0)} ms off`,
   ];
   return [
-    styleText('bold', `A Redis VM whose QEMU was killed ${report.kills} times`),
+    styleText(
+      'bold',
+      `A Redis VM whose QEMU was killed ${report.kills === 1 ? 'once' : `${report.kills} times`}`,
+    ),
     styleText('dim', `QEMU ${report.qemu}, ${report.accel}, no persistence, one shadow on the same machine`),
     '',
     ...aligned(rows),

@@ -21,7 +21,8 @@ import { QemuFinder } from '../../src/qemu/qemu-binary.ts';
 
 const GUEST_ADDRESS = '10.77.0.2';
 const REDIS_PORT = 6379;
-const DEADLINE_MS = 90_000;
+/** Of every wait; shorter than that of a test, so that what failed is still tidied up. */
+const DEADLINE_MS = 60_000;
 const LOG_LINES_SHOWN = 30;
 
 export interface TestVmOptions {
@@ -234,6 +235,15 @@ export class TestVm implements AsyncDisposable {
 
   #lastLines(): string {
     return this.#logLines.slice(-LOG_LINES_SHOWN).join('');
+  }
+}
+
+/** Looks again and again until it holds, for what no event tells. */
+export async function until(holds: () => boolean): Promise<void> {
+  const endMs = systemClock.nowMs() + DEADLINE_MS;
+  while (!holds()) {
+    if (systemClock.nowMs() > endMs) throw new Error(`does not hold after ${DEADLINE_MS} ms: ${holds}`);
+    await systemClock.sleep(2);
   }
 }
 

@@ -1,7 +1,7 @@
-import { readFileSync } from 'node:fs';
+import { readdirSync, readFileSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
 import { borrowSocket } from '../kit/borrowed-socket.ts';
-import { TestVm } from '../kit/test-vm.ts';
+import { TestVm, until } from '../kit/test-vm.ts';
 
 /** So that a hang is noticed soon, but not on a machine that is merely busy. */
 const QUICK = 'shadow: {hangTimeoutMs: 1000}';
@@ -15,15 +15,13 @@ function isAlive(pid: number): boolean {
   }
 }
 
-/** Processor time that a process has used, in clock ticks: fields 14 and 15 of /proc/PID/stat. */
-function ticksOf(pid: number): number {
-  const stat = readFileSync(`/proc/${pid}/stat`, 'latin1');
-  const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
-  return Number(fields[11]) + Number(fields[12]);
-}
-
-async function until(holds: () => boolean): Promise<void> {
-  while (!holds()) await new Promise((resolve) => setTimeout(resolve, 5));
+/** Processor time that a process' threads have used, in nanoseconds: the first field of schedstat. */
+function processorNs(pid: number): number {
+  const threads = readdirSync(`/proc/${pid}/task`);
+  return threads.reduce(
+    (sum, thread) => sum + Number(readFileSync(`/proc/${pid}/task/${thread}/schedstat`, 'utf8').split(' ')[0]),
+    0,
+  );
 }
 
 describe('a primary that is stopped by a signal', () => {
@@ -50,24 +48,21 @@ describe('a primary that is stopped by a signal', () => {
     await cut.reached;
     const reply = vm.load.paced({ requests: 1, gapMs: 0 });
     await until(() => vm.link('nic0').heldItems > 0);
-    const pid = vm.primaryPid;
-    const promoted = vm.nextEvent('promoted');
     const fence = vm.holdAt('fence.before-kill');
     const stoppedMs = vm.signalPrimary('SIGSTOP');
     cut.release();
     await fence.reached;
-    const before = vm.link('nic0');
-    process.kill(pid, 'SIGCONT');
-    const ticks = ticksOf(pid);
-    // It runs for a while, and tries to send: its client repeats the request, and its console has a prompt.
-    await until(() => ticksOf(pid) >= ticks + 5);
-    expect(vm.link('nic0').releasedItems).toBe(before.releasedItems);
+    const usedNs = processorNs(vm.primaryPid);
+    const { releasedItems, heldItems } = vm.link('nic0');
+    vm.signalPrimary('SIGCONT');
+    await until(() => processorNs(vm.primaryPid) > usedNs);
+    const promoted = vm.nextEvent('promoted');
+    expect(vm.link('nic0').releasedItems).toBe(releasedItems);
     fence.release();
     await promoted;
-    expect(isAlive(pid)).toBe(false);
     const [timing] = await reply;
     expect(timing?.repliedMs, 'the answer is the shadow’s').toBeGreaterThan(stoppedMs);
-    expect(vm.link('nic0').droppedItems).toBeGreaterThanOrEqual(before.heldItems);
+    expect(vm.link('nic0').droppedItems).toBeGreaterThanOrEqual(heldItems);
     expect(await vm.load.verify()).toMatchObject({ ackedWrites: 1, lostWrites: 0 });
   });
 
@@ -85,6 +80,31 @@ describe('a primary that is stopped by a signal', () => {
 });
 
 describe('a primary that cannot be trusted any more', () => {
+  it('and that still runs never sends another frame', async () => {
+    await using vm = await TestVm.start({ cmdline: 'us.writer=100:1' });
+    await vm.load.begin();
+    const fence = vm.holdAt('fence.before-kill');
+    // Not in the middle of a cut, where its vCPUs stand still.
+    const cut = vm.holdAt('cut.before-pause');
+    await cut.reached;
+    const pid = vm.primaryPid;
+    using socket = borrowSocket(pid, `/${vm.status.primary?.instance}/qmp`);
+    socket.write(Buffer.from('this is not QMP\n'));
+    await fence.reached;
+    const { releasedItems, heldItems } = vm.link('nic0');
+    const usedNs = processorNs(pid);
+    // Long enough for the clients' kernels to repeat their requests.
+    await until(() => processorNs(pid) > usedNs + 500e6);
+    expect(vm.link('nic0')).toMatchObject({ releasedItems, heldItems });
+    const promoted = vm.nextEvent('promoted');
+    fence.release();
+    cut.release();
+    await promoted;
+    expect(isAlive(pid)).toBe(false);
+    expect((await vm.load.end()).connections.survived).toBe(1);
+    expect(await vm.load.verify()).toMatchObject({ lostWrites: 0 });
+  });
+
   it.each([
     ['garbled', 'nic0', Buffer.from([0xff, 0xff, 0xff, 0xff, 1, 2, 3])],
     ['qmp-closed', 'qmp', Buffer.from('this is not QMP\n')],

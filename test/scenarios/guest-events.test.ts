@@ -1,0 +1,113 @@
+import { describe, expect, it } from 'vitest';
+import { TestVm } from '../kit/test-vm.ts';
+
+describe('a guest that reboots', () => {
+  it('stays protected, and what it does afterwards survives a kill', async () => {
+    await using vm = await TestVm.start();
+    using console = vm.openConsole();
+    await console.take(/understudy-guest: ready/);
+    const reset = vm.nextEvent('guest-reset');
+    console.type('reboot -f');
+    await reset;
+    await console.take(/understudy-guest: ready/);
+    expect(vm.status).toMatchObject({ phase: 'protected', promotions: 0, restarts: 0 });
+    await using load = await vm.newLoad();
+    await load.begin();
+    const promoted = vm.nextEvent('promoted');
+    vm.signalPrimary('SIGKILL');
+    await promoted;
+    await vm.untilProtected();
+    expect((await load.end()).connections.survived).toBe(1);
+    expect(await load.verify()).toMatchObject({ lostWrites: 0 });
+  });
+
+  it('and whose QEMU is killed on the way up goes on booting in its shadow', async () => {
+    await using vm = await TestVm.start();
+    using console = vm.openConsole();
+    await console.take(/understudy-guest: ready/);
+    const reset = vm.nextEvent('guest-reset');
+    console.type('reboot -f');
+    await reset;
+    const promoted = vm.nextEvent('promoted');
+    vm.signalPrimary('SIGKILL');
+    await promoted;
+    await console.take(/understudy-guest: ready/);
+    expect(vm.status).toMatchObject({ promotions: 1, restarts: 0 });
+    // One reset, however the kill and the replay of what was typed fell together.
+    expect(vm.eventKinds.filter((kind) => kind === 'guest-reset')).toHaveLength(1);
+  });
+});
+
+describe('a guest that powers off', () => {
+  it('is no failure: its VM ends, and nobody takes over', async () => {
+    await using vm = await TestVm.start();
+    using console = vm.openConsole();
+    await console.take(/understudy-guest: ready/);
+    console.type('poweroff -f');
+    expect(await vm.keeper.finished).toEqual({ reason: 'powered-off' });
+    expect(vm.status).toMatchObject({ promotions: 0, restarts: 0, phase: 'stopped' });
+    expect(vm.eventKinds).not.toContain('primary-lost');
+  });
+
+  it('has not powered off as long as that is not committed: after a kill the shadow does it again', async () => {
+    await using vm = await TestVm.start();
+    using console = vm.openConsole();
+    await console.take(/understudy-guest: ready/);
+    // Nothing is committed any more until the kill.
+    const hold = vm.holdAt('commit.before-acknowledge');
+    await hold.reached;
+    console.type('poweroff -f');
+    const promoted = vm.nextEvent('promoted');
+    const killed = vm.atNext('cut.after-resume', () => {
+      if (vm.link('console').heldItems > 0) vm.signalPrimary('SIGKILL');
+    });
+    await killed;
+    expect(vm.eventKinds).not.toContain('guest-powered-off');
+    hold.release();
+    await promoted;
+    expect(await vm.keeper.finished).toEqual({ reason: 'powered-off' });
+    expect(vm.eventKinds.filter((kind) => kind === 'guest-powered-off')).toHaveLength(1);
+  });
+});
+
+describe('a guest that panics', () => {
+  it('is taken over once; when that helps nothing it is restarted cold, and protected again', async () => {
+    await using vm = await TestVm.start();
+    using console = vm.openConsole();
+    await console.take(/understudy-guest: ready/);
+    const restarted = vm.nextEvent('restarted-cold');
+    // What was typed belongs to the input that the shadow gets again: the panic repeats itself.
+    console.type('echo c > /proc/sysrq-trigger');
+    await restarted;
+    await vm.untilProtected();
+    await console.take(/understudy-guest: ready/);
+    const story = vm.eventKinds.filter((kind) => ['primary-lost', 'promoted', 'restarted-cold'].includes(kind));
+    expect(story).toEqual(['primary-lost', 'promoted', 'primary-lost', 'restarted-cold']);
+    const reasons = vm.keeper.eventsSince(0).filter(({ kind }) => kind === 'primary-lost');
+    expect(reasons.map(({ facts }) => facts.reason)).toEqual(['panicked', 'panicked']);
+    expect(vm.status).toMatchObject({ promotions: 1, restarts: 1 });
+  });
+
+  it('in the middle of a cut is never committed in its panic', async () => {
+    await using vm = await TestVm.start();
+    using console = vm.openConsole();
+    await console.take(/understudy-guest: ready/);
+    const cut = vm.holdAt('cut.before-pause');
+    await cut.reached;
+    const { committed } = vm.status.epochs;
+    const fence = vm.holdAt('fence.before-kill');
+    const lost = vm.nextEvent('primary-lost');
+    console.type('echo c > /proc/sysrq-trigger');
+    await lost;
+    await fence.reached;
+    // The cut goes on before the primary is killed: it finds a machine that stands still already.
+    cut.release();
+    const promoted = vm.nextEvent('promoted');
+    const resumed = vm.atNext('cut.after-resume', () => {});
+    await resumed;
+    expect(vm.status.epochs.committed).toBe(committed);
+    fence.release();
+    await promoted;
+    expect(vm.status.epochs.committed).toBe(committed);
+  });
+});
