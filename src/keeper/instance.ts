@@ -85,7 +85,7 @@ export class Instance implements AsyncDisposable {
     if (cgroup !== undefined) starting.defer(() => cgroup.remove({ clock }));
     // Moves here, because a machine's processes must be gone before its cgroup can be removed.
     starting.use(machine);
-    cgroup?.addProcess(machine.process.pid);
+    await cgroup?.addProcess(machine.process.pid);
     await channel.awaitHello({ deadlineMs: HELLO_DEADLINE_MS, clock });
     if (spec.shadow.enabled) await checkMachine(machine);
     const { log: dirtyLog } = openDirtyLog({ method: spec.shadow.dirtyLog, memory, channel });

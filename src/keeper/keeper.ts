@@ -15,7 +15,6 @@ import type { StreamClient } from '../net/stream-end.ts';
 import { BoundedLog } from '../qemu/bounded-log.ts';
 import { checkSpec } from '../qemu/protectability.ts';
 import type { QmpEvent } from '../qemu/qmp-events.ts';
-import { EpochPipeline } from '../replication/epoch-pipeline.ts';
 import {
   DEFAULT_PROTECTION_POLICY,
   INITIAL_PROTECTION,
@@ -57,6 +56,8 @@ export class Keeper implements KeeperControl {
   #state: ProtectionState = INITIAL_PROTECTION;
   #primary: Instance | undefined;
   #watch: PrimaryWatch | undefined;
+  /** What was in use before the last promotion and waits to be given back. */
+  #retired: { readonly primary: Instance | undefined; readonly session: ShadowSession } | undefined;
   #shadow: ShadowSession | undefined;
   readonly #shadowStart: DelayedTask;
   #instances = 0;
@@ -316,6 +317,7 @@ export class Keeper implements KeeperControl {
     const { spec, failpoints } = this.#options;
     const primary = this.#primary;
     assert(primary !== undefined, 'a shadow stands behind a primary');
+    await this.#finishTakeover();
     const standby = await this.#startInstance('standby');
     const fill = {
       primary,
@@ -333,35 +335,26 @@ export class Keeper implements KeeperControl {
     await session.fill(fill);
     signal.throwIfAborted();
     this.#heldEvents.hold();
-    session.begin(this.#makePipeline(primary, session));
-  }
-
-  #makePipeline(primary: Instance, session: ShadowSession): EpochPipeline {
-    const { spec, clock, failpoints } = this.#options;
-    return new EpochPipeline({
-      source: {
-        machine: primary.machine,
-        memory: primary.memory,
-        dirtyLog: primary.dirtyLog,
-        links: this.#links?.all ?? [],
-        participants: [this.#heldEvents],
-        deviceStatePath: primary.paths.deviceState,
-        mayContinue: () => this.#watch?.guestEnded !== true,
-      },
-      image: session.image,
-      policy: spec.shadow,
-      firstEpoch: this.#nextEpoch,
-      clock,
+    session.begin({
+      clock: this.#options.clock,
       failpoints,
-      onCommit: (epoch) => {
-        this.#committed = epoch;
-        this.#commits += 1;
-        if (this.#state.phase === 'syncing') this.#dispatch({ kind: 'shadow-in-sync' });
-      },
+      links: this.#allLinks,
+      participants: [this.#heldEvents],
+      policy: spec.shadow,
+      primary,
+      firstEpoch: this.#nextEpoch,
+      mayContinue: () => this.#watch?.guestEnded !== true,
+      onCommit: (epoch) => this.#onCommit(epoch),
       onPause: (pausedMs) => this.#guestClock.notePause(pausedMs),
       onPrimaryLost: (cause) => this.#losePrimary(lossReasonOf(cause), { error: messageOf(cause) }),
       onShadowLost: (cause) => this.#loseShadow(session, messageOf(cause)),
     });
+  }
+
+  #onCommit(epoch: EpochId): void {
+    this.#committed = epoch;
+    this.#commits += 1;
+    if (this.#state.phase === 'syncing') this.#dispatch({ kind: 'shadow-in-sync' });
   }
 
   #loseShadow(session: ShadowSession, error: string): void {
@@ -372,6 +365,7 @@ export class Keeper implements KeeperControl {
 
   async #dropShadow(): Promise<void> {
     await this.#shadowStart.cancel();
+    await this.#finishTakeover();
     const session = this.#shadow;
     this.#shadow = undefined;
     if (session === undefined) return;
@@ -417,22 +411,27 @@ export class Keeper implements KeeperControl {
     const outageMs = nowMs - this.#lostAtMs;
     this.#promoteMs.add(promoteMs);
     this.#outageMs.add(outageMs);
-    const old = this.#primary;
+    this.#retired = { primary: this.#primary, session };
     this.#shadow = undefined;
     this.#nextEpoch = nextEpoch(session.pipeline?.openEpoch ?? this.#nextEpoch);
     this.#makePrimary(session.standby);
-    this.#guestClock.notePromotion();
     this.#publish('promoted', { instance: session.standby.number, promoteMs, outageMs });
     this.#dispatch({ kind: 'promoted' });
-    // It is dead already; what is left are files, which nobody waits for.
-    this.#work = this.#work.then(async () => {
-      session.releaseEpochs();
-      await old?.[Symbol.asyncDispose]();
-      this.#record();
-    });
-    session.standby.machine.announceSelf().catch((cause) => {
+  }
+
+  /** What a promotion leaves for later, once those who waited for an answer have had it. */
+  async #finishTakeover(): Promise<void> {
+    const retired = this.#retired;
+    if (retired === undefined) return;
+    this.#retired = undefined;
+    this.#guestClock.notePromotion();
+    this.#primary?.machine.announceSelf().catch((cause) => {
       this.#options.log.warn('announce-self failed', { error: messageOf(cause) });
     });
+    // The old primary is dead already; these are its files.
+    await retired.session.releaseEpochs();
+    await retired.primary?.[Symbol.asyncDispose]();
+    this.#record();
   }
 
   async #removeOldPrimary(): Promise<void> {

@@ -2,7 +2,7 @@ import { mkdirSync, rmSync } from 'node:fs';
 import type { Failpoints } from '../base/failpoint.ts';
 import { PAGE_BYTES } from '../base/units.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
-import type { EpochPipeline } from '../replication/epoch-pipeline.ts';
+import { EpochPipeline, type PipelineOptions, type PipelineSource } from '../replication/epoch-pipeline.ts';
 import type { StagedEpoch } from '../replication/epoch-slot.ts';
 import { copyWhileRunning } from '../replication/full-copy.ts';
 import { ShadowImage } from '../replication/shadow-image.ts';
@@ -28,6 +28,9 @@ export interface FillOptions {
   readonly failpoints: Failpoints;
   readonly signal: AbortSignal;
 }
+
+export type BeginOptions = Omit<PipelineOptions, 'source' | 'image'> &
+  Pick<PipelineSource, 'links' | 'participants' | 'mayContinue'> & { readonly primary: Instance };
 
 /** One shadow in the making or in sync: the standby QEMU, what it holds of the VM, and the epochs on their way to it. */
 export class ShadowSession implements AsyncDisposable {
@@ -73,9 +76,22 @@ export class ShadowSession implements AsyncDisposable {
     this.#copiedShare = 1;
   }
 
-  begin(pipeline: EpochPipeline): void {
-    this.#pipeline = pipeline;
-    pipeline.start();
+  /** Epochs begin. With the first commit the shadow is in sync. */
+  begin({ primary, links, participants, mayContinue, ...options }: BeginOptions): void {
+    this.#pipeline = new EpochPipeline({
+      ...options,
+      image: this.image,
+      source: {
+        machine: primary.machine,
+        memory: primary.memory,
+        dirtyLog: primary.dirtyLog,
+        deviceStatePath: primary.paths.deviceState,
+        links,
+        participants,
+        mayContinue,
+      },
+    });
+    this.#pipeline.start();
   }
 
   /** Ends the epochs. What was committed until then is what a promotion goes on from. */
@@ -89,14 +105,14 @@ export class ShadowSession implements AsyncDisposable {
   }
 
   /** Releases the staged epochs; the standby lives on as the primary. */
-  releaseEpochs(): void {
-    this.image[Symbol.dispose]();
+  async releaseEpochs(): Promise<void> {
+    await this.image[Symbol.asyncDispose]();
     rmSync(this.#epochsDirectory, { recursive: true, force: true });
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.halt();
-    this.releaseEpochs();
+    await this.releaseEpochs();
     await this.standby[Symbol.asyncDispose]();
   }
 }

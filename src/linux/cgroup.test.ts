@@ -25,7 +25,7 @@ describe.skipIf(real.kind === 'unusable')('on the cgroups of this machine', () =
     const child = spawn('sleep', ['1000'], { stdio: 'ignore' });
     onTestFinished(() => void child.kill('SIGKILL'));
 
-    group.addProcess(child.pid ?? 0);
+    await group.addProcess(child.pid ?? 0);
     expect(readFileSync(`/proc/${child.pid}/cgroup`, 'utf8')).toContain(`understudy/${name}`);
     for (const fraction of [0.01, 0.001, 1.5, null]) group.setCpuShare(fraction);
     await expect(group.remove({ clock, deadlineMs: 20 })).rejects.toMatchObject({
@@ -42,7 +42,7 @@ describe.skipIf(real.kind === 'unusable')('on the cgroups of this machine', () =
   test('a dead process cannot be added', async () => {
     const group = usable().create(`${name}-dead`);
     onTestFinished(() => group.remove({ clock }));
-    expect(() => group.addProcess(2 ** 22 + 1)).toThrow(expect.objectContaining({ errnoName: 'ESRCH' }));
+    await expect(group.addProcess(2 ** 22 + 1)).rejects.toMatchObject({ errnoName: 'ESRCH' });
   });
 });
 
@@ -76,7 +76,7 @@ describe('on a tree that looks like version 2', () => {
     expect(group.directory).toBe(join(root, 'understudy/vm'));
   });
 
-  test('shares are written as quota and period, with a longer period where the kernel would refuse', () => {
+  test('shares are written as quota and period, with a longer period where the kernel would refuse', async () => {
     const group = usable({ mountinfoPath }).create('vm');
     const limitFor = (fraction: number | null) => {
       group.setCpuShare(fraction);
@@ -86,7 +86,7 @@ describe('on a tree that looks like version 2', () => {
     expect(limitFor(0.002)).toBe('2000 1000000');
     expect(limitFor(2)).toBe('200000 100000');
     expect(limitFor(null)).toBe('max 100000');
-    group.addProcess(123);
+    await group.addProcess(123);
     expect(readFileSync(join(group.directory, 'cgroup.procs'), 'utf8')).toBe('123');
   });
 

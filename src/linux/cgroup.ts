@@ -1,4 +1,5 @@
 import { mkdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs';
+import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { assert } from '../base/assert.ts';
 import type { Clock } from '../base/clock.ts';
@@ -141,9 +142,17 @@ export class Cgroup {
     this.directory = directory;
   }
 
-  /** Moves a process with all its threads into the group; its later children are born in it. */
-  addProcess(pid: number): void {
-    writeValue(join(this.directory, 'cgroup.procs'), String(pid));
+  /**
+   * Moves a process with all its threads into the group; its later children are born in it. On another thread:
+   * the kernel waits until every CPU has taken note, which takes up to 20 ms.
+   */
+  async addProcess(pid: number): Promise<void> {
+    const path = join(this.directory, 'cgroup.procs');
+    try {
+      await writeFile(path, String(pid));
+    } catch (thrown) {
+      throw fromNodeError(`write ${path}`, thrown, { facts: { pid } });
+    }
   }
 
   /**

@@ -2,7 +2,7 @@ import { closeSync, constants, fstatSync, ftruncateSync, openSync, rmSync } from
 import { dirname } from 'node:path';
 import { assert } from '../base/assert.ts';
 import { formatBytes, PAGE_BYTES } from '../base/units.ts';
-import { dataExtents, freeBytesOf, preadInto, punchHole, pwriteFrom } from '../linux/file.ts';
+import { closeElsewhere, dataExtents, freeBytesOf, preadInto, punchHole, pwriteFrom } from '../linux/file.ts';
 import { errnoNameOf, fromNodeError } from '../linux/linux-error.ts';
 import type { Mapping } from '../linux/mapping.ts';
 import { MemoryError } from './memory-error.ts';
@@ -24,7 +24,7 @@ export function assertRoom(directory: string, neededBytes: number): void {
  * reading a hole through a mapping would fill it. Nor does any dirty log see what is written here: whoever
  * writes or discards pages of a VM that is protected marks them.
  */
-export class GuestMemory implements Disposable {
+export class GuestMemory implements Disposable, AsyncDisposable {
   readonly path: string;
   readonly fd: number;
   readonly sizeBytes: number;
@@ -130,6 +130,13 @@ export class GuestMemory implements Disposable {
     if (this.#disposed) return;
     this.#disposed = true;
     closeSync(this.fd);
+  }
+
+  /** The same, without holding this thread up: large memory takes tens of milliseconds to go. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (this.#disposed) return;
+    this.#disposed = true;
+    await closeElsewhere(this.fd);
   }
 }
 

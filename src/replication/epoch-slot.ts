@@ -3,7 +3,7 @@ import { xxh64 } from '@node-rs/xxhash';
 import { assert } from '../base/assert.ts';
 import { MIB, PAGE_BYTES } from '../base/units.ts';
 import { type EpochId, epochId } from '../epoch/epoch-id.ts';
-import { allocate, punchHole } from '../linux/file.ts';
+import { allocate, closeElsewhere, punchHole } from '../linux/file.ts';
 import { Mapping } from '../linux/mapping.ts';
 import type { GuestMemory } from '../memory/guest-memory.ts';
 import { countPages, type PageRun } from '../memory/page-runs.ts';
@@ -49,7 +49,7 @@ export interface StagedEpoch {
   readonly outputs: readonly LinkOutput[];
 }
 
-export class EpochSlot implements Disposable {
+export class EpochSlot implements Disposable, AsyncDisposable {
   readonly path: string;
   readonly #fd: number;
   readonly #memoryBytes: number;
@@ -186,8 +186,15 @@ export class EpochSlot implements Disposable {
 
   [Symbol.dispose](): void {
     this.mapping[Symbol.dispose]();
-    closeSync(this.#fd);
     unlinkSync(this.path);
+    closeSync(this.#fd);
+  }
+
+  /** The same, without holding this thread up. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.mapping[Symbol.dispose]();
+    unlinkSync(this.path);
+    await closeElsewhere(this.#fd);
   }
 
   #pagesEnd(): number {

@@ -19,10 +19,10 @@ const APPLY_CHUNK_PAGES = 1024;
  * is used again only when its epoch is applied *and* a later one is committed (its device state and output are
  * what a promotion goes on from).
  */
-export class ShadowImage implements Disposable {
+export class ShadowImage implements Disposable, AsyncDisposable {
   readonly memory: GuestMemory;
-  readonly #free: EpochSlot[] = [];
-  readonly #slots: DisposableStack;
+  readonly #slots: readonly EpochSlot[];
+  readonly #free: EpochSlot[];
   readonly #failpoints: Failpoints;
   /** Committed and not yet applied, oldest first. */
   readonly #backlog: EpochSlot[] = [];
@@ -35,11 +35,11 @@ export class ShadowImage implements Disposable {
     this.memory = memory;
     this.#failpoints = failpoints;
     using making = new DisposableStack();
-    for (let index = 0; index < slotCount; index += 1) {
-      const path = join(directory, `epoch-${index}`);
-      this.#free.push(making.use(EpochSlot.create(path, { memoryBytes: memory.sizeBytes })));
-    }
-    this.#slots = making.move();
+    this.#slots = Array.from({ length: slotCount }, (_, index) =>
+      making.use(EpochSlot.create(join(directory, `epoch-${index}`), { memoryBytes: memory.sizeBytes })),
+    );
+    this.#free = [...this.#slots];
+    making.move();
   }
 
   get committed(): EpochId {
@@ -85,7 +85,13 @@ export class ShadowImage implements Disposable {
   }
 
   [Symbol.dispose](): void {
-    this.#slots[Symbol.dispose]();
+    for (const slot of this.#slots) slot[Symbol.dispose]();
+  }
+
+  /** The same, without holding this thread up, and after an application under way has come to its end. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#applying?.catch(() => {});
+    for (const slot of this.#slots) await slot[Symbol.asyncDispose]();
   }
 
   /** One application at a time: two would take the same slot from the backlog. */

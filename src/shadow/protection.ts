@@ -45,6 +45,11 @@ export interface ProtectionPolicy {
   readonly panicForgetMs: number;
   readonly restartsMax: number;
   readonly restartWindowMs: number;
+  /**
+   * Between a promotion and the start of the next shadow: those who wait for an answer come first. A guest under
+   * TCG has all its code to translate anew just then.
+   */
+  readonly takeoverQuietMs: number;
   /** First wait before a lost shadow is replaced; doubles with every failure in a row. */
   readonly shadowRetryMs: number;
   readonly shadowRetryMaxMs: number;
@@ -54,6 +59,7 @@ export const DEFAULT_PROTECTION_POLICY: Omit<ProtectionPolicy, 'enabled'> = {
   panicForgetMs: 600_000,
   restartsMax: 3,
   restartWindowMs: 300_000,
+  takeoverQuietMs: 150,
   shadowRetryMs: 250,
   shadowRetryMaxMs: 30_000,
 };
@@ -119,10 +125,14 @@ export function stepProtection(
     case 'primary-lost':
       return losePrimary(state, event, policy);
     case 'started':
-      return state.phase === 'starting' || state.phase === 'restarting' ? act(state, policy) : stay(state);
+      return state.phase === 'starting' || state.phase === 'restarting'
+        ? act(state, policy, { shadowAfterMs: 0 })
+        : stay(state);
     case 'promoted':
       return state.phase === 'promoting'
-        ? act({ ...state, promotions: state.promotions + 1 }, policy)
+        ? act({ ...state, promotions: state.promotions + 1 }, policy, {
+            shadowAfterMs: policy.takeoverQuietMs,
+          })
         : stay(state);
     case 'shadow-starting':
       return state.phase === 'alone' ? { next: { ...state, phase: 'syncing' }, effects: [] } : stay(state);
@@ -150,13 +160,17 @@ function stop(state: ProtectionState, stopReason: StopReason): ProtectionStep {
 }
 
 /** A QEMU acts and nobody stands behind it yet. */
-function act(state: ProtectionState, policy: ProtectionPolicy): ProtectionStep {
+function act(
+  state: ProtectionState,
+  policy: ProtectionPolicy,
+  { shadowAfterMs }: { shadowAfterMs: number },
+): ProtectionStep {
   const next: ProtectionState = { ...state, phase: 'alone', lost: undefined, after: undefined };
   return {
     next,
     effects: [
       { kind: 'pass-output' },
-      ...(policy.enabled ? [{ kind: 'start-shadow', afterMs: 0 } as const] : []),
+      ...(policy.enabled ? [{ kind: 'start-shadow', afterMs: shadowAfterMs } as const] : []),
     ],
   };
 }

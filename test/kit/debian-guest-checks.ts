@@ -109,7 +109,7 @@ export const cgroupChecks: readonly GuestCheck[] = [
       const timesThrottled = () => Number(/^nr_throttled (\d+)$/m.exec(read('cpu.stat'))?.[1]);
 
       const busy = spawn('sh', ['-c', 'while :; do :; done'], { stdio: 'ignore' });
-      group.addProcess(busy.pid ?? 0);
+      await group.addProcess(busy.pid ?? 0);
       assert.equal(readFileSync(`/proc/${busy.pid}/cgroup`, 'utf8'), '0::/understudy/vm\n');
       assert.equal(timesThrottled(), 0);
       group.setCpuShare(0.01);

@@ -22,7 +22,7 @@ import { QemuFinder } from '../../src/qemu/qemu-binary.ts';
 const GUEST_ADDRESS = '10.77.0.2';
 const REDIS_PORT = 6379;
 /** Of every wait; shorter than that of a test, so that what failed is still tidied up. */
-const DEADLINE_MS = 60_000;
+const DEADLINE_MS = Number(process.env.DL ?? 60_000);
 const LOG_LINES_SHOWN = 30;
 
 export interface TestVmOptions {
