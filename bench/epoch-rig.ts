@@ -5,11 +5,13 @@ import type { Clock } from '../src/base/clock.ts';
 import { messageOf } from '../src/base/errors.ts';
 import { Failpoints } from '../src/base/failpoint.ts';
 import { silentLogger } from '../src/base/logger.ts';
-import { MIB, PAGE_BYTES } from '../src/base/units.ts';
+import { GIB, MIB, PAGE_BYTES } from '../src/base/units.ts';
 import { parseVmSpec } from '../src/config/vm-spec.ts';
 import type { VmSpec } from '../src/config/vm-spec-schema.ts';
 import { RunDirectory } from '../src/control/run-directory.ts';
+import { orAborted } from '../src/demo/abortable-wait.ts';
 import { type EpochId, FIRST_EPOCH, nextEpoch } from '../src/epoch/epoch-id.ts';
+import type { EpochPolicy } from '../src/epoch/epoch-machine.ts';
 import { GuestClock } from '../src/keeper/guest-clock.ts';
 import { GuestLinks } from '../src/keeper/guest-links.ts';
 import { Instance, type InstanceSetting } from '../src/keeper/instance.ts';
@@ -24,9 +26,14 @@ import { EpochPipeline } from '../src/replication/epoch-pipeline.ts';
 import { BenchError } from './bench-error.ts';
 
 const BOOT_DEADLINE_MS = 180_000;
+const CONSOLE_CHARACTERS_MAX = 4096;
 /** Below lie the BIOS and tables that firmware and kernel share; above it a hole is memory nobody has used yet. */
 const FILL_FROM_PAGE = (16 * MIB) / PAGE_BYTES;
 const FILL_PAGES = MIB / PAGE_BYTES;
+/** Limit of the Web Crypto API. */
+const RANDOM_BYTES_MAX = 65_536;
+const READ_BYTES = 256 * MIB;
+const READ_DEADLINE_MS = 60_000;
 
 /** One cut, as measured where the product measures it. */
 export interface Cut {
@@ -155,7 +162,7 @@ export class EpochRig implements AsyncDisposable {
   }
 
   /** Lets epochs be cut for so long. The first cut, which takes what was written since the last time, is left out. */
-  async epochs(forMs: number, policy: { maxIntervalMs?: number } = {}): Promise<Cut[]> {
+  async epochs(forMs: number, policy: Partial<EpochPolicy> = {}): Promise<Cut[]> {
     const { clock, signal } = this.#options;
     const shadow = this.#shadow;
     assert(shadow !== undefined, 'epochs need a shadow');
@@ -172,6 +179,7 @@ export class EpochRig implements AsyncDisposable {
         participants: [],
         deviceStatePath: this.primary.paths.deviceState,
         mayContinue: () => true,
+        hasPanicked: () => false,
       },
       image: shadow.image,
       policy: { ...this.spec.shadow, ...policy },
@@ -184,6 +192,8 @@ export class EpochRig implements AsyncDisposable {
       onPause: (pauseMs) => {
         this.#guestClock.notePause(pauseMs);
         cuts.push({ pauseMs, ...seen });
+        seen.scanMs = 0;
+        seen.dirtyPages = 0;
       },
     });
     this.#pipeline = pipeline;
@@ -203,24 +213,25 @@ export class EpochRig implements AsyncDisposable {
   }
 
   /**
-   * Fills memory that the guest has not used yet with bytes that do not compress, in the VM and its shadow alike, so
-   * that all of it takes up room. The guest's kernel clears a page before it hands it out.
+   * Makes all memory resident, as if the guest had used it all: fills what it has not used yet with bytes that do not
+   * compress, and lets QEMU read all of it, which brings it into QEMU's page tables. The shadow need not have these
+   * bytes: the guest's kernel clears a page before it hands it out.
    */
-  async fillMemory(): Promise<void> {
+  async makeResident(): Promise<void> {
+    const { memory } = this.primary;
     await this.machine.stop();
-    const memories = [
-      this.primary.memory,
-      ...(this.#shadow === undefined ? [] : [this.#shadow.standby.memory]),
-    ];
-    const unused = holes(this.primary.memory.dataRuns(), this.primary.memory.pageCount);
     using noise = Mapping.anonymous(FILL_PAGES * PAGE_BYTES);
-    for (let at = 0; at < noise.bytes.length; at += 65_536)
-      crypto.getRandomValues(noise.bytes.subarray(at, at + 65_536));
-    for (const run of unused) {
+    for (let at = 0; at < noise.bytes.length; at += RANDOM_BYTES_MAX)
+      crypto.getRandomValues(noise.bytes.subarray(at, at + RANDOM_BYTES_MAX));
+    for (const run of holes(memory.dataRuns(), memory.pageCount)) {
       const end = run.firstPage + run.pageCount;
-      for (let firstPage = run.firstPage; firstPage < end; firstPage += FILL_PAGES) {
-        const piece = { firstPage, pageCount: Math.min(FILL_PAGES, end - firstPage) };
-        for (const memory of memories) memory.writeRuns([piece], noise);
+      for (let firstPage = run.firstPage; firstPage < end; firstPage += FILL_PAGES)
+        memory.writeRuns([{ firstPage, pageCount: Math.min(FILL_PAGES, end - firstPage) }], noise);
+    }
+    for (const { start, size } of guestPhysicalRanges(this.spec.memoryBytes)) {
+      for (let val = start; val < start + size; val += READ_BYTES) {
+        const piece = { val, size: Math.min(READ_BYTES, start + size - val), filename: '/dev/null' };
+        await this.machine.qmp.execute('pmemsave', piece, { deadlineMs: READ_DEADLINE_MS });
       }
     }
     await this.machine.cont();
@@ -267,43 +278,41 @@ function record(directory: RunDirectory, spec: VmSpec, instances: readonly Insta
 
 async function boot(primary: Instance, links: GuestLinks, options: RigOptions): Promise<void> {
   const { name, guest, clock, signal } = options;
-  const { promise, resolve, reject } = Promise.withResolvers<void>();
+  const { promise: up, resolve, reject } = Promise.withResolvers<void>();
+  // It is not waited for when `cont` fails or the person interrupts.
+  up.catch(() => {});
+  let said = '';
+  links.console?.connect({
+    onOutput: (bytes) => {
+      said = `${said}${Buffer.from(bytes).toString('latin1')}`.slice(-CONSOLE_CHARACTERS_MAX);
+      if (said.includes(guest.readyMarker)) resolve();
+    },
+  });
   const fail = (how: string) =>
     reject(
       new BenchError('BENCH_GUEST_FAILED', `the guest of ${name} ${how}: ${said.slice(-400)}`, {
         hint: 'See whether it boots at all: understudy doctor --probe.',
       }),
     );
-  let said = '';
-  links.console?.connect({
-    onOutput: (bytes) => {
-      said = `${said}${Buffer.from(bytes).toString('latin1')}`.slice(-4096);
-      if (said.includes(guest.readyMarker)) resolve();
-    },
-  });
   const cancel = clock.after(BOOT_DEADLINE_MS, () => fail(`was not up after ${BOOT_DEADLINE_MS / 1000} s`));
-  const interrupt = () => reject(signal.reason);
-  signal.addEventListener('abort', interrupt);
   void primary.machine.process.exited.then(() => fail('ended while it booted'));
   try {
-    signal.throwIfAborted();
     await primary.machine.cont();
-    await promise;
+    await orAborted(up, signal);
   } finally {
     cancel();
-    signal.removeEventListener('abort', interrupt);
   }
 }
 
-/** The same log; what each collection took and found is written to `seen`. */
+/** The same log; what its collections take and find is added to `seen`: one cut may collect more than once. */
 function timed(log: DirtyLog, clock: Clock, seen: { scanMs: number; dirtyPages: number }): DirtyLog {
   return {
     method: log.method,
     collect: () => {
       const startMs = clock.nowMs();
       const runs = log.collect();
-      seen.scanMs = clock.nowMs() - startMs;
-      seen.dirtyPages = countPages(runs);
+      seen.scanMs += clock.nowMs() - startMs;
+      seen.dirtyPages += countPages(runs);
       return runs;
     },
     peek: (limitPages) => log.peek(limitPages),
@@ -320,6 +329,16 @@ function holes(data: readonly PageRun[], pageCount: number): PageRun[] {
     at = Math.max(at, run.firstPage + run.pageCount);
   }
   return found;
+}
+
+/** Where a q35 machine shows its memory to the guest (QEMU pc_q35_init): what does not fit below PCI lies above 4 GiB. */
+function guestPhysicalRanges(memoryBytes: number): { start: number; size: number }[] {
+  if (memoryBytes < 0xb000_0000) return [{ start: 0, size: memoryBytes }];
+  const lowBytes = 2 * GIB;
+  return [
+    { start: 0, size: lowBytes },
+    { start: 4 * GIB, size: memoryBytes - lowBytes },
+  ];
 }
 
 function epochsFailed(cause: unknown): BenchError {

@@ -1,4 +1,4 @@
-import { closeSync, openSync, rmSync, writeSync } from 'node:fs';
+import { closeSync, constants, openSync, rmSync, writeSync } from 'node:fs';
 import { createServer, type Server } from 'node:net';
 import { join } from 'node:path';
 import type { Clock } from '../src/base/clock.ts';
@@ -11,12 +11,6 @@ const MIGRATION_DEADLINE_MS = 120_000;
 const UNLIMITED_BYTES_PER_SECOND = 1e12;
 const CHUNK_BYTES = MIB;
 
-export interface Snapshot {
-  /** From before `stop` until the guest runs again. */
-  readonly pauseMs: number;
-  readonly bytes: number;
-}
-
 /**
  * A peer: a whole snapshot as QEMU makes it, `stop`, `migrate` to a file, `cont`. The file lies in memory, and QEMU
  * writes to it through a unix socket, as 7.2 has no `file:` yet and `exec:` needs a shell.
@@ -27,7 +21,6 @@ export class FullSnapshots implements AsyncDisposable {
   readonly #server: Server;
   readonly #socketPath: string;
   readonly #filePath: string;
-  #received = 0;
   #ended = Promise.withResolvers<void>();
 
   private constructor(machine: Machine, server: Server, { clock, socketPath, filePath }: SnapshotOptions) {
@@ -49,9 +42,15 @@ export class FullSnapshots implements AsyncDisposable {
     await new Promise<void>((resolve, reject) => server.once('error', reject).listen(socketPath, resolve));
     const snapshots = new FullSnapshots(machine, server, { clock, socketPath, filePath });
     server.on('connection', (socket) => {
-      const fd = openSync(filePath, 'w', 0o600);
+      // Written over, not anew: fetching fresh memory from the kernel would take longer than the snapshot.
+      const fd = openSync(filePath, constants.O_WRONLY | constants.O_CREAT, 0o600);
       socket.on('data', (chunk) => {
-        snapshots.#received += writeSync(fd, chunk);
+        try {
+          writeSync(fd, chunk);
+        } catch (cause) {
+          // QEMU then calls its migration failed.
+          socket.destroy(cause as Error);
+        }
       });
       socket.on('error', () => {});
       socket.on('close', () => {
@@ -66,8 +65,8 @@ export class FullSnapshots implements AsyncDisposable {
     return snapshots;
   }
 
-  async take(): Promise<Snapshot> {
-    this.#received = 0;
+  /** Milliseconds from before `stop` until the guest runs again. @throws BenchError BENCH_PEER_FAILED */
+  async take(): Promise<number> {
     this.#ended = Promise.withResolvers<void>();
     const startMs = this.#clock.nowMs();
     await this.#machine.stop();
@@ -77,8 +76,7 @@ export class FullSnapshots implements AsyncDisposable {
     await this.#machine.cont();
     const pauseMs = this.#clock.nowMs() - startMs;
     await this.#ended.promise;
-    rmSync(this.#filePath);
-    return { pauseMs, bytes: this.#received };
+    return pauseMs;
   }
 
   async #migrated(): Promise<void> {

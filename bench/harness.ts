@@ -86,8 +86,12 @@ export class BenchRun {
     return quantile(samples.toSorted(ascending), q);
   }
 
+  count(series: string): number {
+    return this.#samples.get(series)?.length ?? 0;
+  }
+
   hasSamples(series: string): boolean {
-    return (this.#samples.get(series)?.length ?? 0) > 0;
+    return this.count(series) > 0;
   }
 
   figure(name: string, value: number): void {

@@ -27,7 +27,7 @@ Measures Understudy next to its peers, alternating in the same run. Without a na
 Options:
   --json      print one JSON object as the last line of standard output
   --quick     less than 60 s; the figures mean the same and are less sure
-  --kills N   how often failover kills the primary (default: 20, with --quick 3)
+  --kills N   how often failover kills the primary (default: 20, with --quick 5)
   -h, --help  show help
 
 A ratio says in its line below what is divided by what. A dash, or null, is a figure that could not be measured

@@ -344,6 +344,7 @@ export class Keeper implements KeeperControl {
       primary,
       firstEpoch: this.#nextEpoch,
       mayContinue: () => this.#watch?.guestEnded !== true,
+      hasPanicked: () => this.#watch?.guestPanicked === true,
       onCommit: (epoch) => this.#onCommit(epoch),
       onPause: (pausedMs) => this.#guestClock.notePause(pausedMs),
       onPrimaryLost: (cause) => this.#losePrimary(lossReasonOf(cause), { error: messageOf(cause) }),

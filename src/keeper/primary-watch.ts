@@ -24,6 +24,7 @@ export class PrimaryWatch implements Disposable {
   #cancelHeartbeat: () => void = () => {};
   #watching = true;
   #guestEnded = false;
+  #guestPanicked = false;
 
   constructor(instance: Instance, options: PrimaryWatchOptions) {
     this.#instance = instance;
@@ -40,6 +41,10 @@ export class PrimaryWatch implements Disposable {
     return this.#guestEnded;
   }
 
+  get guestPanicked(): boolean {
+    return this.#guestPanicked;
+  }
+
   [Symbol.dispose](): void {
     this.#watching = false;
     this.#cancelHeartbeat();
@@ -51,9 +56,9 @@ export class PrimaryWatch implements Disposable {
 
   #onEvent(event: QmpEvent): void {
     switch (event.name) {
-      // A state with a panic in it is never committed: the shadow goes on from before.
       case 'GUEST_PANICKED':
         this.#guestEnded = true;
+        this.#guestPanicked = true;
         this.#lose('panicked', {});
         return;
       case 'SHUTDOWN':

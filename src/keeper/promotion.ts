@@ -1,6 +1,7 @@
 import { assert } from '../base/assert.ts';
 import type { Failpoints } from '../base/failpoint.ts';
 import type { GuestLink } from '../net/guest-link.ts';
+import { withFirmware } from '../qemu/firmware.ts';
 import type { Instance } from './instance.ts';
 import type { ShadowSession } from './shadow-session.ts';
 
@@ -32,7 +33,7 @@ export async function promoteShadow(
     link.pauseInput();
     link.rollBack(staged.epoch, staged.outputs.find((output) => output.link === link.name)?.items ?? []);
   }
-  await standby.machine.loadDeviceState(staged.deviceState);
+  await standby.machine.loadDeviceState(withFirmware(staged.deviceState, session.firmware));
   await failpoints.hit('promote.after-load');
   attachLinks(links, standby);
   await standby.machine.cont();

@@ -1,7 +1,10 @@
 import { mkdirSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
+import { assert } from '../base/assert.ts';
 import type { Failpoints } from '../base/failpoint.ts';
 import { PAGE_BYTES } from '../base/units.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
+import { readFirmware } from '../qemu/firmware.ts';
 import { EpochPipeline, type PipelineOptions, type PipelineSource } from '../replication/epoch-pipeline.ts';
 import type { StagedEpoch } from '../replication/epoch-slot.ts';
 import { copyWhileRunning } from '../replication/full-copy.ts';
@@ -30,7 +33,7 @@ export interface FillOptions {
 }
 
 export type BeginOptions = Omit<PipelineOptions, 'source' | 'image'> &
-  Pick<PipelineSource, 'links' | 'participants' | 'mayContinue'> & { readonly primary: Instance };
+  Pick<PipelineSource, 'links' | 'participants' | 'mayContinue' | 'hasPanicked'> & { readonly primary: Instance };
 
 /** One shadow in the making or in sync: the standby QEMU, what it holds of the VM, and the epochs on their way to it. */
 export class ShadowSession implements AsyncDisposable {
@@ -39,6 +42,7 @@ export class ShadowSession implements AsyncDisposable {
   readonly #epochsDirectory: string;
   #pipeline: EpochPipeline | undefined;
   #copiedShare = 0;
+  #firmware: Uint8Array | undefined;
 
   constructor(standby: Instance, options: FillOptions) {
     this.standby = standby;
@@ -57,12 +61,19 @@ export class ShadowSession implements AsyncDisposable {
     return this.#copiedShare;
   }
 
+  /** What the standby boots from when its guest reboots. */
+  get firmware(): Uint8Array {
+    assert(this.#firmware !== undefined, 'a shadow that was filled has firmware');
+    return this.#firmware;
+  }
+
   get pipeline(): EpochPipeline | undefined {
     return this.#pipeline;
   }
 
   /** Copies the running VM's memory. The copy becomes a state of the VM with the first committed epoch. */
   async fill({ primary, signal }: FillOptions): Promise<void> {
+    this.#firmware = await readFirmware(primary.machine, join(primary.paths.directory, 'firmware'));
     await copyWhileRunning({
       from: primary.memory,
       to: this.standby.memory,
@@ -77,7 +88,7 @@ export class ShadowSession implements AsyncDisposable {
   }
 
   /** Epochs begin. With the first commit the shadow is in sync. */
-  begin({ primary, links, participants, mayContinue, ...options }: BeginOptions): void {
+  begin({ primary, links, participants, mayContinue, hasPanicked, ...options }: BeginOptions): void {
     this.#pipeline = new EpochPipeline({
       ...options,
       image: this.image,
@@ -89,6 +100,7 @@ export class ShadowSession implements AsyncDisposable {
         links,
         participants,
         mayContinue,
+        hasPanicked,
       },
     });
     this.#pipeline.start();

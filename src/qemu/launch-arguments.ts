@@ -96,8 +96,10 @@ function diskArguments(disk: DiskSpec, id: string, deviceOptions = ''): string[]
 function nicArguments(mac: string, { index, path }: { index: number; path: string }): string[] {
   return [
     ...['-netdev', `stream,id=nic${index},server=off,addr.type=unix,addr.path=${escaped(path)}`],
-    // No option ROM: it would be one more RAM block, and nobody boots from this network.
-    ...['-device', `virtio-net-pci,netdev=nic${index},mac=${mac},romfile=,${LEGACY_VIRTIO}`],
+    // No option ROM: it would be one more RAM block, and nobody boots from this network. No announcements by the
+    // guest: QEMU makes them itself, and a guest that was just promoted has requests to answer.
+    '-device',
+    `virtio-net-pci,netdev=nic${index},mac=${mac},romfile=,guest_announce=off,${LEGACY_VIRTIO}`,
   ];
 }
 

@@ -33,6 +33,8 @@ export interface PipelineSource {
   readonly deviceStatePath: string;
   /** False once the VM stopped by itself (powered off, panicked): then it must not be continued. */
   readonly mayContinue: () => boolean;
+  /** A state with a panic in it is never committed: the shadow goes on from before. */
+  readonly hasPanicked: () => boolean;
 }
 
 export interface PipelineOptions {
@@ -178,6 +180,12 @@ export class EpochPipeline {
     const startMs = this.#nowMs();
     for (const link of source.links) link.pauseInput();
     const staging = await this.#stage(slot);
+    if (source.hasPanicked()) {
+      // Who watches the guest was told before it stood still, and ends these epochs.
+      this.#cutting = undefined;
+      this.#step({ kind: 'halt' });
+      return;
+    }
     for (const participant of this.#participants()) participant.seal(epoch);
     this.#step({ kind: 'sealed', epoch });
     await failpoints.hit('cut.before-resume');

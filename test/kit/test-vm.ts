@@ -1,5 +1,5 @@
 import { execFileSync } from 'node:child_process';
-import { mkdtempSync, rmSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { ensureDemoGuest } from '../../guest/build.ts';
@@ -22,7 +22,7 @@ import { QemuFinder } from '../../src/qemu/qemu-binary.ts';
 const GUEST_ADDRESS = '10.77.0.2';
 const REDIS_PORT = 6379;
 /** Of every wait; shorter than that of a test, so that what failed is still tidied up. */
-const DEADLINE_MS = Number(process.env.DL ?? 60_000);
+const DEADLINE_MS = 60_000;
 const LOG_LINES_SHOWN = 30;
 
 export interface TestVmOptions {
@@ -55,12 +55,14 @@ export class TestVm implements AsyncDisposable {
   readonly keeper: Keeper;
   readonly netns: string;
   readonly failpoints: Failpoints;
+  readonly #directory: string;
   readonly #load: RedisLoad | undefined;
   readonly #logLines: readonly string[];
   readonly #owned: AsyncDisposableStack;
 
   private constructor(parts: {
     keeper: Keeper;
+    directory: string;
     netns: string;
     failpoints: Failpoints;
     load: RedisLoad | undefined;
@@ -70,6 +72,7 @@ export class TestVm implements AsyncDisposable {
     this.keeper = parts.keeper;
     this.netns = parts.netns;
     this.failpoints = parts.failpoints;
+    this.#directory = parts.directory;
     this.#load = parts.load;
     this.#logLines = parts.logLines;
     this.#owned = parts.owned;
@@ -100,7 +103,8 @@ export class TestVm implements AsyncDisposable {
     });
     starting.defer(() => keeper.stop({ graceful: false }));
     const load = clients > 0 ? starting.use(await loadIn(netns, clients)) : undefined;
-    const vm = new TestVm({ keeper, netns, failpoints, load, logLines, owned: starting.move() });
+    const directory = runDirectory.path;
+    const vm = new TestVm({ keeper, directory, netns, failpoints, load, logLines, owned: starting.move() });
     try {
       if (spec.shadow.enabled) await vm.untilProtected();
       return vm;
@@ -132,6 +136,11 @@ export class TestVm implements AsyncDisposable {
     return this.#pidOf(this.status.shadow);
   }
 
+  /** What was said on QMP with the QEMU that acts, but for the commands of every epoch. */
+  get primaryQmpLog(): string {
+    return readFileSync(join(this.#directory, String(this.status.primary?.instance), 'qmp.log'), 'utf8');
+  }
+
   link(name: string): LinkStatus {
     const found = this.status.links.find((link) => link.name === name);
     if (found === undefined) throw new Error(`the VM has no link ${name}`);
@@ -154,13 +163,13 @@ export class TestVm implements AsyncDisposable {
       reached.resolve();
       return released.promise;
     });
-    return {
-      reached: this.#within(reached.promise, `failpoint ${failpoint}`),
-      release: () => {
-        disarm();
-        released.resolve();
-      },
+    const release = () => {
+      disarm();
+      released.resolve();
     };
+    // After a test that failed, nothing may wait for it any more.
+    this.#owned.defer(release);
+    return { reached: this.#within(reached.promise, `failpoint ${failpoint}`), release };
   }
 
   /**

@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { TestVm } from '../kit/test-vm.ts';
+import { TestVm, until } from '../kit/test-vm.ts';
 
 describe('a guest that reboots', () => {
   it('stays protected, and what it does afterwards survives a kill', async () => {
@@ -38,6 +38,21 @@ describe('a guest that reboots', () => {
   });
 });
 
+describe('a guest whose QEMU was promoted', () => {
+  it('can reboot', async () => {
+    await using vm = await TestVm.start({ clients: 0 });
+    using console = vm.openConsole();
+    await console.take(/understudy-guest: ready/);
+    const promoted = vm.nextEvent('promoted');
+    vm.signalPrimary('SIGKILL');
+    await promoted;
+    await vm.untilProtected();
+    console.type('reboot -f');
+    await console.take(/understudy-guest: ready/);
+    expect(vm.eventKinds).toContain('guest-reset');
+  });
+});
+
 describe('a guest that powers off', () => {
   it('is no failure: its VM ends, and nobody takes over', async () => {
     await using vm = await TestVm.start();
@@ -53,15 +68,15 @@ describe('a guest that powers off', () => {
     await using vm = await TestVm.start();
     using console = vm.openConsole();
     await console.take(/understudy-guest: ready/);
-    // Nothing is committed any more until the kill.
-    const hold = vm.holdAt('commit.before-acknowledge');
-    await hold.reached;
+    const cut = vm.holdAt('cut.before-pause');
+    await cut.reached;
     console.type('poweroff -f');
+    await until(() => vm.primaryQmpLog.includes('"SHUTDOWN"'));
+    const hold = vm.holdAt('commit.before-acknowledge');
+    cut.release();
+    await hold.reached;
     const promoted = vm.nextEvent('promoted');
-    const killed = vm.atNext('cut.after-resume', () => {
-      if (vm.link('console').heldItems > 0) vm.signalPrimary('SIGKILL');
-    });
-    await killed;
+    vm.signalPrimary('SIGKILL');
     expect(vm.eventKinds).not.toContain('guest-powered-off');
     hold.release();
     await promoted;
@@ -101,11 +116,10 @@ describe('a guest that panics', () => {
     await lost;
     await fence.reached;
     // The cut goes on before the primary is killed: it finds a machine that stands still already.
+    const staged = vm.atNext('cut.after-stage', () => {});
     cut.release();
+    await staged;
     const promoted = vm.nextEvent('promoted');
-    const resumed = vm.atNext('cut.after-resume', () => {});
-    await resumed;
-    expect(vm.status.epochs.committed).toBe(committed);
     fence.release();
     await promoted;
     expect(vm.status.epochs.committed).toBe(committed);
