@@ -29,6 +29,16 @@ export function mergeRuns(...lists: readonly (readonly PageRun[])[]): PageRun[] 
   return merged;
 }
 
+/** Cuts runs into pieces of at most `pagesMax` pages, in order. */
+export function* piecesOf(runs: Iterable<PageRun>, pagesMax: number): Generator<PageRun> {
+  for (const run of runs) {
+    const end = run.firstPage + run.pageCount;
+    for (let firstPage = run.firstPage; firstPage < end; firstPage += pagesMax) {
+      yield { firstPage, pageCount: Math.min(pagesMax, end - firstPage) };
+    }
+  }
+}
+
 /** The pages that a range of bytes touches. */
 export function runOfBytes(startByte: number, lengthBytes: number): PageRun {
   const firstPage = Math.floor(startByte / PAGE_BYTES);

@@ -14,7 +14,7 @@ import {
 import type { EpochParticipant } from '../epoch/participant.ts';
 import type { DirtyLog } from '../memory/dirty-log.ts';
 import type { GuestMemory } from '../memory/guest-memory.ts';
-import { countPages, type PageRun } from '../memory/page-runs.ts';
+import { countPages, type PageRun, piecesOf } from '../memory/page-runs.ts';
 import type { GuestLink } from '../net/guest-link.ts';
 import type { Machine } from '../qemu/machine.ts';
 import { QemuError } from '../qemu/qemu-error.ts';
@@ -59,6 +59,9 @@ const SAMPLES = 8192;
 /** How often written pages are counted between cuts, and which share of time that may cost. */
 const PEEK_INTERVAL_MS = 25;
 const PEEK_SHARE = 0.02;
+/** So many dirty pages take about a millisecond to copy; more of them are copied before the pause. */
+const COPY_AHEAD_PAGES_MIN = 1024;
+const COPY_AHEAD_CHUNK_PAGES = 256;
 
 /** Carries out the epochs of one VM against one shadow: cut, stage, acknowledge, release. */
 export class EpochPipeline {
@@ -177,9 +180,11 @@ export class EpochPipeline {
 
   async #cutInto(slot: EpochSlot, epoch: EpochId): Promise<void> {
     const { source, failpoints } = this.#options;
+    const staging: Staging = { runs: [], failure: undefined };
+    if (this.#state.dirtyPages >= COPY_AHEAD_PAGES_MIN) await this.#copyAhead(slot, staging);
     const startMs = this.#nowMs();
     for (const link of source.links) link.pauseInput();
-    const staging = await this.#stage(slot);
+    await this.#stage(slot, staging);
     if (source.hasPanicked()) {
       // Who watches the guest was told before it stood still, and ends these epochs.
       this.#cutting = undefined;
@@ -196,14 +201,13 @@ export class EpochPipeline {
   }
 
   /** The critical section: what happens in here adds to the time that the VM stands still. */
-  async #stage(slot: EpochSlot): Promise<Staging> {
+  async #stage(slot: EpochSlot, staging: Staging): Promise<void> {
     const { source, failpoints } = this.#options;
     const { stopped, saved } = source.machine.stopAndSave(source.deviceStatePath);
     await stopped;
     await failpoints.hit('cut.after-pause');
     for (const link of source.links) link.drainOutput();
     await failpoints.hit('cut.before-scan');
-    const staging: Staging = { runs: [], failure: undefined };
     // While QEMU writes its device state, most of memory is taken …
     this.#captureDirty(slot, staging);
     await failpoints.hit('cut.after-scan');
@@ -217,16 +221,35 @@ export class EpochPipeline {
     this.#captureDirty(slot, staging);
     this.dirtyPages.add(countPages(staging.runs));
     await failpoints.hit('cut.after-stage');
-    return staging;
   }
 
-  /** Moves what is dirty into the slot. For lack of room it stays noted in `staging`. */
+  /**
+   * Takes most of a large epoch while the VM still runs, so that it need not stand still for it. What it writes
+   * meanwhile is dirty again and taken a second time.
+   */
+  async #copyAhead(slot: EpochSlot, staging: Staging): Promise<void> {
+    const runs = this.#collect(staging);
+    for (const piece of piecesOf(runs, COPY_AHEAD_CHUNK_PAGES)) {
+      this.#capture(slot, [piece], staging);
+      // Frames want to be passed on meanwhile.
+      await new Promise<void>((resolve) => setImmediate(resolve));
+    }
+  }
+
   #captureDirty(slot: EpochSlot, staging: Staging): void {
-    const { dirtyLog, memory } = this.#options.source;
-    const runs = dirtyLog.collect();
+    this.#capture(slot, this.#collect(staging), staging);
+  }
+
+  #collect(staging: Staging): readonly PageRun[] {
+    const runs = this.#options.source.dirtyLog.collect();
     staging.runs = staging.runs.concat(runs);
+    return runs;
+  }
+
+  /** For lack of room what is dirty stays noted in `staging`. */
+  #capture(slot: EpochSlot, runs: readonly PageRun[], staging: Staging): void {
     try {
-      if (staging.failure === undefined) slot.capture(memory, runs);
+      if (staging.failure === undefined) slot.capture(this.#options.source.memory, runs);
     } catch (cause) {
       staging.failure = cause;
     }

@@ -15,7 +15,7 @@ import { ReplicationError } from './replication-error.ts';
  * applying it twice does the same as applying it once, so that an application cut short is simply repeated.
  *
  * Layout, little endian: a header page, the contents of the pages, their runs (u32 first page, u32 count), the
- * device state and the output. A page may stand in it twice; the later one counts. Each section has an xxh64,
+ * device state and the output. Each section has an xxh64,
  * the header has one over all that it says, and the commit mark is derived from that one: a mark left over
  * from the slot's previous use cannot fit a new header.
  */
@@ -36,6 +36,8 @@ const HEADER = {
   commitMark: 88,
 } as const;
 const RUN_BYTES = 8;
+/** Before the pause, in it, and after the device state was saved. */
+const CAPTURES_MAX = 3;
 const TAIL_BYTES_MAX = 96 * MIB;
 /** A slot keeps at most this much memory between two uses, so that one large epoch does not cost for ever. */
 const KEEP_BYTES = 64 * MIB;
@@ -65,7 +67,8 @@ export class EpochSlot implements Disposable, AsyncDisposable {
     this.#fd = fd;
     this.#memoryBytes = memoryBytes;
     // Sparse: only what an epoch really holds takes room in the file system.
-    const lengthBytes = PAGE_BYTES + 2 * (memoryBytes + runsBytesMax(memoryBytes)) + TAIL_BYTES_MAX;
+    const lengthBytes =
+      PAGE_BYTES + CAPTURES_MAX * (memoryBytes + runsBytesMax(memoryBytes)) + TAIL_BYTES_MAX;
     ftruncateSync(fd, lengthBytes);
     allocate(fd, 0, { lengthBytes: MIB });
     this.#backedBytes = MIB;
@@ -99,7 +102,8 @@ export class EpochSlot implements Disposable, AsyncDisposable {
   }
 
   /**
-   * Copies the pages of `runs` out of the VM's memory; may be called twice for one epoch. The VM stands still.
+   * Copies the pages of `runs` out of the VM's memory. All of guest memory may be captured three times for one
+   * epoch; of a page that stands in it twice the later copy counts.
    * Throws LinuxError ENOSPC when the file system is full; what was captured before stays.
    */
   capture(memory: GuestMemory, runs: readonly PageRun[]): void {

@@ -2,7 +2,7 @@ import { MIB, PAGE_BYTES } from '../base/units.ts';
 import { Mapping } from '../linux/mapping.ts';
 import type { DirtyLog } from '../memory/dirty-log.ts';
 import type { GuestMemory } from '../memory/guest-memory.ts';
-import { countPages, type PageRun } from '../memory/page-runs.ts';
+import { countPages, type PageRun, piecesOf } from '../memory/page-runs.ts';
 
 const CHUNK_BYTES = MIB;
 const PASSES_MAX = 6;
@@ -33,7 +33,7 @@ export async function copyWhileRunning(options: FullCopyOptions): Promise<void> 
   let total = countPages(runs);
   using buffer = Mapping.anonymous(CHUNK_BYTES);
   for (let pass = 1; ; pass += 1) {
-    for (const chunk of chunks(runs)) {
+    for (const chunk of piecesOf(runs, CHUNK_BYTES / PAGE_BYTES)) {
       signal.throwIfAborted();
       from.readRuns([chunk], buffer, 0);
       to.writeRuns([chunk], buffer, 0);
@@ -49,15 +49,5 @@ export async function copyWhileRunning(options: FullCopyOptions): Promise<void> 
     }
     runs = written;
     total += countPages(runs);
-  }
-}
-
-function* chunks(runs: readonly PageRun[]): Generator<PageRun> {
-  const chunkPages = CHUNK_BYTES / PAGE_BYTES;
-  for (const run of runs) {
-    const end = run.firstPage + run.pageCount;
-    for (let firstPage = run.firstPage; firstPage < end; firstPage += chunkPages) {
-      yield { firstPage, pageCount: Math.min(chunkPages, end - firstPage) };
-    }
   }
 }

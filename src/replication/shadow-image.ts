@@ -4,7 +4,7 @@ import type { Failpoints } from '../base/failpoint.ts';
 import { PAGE_BYTES } from '../base/units.ts';
 import { type EpochId, NO_EPOCH } from '../epoch/epoch-id.ts';
 import type { GuestMemory } from '../memory/guest-memory.ts';
-import type { PageRun } from '../memory/page-runs.ts';
+import { piecesOf } from '../memory/page-runs.ts';
 import { EpochSlot, type StagedEpoch } from './epoch-slot.ts';
 import { ReplicationError } from './replication-error.ts';
 
@@ -116,16 +116,14 @@ export class ShadowImage implements Disposable, AsyncDisposable {
     let offset = staged.pagesOffset;
     let pagesInTurn = 0;
     await this.#failpoints.hit('apply.before');
-    for (const run of staged.runs) {
-      for (const piece of pieces(run)) {
-        this.memory.writeRuns([piece], slot.mapping, offset);
-        offset += piece.pageCount * PAGE_BYTES;
-        pagesInTurn += piece.pageCount;
-        await this.#failpoints.hit('apply.middle');
-        if (pagesInTurn >= APPLY_CHUNK_PAGES) {
-          pagesInTurn = 0;
-          await new Promise<void>((resolve) => setImmediate(resolve));
-        }
+    for (const piece of piecesOf(staged.runs, APPLY_CHUNK_PAGES)) {
+      this.memory.writeRuns([piece], slot.mapping, offset);
+      offset += piece.pageCount * PAGE_BYTES;
+      pagesInTurn += piece.pageCount;
+      await this.#failpoints.hit('apply.middle');
+      if (pagesInTurn >= APPLY_CHUNK_PAGES) {
+        pagesInTurn = 0;
+        await new Promise<void>((resolve) => setImmediate(resolve));
       }
     }
     await this.#failpoints.hit('apply.after');
@@ -138,11 +136,4 @@ export interface ShadowImageOptions {
   readonly directory: string;
   readonly slotCount: number;
   readonly failpoints: Failpoints;
-}
-
-function* pieces(run: PageRun): Generator<PageRun> {
-  const end = run.firstPage + run.pageCount;
-  for (let firstPage = run.firstPage; firstPage < end; firstPage += APPLY_CHUNK_PAGES) {
-    yield { firstPage, pageCount: Math.min(APPLY_CHUNK_PAGES, end - firstPage) };
-  }
 }
