@@ -21,7 +21,7 @@ export interface VmStatus {
     /** Commits since the keeper started. */
     readonly commits: number;
     readonly pauseMs: SampleSummary;
-    /** Share of time that the VM stood still since it is protected; the guest's monotonic clock is slow by this share. */
+    /** Share of time that the VM has stood still since its present shadow is in sync; the guest's monotonic clock is slow by this share. */
     readonly pauseShare: number;
     readonly commitMs: SampleSummary;
     readonly dirtyPages: SampleSummary;

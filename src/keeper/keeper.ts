@@ -15,6 +15,7 @@ import type { StreamClient } from '../net/stream-end.ts';
 import { BoundedLog } from '../qemu/bounded-log.ts';
 import { checkSpec } from '../qemu/protectability.ts';
 import type { QmpEvent } from '../qemu/qmp-events.ts';
+import { EpochStats } from '../replication/epoch-stats.ts';
 import {
   DEFAULT_PROTECTION_POLICY,
   INITIAL_PROTECTION,
@@ -49,6 +50,7 @@ export class Keeper implements KeeperControl {
   readonly #guestClock: GuestClock;
   readonly #startedMs: number;
   readonly #finished = Promise.withResolvers<{ reason: StopReason }>();
+  readonly #epochs = new EpochStats();
   readonly #promoteMs = new SampleWindow(SAMPLES);
   readonly #outageMs = new SampleWindow(SAMPLES);
   #links: GuestLinks | undefined;
@@ -63,7 +65,6 @@ export class Keeper implements KeeperControl {
   #instances = 0;
   #nextEpoch: EpochId = FIRST_EPOCH;
   #committed: EpochId = NO_EPOCH;
-  #commits = 0;
   #lostAtMs = 0;
   /** Effects are carried out one after the other. */
   #work: Promise<void> = Promise.resolve();
@@ -175,7 +176,7 @@ export class Keeper implements KeeperControl {
       primary: this.#primary,
       shadow: this.#shadow,
       committed: this.#committed,
-      commits: this.#commits,
+      epochs: this.#epochs,
       guestClock: this.#guestClock.status(),
       links: this.#allLinks,
       promoteMs: this.#promoteMs,
@@ -338,6 +339,7 @@ export class Keeper implements KeeperControl {
     session.begin({
       clock: this.#options.clock,
       failpoints,
+      stats: this.#epochs,
       links: this.#allLinks,
       participants: [this.#heldEvents],
       policy: spec.shadow,
@@ -354,7 +356,6 @@ export class Keeper implements KeeperControl {
 
   #onCommit(epoch: EpochId): void {
     this.#committed = epoch;
-    this.#commits += 1;
     if (this.#state.phase === 'syncing') this.#dispatch({ kind: 'shadow-in-sync' });
   }
 

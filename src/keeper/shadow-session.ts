@@ -33,7 +33,9 @@ export interface FillOptions {
 }
 
 export type BeginOptions = Omit<PipelineOptions, 'source' | 'image'> &
-  Pick<PipelineSource, 'links' | 'participants' | 'mayContinue' | 'hasPanicked'> & { readonly primary: Instance };
+  Pick<PipelineSource, 'links' | 'participants' | 'mayContinue' | 'hasPanicked'> & {
+    readonly primary: Instance;
+  };
 
 /** One shadow in the making or in sync: the standby QEMU, what it holds of the VM, and the epochs on their way to it. */
 export class ShadowSession implements AsyncDisposable {

@@ -1,10 +1,11 @@
-import { SampleWindow } from '../base/sample-window.ts';
+import type { SampleWindow } from '../base/sample-window.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
 import type { GuestClockStatus, VmStatus } from '../control/vm-status.ts';
 import type { EpochId } from '../epoch/epoch-id.ts';
 import type { GuestLink } from '../net/guest-link.ts';
 import type { Accelerator } from '../qemu/launch-arguments.ts';
 import type { QemuBinary } from '../qemu/qemu-binary.ts';
+import type { EpochStats } from '../replication/epoch-stats.ts';
 import type { ProtectionState } from '../shadow/protection.ts';
 import type { Instance } from './instance.ts';
 import type { ShadowSession } from './shadow-session.ts';
@@ -19,24 +20,16 @@ export interface KnownVm {
   readonly primary: Instance | undefined;
   readonly shadow: ShadowSession | undefined;
   readonly committed: EpochId;
-  readonly commits: number;
+  readonly epochs: EpochStats;
   readonly guestClock: GuestClockStatus;
   readonly links: readonly GuestLink[];
   readonly promoteMs: SampleWindow;
   readonly outageMs: SampleWindow;
 }
 
-const NO_EPOCHS = {
-  pauseMs: new SampleWindow(1),
-  commitMs: new SampleWindow(1),
-  dirtyPages: new SampleWindow(1),
-  pauseShare: 0,
-};
-
 /** The status that is shown to people and scripts. */
 export function describeVm(vm: KnownVm): VmStatus {
-  const { spec, state, primary, shadow } = vm;
-  const epochs = shadow?.pipeline ?? NO_EPOCHS;
+  const { spec, state, primary, shadow, epochs } = vm;
   return {
     name: spec.name,
     phase: state.phase,
@@ -55,9 +48,9 @@ export function describeVm(vm: KnownVm): VmStatus {
         : { instance: shadow.standby.number, pid: shadow.standby.pid, copiedShare: shadow.copiedShare },
     epochs: {
       committed: vm.committed,
-      commits: vm.commits,
+      commits: epochs.commitMs.count,
       pauseMs: epochs.pauseMs.summary(),
-      pauseShare: epochs.pauseShare,
+      pauseShare: shadow?.pipeline?.pauseShare ?? 0,
       commitMs: epochs.commitMs.summary(),
       dirtyPages: epochs.dirtyPages.summary(),
     },

@@ -2,7 +2,6 @@ import { readFileSync } from 'node:fs';
 import { assert, InvariantViolation } from '../base/assert.ts';
 import type { Clock } from '../base/clock.ts';
 import type { Failpoints } from '../base/failpoint.ts';
-import { SampleWindow } from '../base/sample-window.ts';
 import type { EpochId } from '../epoch/epoch-id.ts';
 import {
   type EpochEvent,
@@ -19,6 +18,7 @@ import type { GuestLink } from '../net/guest-link.ts';
 import type { Machine } from '../qemu/machine.ts';
 import { QemuError } from '../qemu/qemu-error.ts';
 import type { EpochSlot } from './epoch-slot.ts';
+import type { EpochStats } from './epoch-stats.ts';
 import type { ShadowImage } from './shadow-image.ts';
 
 /** The VM that acts, as far as its epochs are concerned. */
@@ -44,6 +44,7 @@ export interface PipelineOptions {
   readonly firstEpoch: EpochId;
   readonly clock: Clock;
   readonly failpoints: Failpoints;
+  readonly stats: EpochStats;
   /** After the commit and the release of what waited for it. */
   readonly onCommit: (epoch: EpochId) => void;
   /** The primary did not answer as a living one does. The pipeline has halted. */
@@ -55,7 +56,6 @@ export interface PipelineOptions {
 
 /** Failures to stage in a row after which the shadow is given up. */
 const STAGE_FAILURES_MAX = 3;
-const SAMPLES = 8192;
 /** How often written pages are counted between cuts, and which share of time that may cost. */
 const PEEK_INTERVAL_MS = 25;
 const PEEK_SHARE = 0.02;
@@ -75,9 +75,7 @@ export class EpochPipeline {
   #acknowledging: Promise<void> = Promise.resolve();
   #stageFailures = 0;
   readonly #startedMs: number;
-  readonly pauseMs = new SampleWindow(SAMPLES);
-  readonly commitMs = new SampleWindow(SAMPLES);
-  readonly dirtyPages = new SampleWindow(SAMPLES);
+  #pausedMs = 0;
 
   constructor(options: PipelineOptions) {
     this.#options = options;
@@ -118,7 +116,7 @@ export class EpochPipeline {
   /** Share of time paused since this pipeline started. */
   get pauseShare(): number {
     const elapsedMs = this.#nowMs() - this.#startedMs;
-    return elapsedMs > 0 ? this.pauseMs.sum / elapsedMs : 0;
+    return elapsedMs > 0 ? this.#pausedMs / elapsedMs : 0;
   }
 
   #nowMs(): number {
@@ -219,7 +217,7 @@ export class EpochPipeline {
     // … and at last what the saving itself has written, in memory or to a link.
     for (const link of source.links) link.drainOutput();
     this.#captureDirty(slot, staging);
-    this.dirtyPages.add(countPages(staging.runs));
+    this.#options.stats.dirtyPages.add(countPages(staging.runs));
     await failpoints.hit('cut.after-stage');
   }
 
@@ -261,7 +259,8 @@ export class EpochPipeline {
     if (source.mayContinue()) await source.machine.cont();
     for (const link of source.links) link.resumeInput();
     const pausedMs = this.#nowMs() - startMs;
-    this.pauseMs.add(pausedMs);
+    this.#pausedMs += pausedMs;
+    this.#options.stats.pauseMs.add(pausedMs);
     onPause(pausedMs);
     await failpoints.hit('cut.after-resume');
     this.#cutting = undefined;
@@ -300,7 +299,7 @@ export class EpochPipeline {
     await failpoints.hit('commit.after-acknowledge');
     this.#stageFailures = 0;
     this.#step({ kind: 'acknowledged', epoch, nowMs: this.#nowMs() });
-    this.commitMs.add(this.#nowMs() - startMs);
+    this.#options.stats.commitMs.add(this.#nowMs() - startMs);
     onCommit(epoch);
     await failpoints.hit('commit.after-release');
   }
