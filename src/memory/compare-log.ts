@@ -15,6 +15,8 @@ const CHUNK_PAGES = MIB / PAGE_BYTES;
  */
 export class CompareLog implements DirtyLog {
   readonly method = 'compare';
+  /** What is read for the comparison is not what is copied afterwards. */
+  readonly atomic = false;
   readonly #memory: GuestMemory;
   readonly #hashes: BigUint64Array;
   readonly #chunk = Mapping.anonymous(CHUNK_PAGES * PAGE_BYTES);
@@ -34,15 +36,7 @@ export class CompareLog implements DirtyLog {
   }
 
   collect(): PageRun[] {
-    const changed: PageRun[] = [];
-    let holeStart = 0;
-    for (const run of this.#memory.dataRuns()) {
-      this.#compareHole({ firstPage: holeStart, pageCount: run.firstPage - holeStart }, changed);
-      this.#compareData(run, changed);
-      holeStart = run.firstPage + run.pageCount;
-    }
-    this.#compareHole({ firstPage: holeStart, pageCount: this.#memory.pageCount - holeStart }, changed);
-    const all = mergeRuns(changed, this.#marked);
+    const all = mergeRuns(this.#compareAll(this.#memory), this.#marked);
     this.#marked = [];
     return all;
   }
@@ -56,13 +50,30 @@ export class CompareLog implements DirtyLog {
     this.#marked = mergeRuns(this.#marked, runs);
   }
 
-  #compareData(run: PageRun, changed: PageRun[]): void {
+  /** The copy becomes what the VM is compared with. */
+  adopt(copy: GuestMemory): void {
+    this.#compareAll(copy);
+  }
+
+  #compareAll(memory: GuestMemory): PageRun[] {
+    const changed: PageRun[] = [];
+    let holeStart = 0;
+    for (const run of memory.dataRuns()) {
+      this.#compareHole({ firstPage: holeStart, pageCount: run.firstPage - holeStart }, changed);
+      this.#compareData(memory, run, changed);
+      holeStart = run.firstPage + run.pageCount;
+    }
+    this.#compareHole({ firstPage: holeStart, pageCount: memory.pageCount - holeStart }, changed);
+    return changed;
+  }
+
+  #compareData(memory: GuestMemory, run: PageRun, changed: PageRun[]): void {
     for (let done = 0; done < run.pageCount; done += CHUNK_PAGES) {
       const part = {
         firstPage: run.firstPage + done,
         pageCount: Math.min(CHUNK_PAGES, run.pageCount - done),
       };
-      this.#memory.readRuns([part], this.#chunk);
+      memory.readRuns([part], this.#chunk);
       for (let page = 0; page < part.pageCount; page++) {
         const content = this.#pages[page];
         if (content !== undefined) this.#compare(part.firstPage + page, xxh64(content), changed);

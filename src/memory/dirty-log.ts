@@ -1,3 +1,4 @@
+import type { GuestMemory } from './guest-memory.ts';
 import type { PageRun } from './page-runs.ts';
 
 /**
@@ -10,9 +11,12 @@ import type { PageRun } from './page-runs.ts';
  */
 export interface DirtyLog extends Disposable {
   readonly method: 'pagemap-scan' | 'soft-dirty' | 'compare';
+  /** Whether `collect` may be called while QEMU runs: it misses no write that falls together with it. */
+  readonly atomic: boolean;
   /**
    * Returns the pages changed since the last call and starts anew: sorted, disjoint. Destructive: pages of an
-   * epoch that is not completed have to be given back with `mark`. Complete only while the VM stands still.
+   * epoch that is not completed have to be given back with `mark`. Complete only while the VM stands still;
+   * where the log is not `atomic`, a call while QEMU runs loses writes: only for who copies everything after it.
    * @throws MemoryError MEMORY_PROCESS_GONE when QEMU dies meanwhile, whose page tables then show no writes;
    * after any error the log cannot be trusted any more.
    */
@@ -21,4 +25,9 @@ export interface DirtyLog extends Disposable {
   peek(limitPages: number): number | undefined;
   /** Pages that the next `collect` has to report whatever else it finds. */
   mark(runs: readonly PageRun[]): void;
+  /**
+   * The VM's memory was copied while it ran, all of it after the last `collect`. The next one reports every
+   * page in which the VM differs from this copy, also where it was changed to and fro meanwhile.
+   */
+  adopt(copy: GuestMemory): void;
 }

@@ -10,6 +10,7 @@ import { countPages, mergeRuns, type PageRun } from './page-runs.ts';
  */
 export class PagemapScanLog implements DirtyLog {
   readonly method = 'pagemap-scan';
+  readonly atomic = true;
   readonly #mapped: MappedMemory;
   readonly #pagemap: Pagemap;
   #marked: PageRun[] = [];
@@ -41,6 +42,9 @@ export class PagemapScanLog implements DirtyLog {
   mark(runs: readonly PageRun[]): void {
     this.#marked = mergeRuns(this.#marked, runs);
   }
+
+  /** Every write since was seen. */
+  adopt(): void {}
 
   #scan(how: { rearm: boolean; maxPages?: number }): PageRun[] {
     const { range } = this.#mapped;

@@ -11,6 +11,7 @@ import { mergeRuns, type PageRun } from './page-runs.ts';
  */
 export class SoftDirtyLog implements DirtyLog {
   readonly method = 'soft-dirty';
+  readonly atomic = false;
   readonly #mapped: MappedMemory;
   readonly #pagemap: Pagemap;
   #marked: PageRun[] = [];
@@ -30,7 +31,7 @@ export class SoftDirtyLog implements DirtyLog {
     const { range, pid, channel } = this.#mapped;
     const ranges = this.#pagemap.softDirty(range);
     if (ranges === undefined) throw this.#mapped.processGone();
-    // Nothing is written between reading and clearing: the VM stands still.
+    // What is written between reading and clearing is lost: nothing is, while the VM stands still.
     clearSoftDirty(pid);
     const changed = mergeRuns(this.#mapped.pagesAt(ranges), channel.takeDiscards(), this.#marked);
     this.#marked = [];
@@ -45,6 +46,9 @@ export class SoftDirtyLog implements DirtyLog {
   mark(runs: readonly PageRun[]): void {
     this.#marked = mergeRuns(this.#marked, runs);
   }
+
+  /** Every write since was seen. */
+  adopt(): void {}
 
   [Symbol.dispose](): void {
     this.#pagemap[Symbol.dispose]();

@@ -179,7 +179,9 @@ export class EpochPipeline {
   async #cutInto(slot: EpochSlot, epoch: EpochId): Promise<void> {
     const { source, failpoints } = this.#options;
     const staging: Staging = { runs: [], failure: undefined };
-    if (this.#state.dirtyPages >= COPY_AHEAD_PAGES_MIN) await this.#copyAhead(slot, staging);
+    if (source.dirtyLog.atomic && this.#state.dirtyPages >= COPY_AHEAD_PAGES_MIN) {
+      await this.#copyAhead(slot, staging);
+    }
     const startMs = this.#nowMs();
     for (const link of source.links) link.pauseInput();
     await this.#stage(slot, staging);
@@ -206,8 +208,8 @@ export class EpochPipeline {
     await failpoints.hit('cut.after-pause');
     for (const link of source.links) link.drainOutput();
     await failpoints.hit('cut.before-scan');
-    // While QEMU writes its device state, most of memory is taken …
-    this.#captureDirty(slot, staging);
+    // While QEMU writes its device state, most of memory is taken, where the dirty log allows it …
+    if (source.dirtyLog.atomic) this.#captureDirty(slot, staging);
     await failpoints.hit('cut.after-scan');
     await saved.catch((cause) => {
       if (!isRefusal(cause)) throw cause;

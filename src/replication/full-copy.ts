@@ -20,7 +20,8 @@ export interface FullCopyOptions {
 
 /**
  * Fills a new shadow's memory while the VM runs: everything once, then what was written meanwhile, until little
- * is left. What the last pass missed is still in the dirty log, so that the first epoch makes the copy exact.
+ * is left. A dirty log that may be asked only while the VM stands still allows one pass. What the last pass
+ * missed is still in the dirty log, so that the first epoch makes the copy exact.
  * Until that epoch is committed the copy is no state the VM ever had, and nobody may promote from it.
  */
 export async function copyWhileRunning(options: FullCopyOptions): Promise<void> {
@@ -40,6 +41,10 @@ export async function copyWhileRunning(options: FullCopyOptions): Promise<void> 
       copied += chunk.pageCount;
       options.onProgress?.(copied, total);
       await new Promise<void>((resolve) => setImmediate(resolve));
+    }
+    if (!dirtyLog.atomic) {
+      dirtyLog.adopt(to);
+      return;
     }
     if (pass === PASSES_MAX) return;
     const written = dirtyLog.collect();
