@@ -5,10 +5,12 @@
 export class Failpoints {
   readonly #handlers = new Map<string, () => void | Promise<void>>();
 
-  /** Runs `handler` at every hit of `name` until the returned function is called. */
+  /** Runs `handler` at every hit of `name` until the returned function is called, or another one takes its place. */
   arm(name: string, handler: () => void | Promise<void>): () => void {
     this.#handlers.set(name, handler);
-    return () => this.#handlers.delete(name);
+    return () => {
+      if (this.#handlers.get(name) === handler) this.#handlers.delete(name);
+    };
   }
 
   /** Synchronous where nobody is armed, so that hot paths do not pay for an empty turn of the event loop. */

@@ -1,4 +1,5 @@
-import { mkdirSync, rmSync } from 'node:fs';
+import { chmodSync, chownSync, copyFileSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
 import type { Clock } from '../base/clock.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
 import type { Cgroup, CgroupTree } from '../linux/cgroup.ts';
@@ -15,8 +16,10 @@ import { type Accelerator, buildArguments } from '../qemu/launch-arguments.ts';
 import { Machine } from '../qemu/machine.ts';
 import { checkMachine } from '../qemu/protectability.ts';
 import type { QemuBinary } from '../qemu/qemu-binary.ts';
+import { identityOf } from '../qemu/qemu-process.ts';
 
-const HELLO_DEADLINE_MS = 30_000;
+/** QEMU answers on QMP when it has mapped its memory already. */
+const HELLO_DEADLINE_MS = 3000;
 const CONNECT_DEADLINE_MS = 30_000;
 
 /** What all QEMU processes of one VM have in common. */
@@ -75,12 +78,15 @@ export class Instance implements AsyncDisposable {
       memory.remove();
       rmSync(paths.deviceState, { force: true });
     });
+    const owner = spec.qemu.user === undefined ? undefined : identityOf(spec.qemu.user);
+    const preloadLibrary =
+      owner === undefined ? setting.preloadLibrary : handOver(setting.preloadLibrary, { paths, owner });
     const ports = new Map<string, QemuPort>();
     for (const { name, path, framing } of portPlan(spec, paths)) {
-      ports.set(name, starting.use(await QemuPort.listen(path, { framing })));
+      ports.set(name, starting.use(await QemuPort.listen(path, { framing, owner })));
     }
     const channel = starting.use(new PreloadChannel());
-    const machine = await launch(setting, { channel, paths, role, starting });
+    const machine = await launch({ ...setting, preloadLibrary }, { channel, paths, role, starting });
     const cgroup = setting.cgroups?.create(`${spec.name}-${number}`);
     if (cgroup !== undefined) starting.defer(() => cgroup.remove({ clock }));
     // Moves here, because a machine's processes must be gone before its cgroup can be removed.
@@ -155,6 +161,24 @@ function launch(
     commandDeadlineMs: spec.shadow.hangTimeoutMs,
     qmpLog: (line) => qmpLog.append(Buffer.from(line)),
   });
+}
+
+/**
+ * Gives a QEMU that runs as another user what it opens by itself; the rest it inherits. The library is copied,
+ * because our cache is usually closed to others. Returns where the copy is.
+ */
+function handOver(
+  preloadLibrary: string,
+  { paths, owner }: { paths: InstancePaths; owner: { uid: number; gid: number } },
+): string {
+  const copy = join(paths.directory, 'preload.so');
+  copyFileSync(preloadLibrary, copy);
+  chmodSync(copy, 0o755);
+  // QEMU may not make files in the directory that this one lies in.
+  writeFileSync(paths.deviceState, '', { mode: 0o600 });
+  for (const path of [paths.directory, paths.memory, paths.deviceState])
+    chownSync(path, owner.uid, owner.gid);
+  return copy;
 }
 
 function* portPlan(

@@ -327,7 +327,7 @@ export class Keeper implements KeeperControl {
       failpoints,
       signal,
     };
-    const session = new ShadowSession(standby, fill);
+    const session = await ShadowSession.open(standby, fill);
     this.#shadow = session;
     this.#record();
     void standby.machine.process.exited.then(() => this.#loseShadow(session, 'its QEMU ended'));

@@ -46,7 +46,17 @@ export class ShadowSession implements AsyncDisposable {
   #copiedShare = 0;
   #firmware: Uint8Array | undefined;
 
-  constructor(standby: Instance, options: FillOptions) {
+  /** Takes the standby over, also when there is no room for staged epochs. @throws LinuxError ENOSPC */
+  static async open(standby: Instance, options: FillOptions): Promise<ShadowSession> {
+    try {
+      return new ShadowSession(standby, options);
+    } catch (cause) {
+      await standby[Symbol.asyncDispose]();
+      throw cause;
+    }
+  }
+
+  private constructor(standby: Instance, options: FillOptions) {
     this.standby = standby;
     this.#epochsDirectory = options.epochsDirectory;
     mkdirSync(options.epochsDirectory, { mode: 0o700 });

@@ -36,6 +36,8 @@ export class Machine implements AsyncDisposable {
   readonly qmp: QmpClient;
   readonly #clock: Clock;
   #incomingPath: string | undefined;
+  #stoppedWallMs: number | undefined;
+  #standstillMs: number | undefined;
 
   /**
    * Starts QEMU and speaks with it. The guest does not run yet.
@@ -66,6 +68,19 @@ export class Machine implements AsyncDisposable {
     this.process = process;
     this.qmp = qmp;
     this.#clock = clock;
+    qmp.onEvent(({ name, wallMs }) => {
+      if (name === 'STOP') this.#stoppedWallMs = wallMs;
+      if (name === 'RESUME' && this.#stoppedWallMs !== undefined)
+        this.#standstillMs = wallMs - this.#stoppedWallMs;
+    });
+  }
+
+  /**
+   * How long the guest stood still between the last `stop` and `cont`, as QEMU says: however late we learn of it.
+   * Undefined before the first time. By the host's wall clock: wrong when that was set meanwhile.
+   */
+  get standstillMs(): number | undefined {
+    return this.#standstillMs;
   }
 
   async status(): Promise<MachineStatus> {

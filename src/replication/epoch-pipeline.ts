@@ -23,7 +23,7 @@ import type { ShadowImage } from './shadow-image.ts';
 
 /** The VM that acts, as far as its epochs are concerned. */
 export interface PipelineSource {
-  readonly machine: Pick<Machine, 'stopAndSave' | 'cont'>;
+  readonly machine: Pick<Machine, 'stopAndSave' | 'cont' | 'standstillMs'>;
   readonly memory: GuestMemory;
   readonly dirtyLog: DirtyLog;
   readonly links: readonly GuestLink[];
@@ -184,7 +184,7 @@ export class EpochPipeline {
     }
     const startMs = this.#nowMs();
     for (const link of source.links) link.pauseInput();
-    await this.#stage(slot, staging);
+    const stopMs = await this.#stage(slot, staging);
     if (source.hasPanicked()) {
       // Who watches the guest was told before it stood still, and ends these epochs.
       this.#cutting = undefined;
@@ -195,16 +195,18 @@ export class EpochPipeline {
     this.#step({ kind: 'sealed', epoch });
     await failpoints.hit('cut.before-resume');
     // QEMU takes its time to continue. The epoch is completed meanwhile, so that what it holds leaves sooner.
-    const resumed = this.#resume(startMs);
+    const resumed = this.#resume(startMs, stopMs);
     if (this.#finish(slot, epoch, staging)) this.#acknowledgeInOrder(slot, epoch, startMs);
     await resumed;
   }
 
-  /** The critical section: what happens in here adds to the time that the VM stands still. */
-  async #stage(slot: EpochSlot, staging: Staging): Promise<void> {
+  /** The critical section: what happens in here adds to the time that the VM stands still. Returns what the stop took. */
+  async #stage(slot: EpochSlot, staging: Staging): Promise<number> {
     const { source, failpoints } = this.#options;
+    const startMs = this.#nowMs();
     const { stopped, saved } = source.machine.stopAndSave(source.deviceStatePath);
     await stopped;
+    const stopMs = this.#nowMs() - startMs;
     await failpoints.hit('cut.after-pause');
     for (const link of source.links) link.drainOutput();
     await failpoints.hit('cut.before-scan');
@@ -221,6 +223,7 @@ export class EpochPipeline {
     this.#captureDirty(slot, staging);
     this.#options.stats.dirtyPages.add(countPages(staging.runs));
     await failpoints.hit('cut.after-stage');
+    return stopMs;
   }
 
   /**
@@ -256,11 +259,13 @@ export class EpochPipeline {
   }
 
   /** Sends `cont` at once; resolves when the VM runs and takes input again. */
-  async #resume(startMs: number): Promise<void> {
+  async #resume(startMs: number, stopMs: number): Promise<void> {
     const { source, onPause, failpoints } = this.#options;
     if (source.mayContinue()) await source.machine.cont();
     for (const link of source.links) link.resumeInput();
-    const pausedMs = this.#nowMs() - startMs;
+    // The answer may have waited for us while we completed the epoch: QEMU knows when the guest ran again.
+    const standstillMs = Math.max(0, source.machine.standstillMs ?? Number.POSITIVE_INFINITY);
+    const pausedMs = Math.min(this.#nowMs() - startMs, stopMs + standstillMs);
     this.#pausedMs += pausedMs;
     this.#options.stats.pauseMs.add(pausedMs);
     onPause(pausedMs);
