@@ -1,6 +1,7 @@
 import { type DemoGuest, ensureDemoGuest } from '../guest/build.ts';
 import { quantile } from '../src/base/sample-window.ts';
 import { MIB } from '../src/base/units.ts';
+import { BenchError } from './bench-error.ts';
 import { tryColo } from './colo-peer.ts';
 import { type Cut, EpochRig } from './epoch-rig.ts';
 import { FullSnapshots } from './full-snapshot.ts';
@@ -10,6 +11,7 @@ import { freeMemoryBytes } from './machine-facts.ts';
 const BASE_MIB = 256;
 const LARGE_SIZES_MIB = [4096, 2048, 1024] as const;
 const QUICK_SIZE_MIB = 2048;
+const LEFT_OUT = 'left out with --quick';
 /** The VM, a snapshot in a file, and room to breathe. */
 const ROOM_FACTOR = 2.5;
 
@@ -112,16 +114,33 @@ async function measureIdle(run: BenchRun, rig: EpochRig): Promise<void> {
   const rounds = quick ? 3 : 10;
   for (let round = 0; round < rounds; round++) {
     addCuts(run, '', await rig.epochs(quick ? 1500 : 4000));
-    run.sample(SERIES.snapshot(''), await snapshots.take());
+    run.sample(SERIES.snapshot(''), ...(await takeSnapshot(run, snapshots)));
   }
   run.figure('pauseP50Ms', run.p50(SERIES.pause('')));
   run.figure('pauseP99Ms', run.quantile(SERIES.pause(''), 0.99));
   run.figure('scanP50Ms', run.p50(SERIES.scan('')));
-  run.figure('fullSnapshotPauseP50Ms', run.p50(SERIES.snapshot('')));
-  run.figure(
-    'fullSnapshotPauseRatio',
-    run.p50(SERIES.snapshot('')) / Math.max(run.p50(SERIES.pause('')), Number.EPSILON),
-  );
+  setSnapshotFigure(run, '');
+  if (run.hasSamples(SERIES.snapshot('')))
+    run.figure('fullSnapshotPauseRatio', run.p50(SERIES.snapshot('')) / run.p50(SERIES.pause('')));
+  else run.missing('fullSnapshotPauseRatio', 'there was no full snapshot');
+}
+
+/** The pause, or none: a peer that fails is no reason to measure nothing. */
+async function takeSnapshot(run: BenchRun, snapshots: FullSnapshots): Promise<number[]> {
+  try {
+    return [await snapshots.take()];
+  } catch (thrown) {
+    if (!(thrown instanceof BenchError && thrown.code === 'BENCH_PEER_FAILED')) throw thrown;
+    run.note(thrown.message);
+    return [];
+  }
+}
+
+function setSnapshotFigure(run: BenchRun, place: string): void {
+  const series = SERIES.snapshot(place);
+  const figure = `fullSnapshotPause${place}P50Ms`;
+  if (run.hasSamples(series)) run.figure(figure, run.p50(series));
+  else run.missing(figure, run.options.quick ? LEFT_OUT : 'every full snapshot failed');
 }
 
 async function measureSizes(run: BenchRun, base: EpochRig, guest: DemoGuest): Promise<void> {
@@ -148,7 +167,7 @@ async function measureSizes(run: BenchRun, base: EpochRig, guest: DemoGuest): Pr
 }
 
 function whyNot({ options }: BenchRun, memoryMiB: number): string | undefined {
-  if (options.quick && memoryMiB !== QUICK_SIZE_MIB) return 'left out with --quick';
+  if (options.quick && memoryMiB !== QUICK_SIZE_MIB) return LEFT_OUT;
   const neededBytes = memoryMiB * ROOM_FACTOR * MIB;
   return freeMemoryBytes() < neededBytes
     ? `needs ${Math.ceil(neededBytes / MIB)} MiB of memory, which are not free here`
@@ -177,7 +196,7 @@ async function measureResident(
 ): Promise<number> {
   const { quick } = run.options;
   run.progress(`${memoryMiB} MiB: epochs and full snapshots, in turn with the epochs of ${BASE_MIB} MiB`);
-  await using snapshots = await snapshotsOf(run, rig);
+  await using snapshots = quick ? undefined : await snapshotsOf(run, rig);
   const turns = [
     { vm: base, size: BASE_MIB, pausesMs: [] as number[] },
     { vm: rig, size: memoryMiB, pausesMs: [] as number[] },
@@ -188,7 +207,8 @@ async function measureResident(
       addCuts(run, sized(size), cuts);
       pausesMs.push(...cuts.map((cut) => cut.pauseMs));
     }
-    if (round % 2 === 0) run.sample(SERIES.snapshot(sized(memoryMiB)), await snapshots.take());
+    if (snapshots === undefined || round % 2 === 1) continue;
+    run.sample(SERIES.snapshot(sized(memoryMiB)), ...(await takeSnapshot(run, snapshots)));
   }
   setSizeFigures(run, memoryMiB);
   return median(turns[1].pausesMs) - median(turns[0].pausesMs);
@@ -198,7 +218,7 @@ function setSizeFigures(run: BenchRun, memoryMiB: number): void {
   const place = sized(memoryMiB);
   run.figure(`pause${place}P50Ms`, run.p50(SERIES.pause(place)));
   run.figure(`scan${place}P50Ms`, run.p50(SERIES.scan(place)));
-  if (memoryMiB !== BASE_MIB) run.figure(`fullSnapshotPause${place}P50Ms`, run.p50(SERIES.snapshot(place)));
+  if (memoryMiB !== BASE_MIB) setSnapshotFigure(run, place);
 }
 
 async function measureDirtyPages(run: BenchRun, guest: DemoGuest): Promise<void> {
@@ -237,13 +257,15 @@ async function measureColo(run: BenchRun, rig: EpochRig): Promise<void> {
   run.figure('coloPauseP50Ms', median(pausesMs));
 }
 
-function snapshotsOf({ options }: BenchRun, rig: EpochRig): Promise<FullSnapshots> {
+async function snapshotsOf(run: BenchRun, rig: EpochRig): Promise<FullSnapshots> {
   const { path, memoryPath } = rig.directory;
-  return FullSnapshots.of(rig.machine, {
-    clock: options.clock,
-    runDirectory: path,
-    memoryDirectory: memoryPath,
-  });
+  const places = { clock: run.options.clock, runDirectory: path, memoryDirectory: memoryPath };
+  await using opening = new AsyncDisposableStack();
+  const snapshots = opening.use(await FullSnapshots.of(rig.machine, places));
+  // Not counted: it fetches memory for the file, which those after it write over.
+  await takeSnapshot(run, snapshots);
+  opening.move();
+  return snapshots;
 }
 
 function addCuts(run: BenchRun, place: string, cuts: readonly Cut[]): void {

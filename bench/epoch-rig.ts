@@ -23,6 +23,7 @@ import { Mapping } from '../src/linux/mapping.ts';
 import type { DirtyLog } from '../src/memory/dirty-log.ts';
 import { countPages, type PageRun } from '../src/memory/page-runs.ts';
 import { EpochPipeline } from '../src/replication/epoch-pipeline.ts';
+import { EpochStats } from '../src/replication/epoch-stats.ts';
 import { BenchError } from './bench-error.ts';
 
 const BOOT_DEADLINE_MS = 180_000;
@@ -189,6 +190,7 @@ export class EpochRig implements AsyncDisposable {
       onCommit: () => {},
       onPrimaryLost: fail,
       onShadowLost: fail,
+      stats: new EpochStats(),
       onPause: (pauseMs) => {
         this.#guestClock.notePause(pauseMs);
         cuts.push({ pauseMs, ...seen });
@@ -308,6 +310,7 @@ async function boot(primary: Instance, links: GuestLinks, options: RigOptions): 
 function timed(log: DirtyLog, clock: Clock, seen: { scanMs: number; dirtyPages: number }): DirtyLog {
   return {
     method: log.method,
+    atomic: log.atomic,
     collect: () => {
       const startMs = clock.nowMs();
       const runs = log.collect();
@@ -317,6 +320,7 @@ function timed(log: DirtyLog, clock: Clock, seen: { scanMs: number; dirtyPages: 
     },
     peek: (limitPages) => log.peek(limitPages),
     mark: (runs) => log.mark(runs),
+    adopt: (copy) => log.adopt(copy),
     [Symbol.dispose]: () => {},
   };
 }

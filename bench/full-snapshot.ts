@@ -2,6 +2,7 @@ import { closeSync, constants, openSync, rmSync, writeSync } from 'node:fs';
 import { createServer, type Server } from 'node:net';
 import { join } from 'node:path';
 import type { Clock } from '../src/base/clock.ts';
+import { messageOf } from '../src/base/errors.ts';
 import { MIB } from '../src/base/units.ts';
 import type { Machine } from '../src/qemu/machine.ts';
 import { BenchError } from './bench-error.ts';
@@ -38,6 +39,10 @@ export class FullSnapshots implements AsyncDisposable {
     const { clock, runDirectory, memoryDirectory } = places;
     const socketPath = join(runDirectory, 'snapshot');
     const filePath = join(memoryDirectory, 'snapshot');
+    await machine.qmp.execute('migrate-set-capabilities', {
+      capabilities: [{ capability: 'events', state: true }],
+    });
+    await machine.qmp.execute('migrate-set-parameters', { 'max-bandwidth': UNLIMITED_BYTES_PER_SECOND });
     const server = createServer({ highWaterMark: CHUNK_BYTES });
     await new Promise<void>((resolve, reject) => server.once('error', reject).listen(socketPath, resolve));
     const snapshots = new FullSnapshots(machine, server, { clock, socketPath, filePath });
@@ -58,10 +63,6 @@ export class FullSnapshots implements AsyncDisposable {
         snapshots.#ended.resolve();
       });
     });
-    await machine.qmp.execute('migrate-set-capabilities', {
-      capabilities: [{ capability: 'events', state: true }],
-    });
-    await machine.qmp.execute('migrate-set-parameters', { 'max-bandwidth': UNLIMITED_BYTES_PER_SECOND });
     return snapshots;
   }
 
@@ -70,16 +71,17 @@ export class FullSnapshots implements AsyncDisposable {
     this.#ended = Promise.withResolvers<void>();
     const startMs = this.#clock.nowMs();
     await this.#machine.stop();
-    const migrated = this.#migrated();
-    await this.#machine.qmp.execute('migrate', { uri: `unix:${this.#socketPath}` });
-    await migrated;
-    await this.#machine.cont();
+    try {
+      await this.#migrate();
+    } finally {
+      await this.#machine.cont();
+    }
     const pauseMs = this.#clock.nowMs() - startMs;
     await this.#ended.promise;
     return pauseMs;
   }
 
-  async #migrated(): Promise<void> {
+  async #migrate(): Promise<void> {
     const { promise, resolve } = Promise.withResolvers<string>();
     const forget = [
       this.#machine.qmp.on('MIGRATION', ({ status }) => {
@@ -88,6 +90,9 @@ export class FullSnapshots implements AsyncDisposable {
       this.#machine.qmp.onClosed(() => resolve('cut off')),
       this.#clock.after(MIGRATION_DEADLINE_MS, () => resolve('late')),
     ];
+    this.#machine.qmp
+      .execute('migrate', { uri: `unix:${this.#socketPath}` })
+      .catch((cause) => resolve(`refused (${messageOf(cause)})`));
     try {
       const status = await promise;
       if (status === 'completed') return;

@@ -71,6 +71,7 @@ export class BenchRun {
 
   /** Adds to a series of samples, which need not have a figure of its name. */
   sample(series: string, ...values: readonly number[]): void {
+    if (values.length === 0) return;
     const known = this.#samples.get(series) ?? [];
     known.push(...values);
     this.#samples.set(series, known);

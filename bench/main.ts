@@ -14,7 +14,7 @@ import { failover } from './failover.ts';
 import { type Benchmark, BenchRun } from './harness.ts';
 import { machineFacts, versions } from './machine-facts.ts';
 import { overhead } from './overhead.ts';
-import { reportText, targetText } from './report.ts';
+import { reportMarkdown, reportText, targetText } from './report.ts';
 
 const BENCHMARKS: readonly Benchmark[] = [checkpoint, failover, overhead];
 const KILLS_MAX = 1000;
@@ -26,6 +26,7 @@ Measures Understudy next to its peers, alternating in the same run. Without a na
 
 Options:
   --json      print one JSON object as the last line of standard output
+  --markdown  print the section for docs/benchmarks.md
   --quick     less than 60 s; the figures mean the same and are less sure
   --kills N   how often failover kills the primary (default: 20, with --quick 5)
   -h, --help  show help
@@ -39,7 +40,7 @@ process.exitCode = await main(process.argv.slice(2));
 async function main(args: readonly string[]): Promise<number> {
   const out = new Output({ json: args.includes('--json') });
   try {
-    const { name, help, quick, kills } = parse(args);
+    const { name, help, quick, kills, markdown } = parse(args);
     if (help) {
       process.stdout.write(`${USAGE}\n${BENCHMARKS.map(helpOn).join('\n\n')}\n`);
       return 0;
@@ -49,7 +50,7 @@ async function main(args: readonly string[]): Promise<number> {
       out.result(list, () => table(list.map((entry) => [entry.name, entry.summary])));
       return 0;
     }
-    await measure(find(name), { quick, kills, out });
+    await measure(find(name), { quick, kills, out, toText: markdown ? reportMarkdown : reportText });
     return 0;
   } catch (thrown) {
     out.error(thrown);
@@ -64,6 +65,7 @@ function parse(args: readonly string[]) {
       allowPositionals: true,
       options: {
         json: { type: 'boolean', default: false },
+        markdown: { type: 'boolean', default: false },
         quick: { type: 'boolean', default: false },
         kills: { type: 'string' },
         help: { type: 'boolean', short: 'h', default: false },
@@ -94,15 +96,18 @@ function find(name: string): Benchmark {
   });
 }
 
-async function measure(
-  benchmark: Benchmark,
-  { quick, kills, out }: { quick: boolean; kills: number | undefined; out: Output },
-): Promise<void> {
+interface MeasureOptions {
+  readonly quick: boolean;
+  readonly kills: number | undefined;
+  readonly out: Output;
+  readonly toText: typeof reportText;
+}
+
+async function measure(benchmark: Benchmark, { out, toText, ...options }: MeasureOptions): Promise<void> {
   using interruption = new Interruption();
   const machine = machineFacts();
   const run = new BenchRun(benchmark, {
-    quick,
-    kills,
+    ...options,
     clock: systemClock,
     signal: interruption.signal,
     onProgress: (step) => process.stderr.write(`${step}\n`),
@@ -110,7 +115,7 @@ async function measure(
   const used = await versions();
   await benchmark.run(run);
   const result = run.result(machine, used);
-  out.result(result, () => reportText(result, benchmark));
+  out.result(result, () => toText(result, benchmark));
 }
 
 function helpOn({ name, summary, figures }: Benchmark): string {

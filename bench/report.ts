@@ -24,6 +24,26 @@ export function reportText(result: BenchResult, { figures }: Pick<Benchmark, 'fi
   ].join('\n');
 }
 
+/** A result as a section of docs/benchmarks.md holds it, to be pasted there. */
+export function reportMarkdown(result: BenchResult, { figures }: Pick<Benchmark, 'figures'>): string {
+  const { machine, versions, samples, notes } = result;
+  const rows = Object.entries(figures).map(([name, info]) => {
+    const value = result.figures[name] ?? null;
+    const measured = reaches(value, info) === false ? `${numberText(value)} (missed)` : numberText(value);
+    return [`\`${name}\``, measured, targetText(info), info.meaning];
+  });
+  const sampleRows = Object.entries(samples).map(([series, { n, p50, p99, min, max }]) => [
+    `\`${series}\``,
+    ...[n, p50, p99, min, max].map(numberText),
+  ]);
+  return [
+    `${factsText({ ...machine }, [])}; ${factsText({ ...versions }, [])}`,
+    markdownTable([['figure', 'measured', 'target', 'what it is'], ...rows]),
+    markdownTable([['samples', 'n', 'p50', 'p99', 'min', 'max'], ...sampleRows]),
+    notes.map((note) => `- ${note}`).join('\n'),
+  ].join('\n\n');
+}
+
 export function targetText({ target }: FigureInfo): string {
   if (target === undefined) return '';
   return 'atMost' in target ? `≤ ${target.atMost}` : `≥ ${target.atLeast}`;
@@ -43,4 +63,10 @@ function numberText(value: number | null): string {
 function verdict(reached: boolean | undefined): string {
   if (reached === undefined) return '';
   return reached ? marked('ok', 'reached') : marked('warn', 'missed');
+}
+
+function markdownTable([head = [], ...rows]: readonly (readonly string[])[]): string {
+  const line = (cells: readonly string[]) =>
+    `| ${cells.map((cell) => cell.replaceAll('|', '\\|')).join(' | ')} |`;
+  return [line(head), `|${'---|'.repeat(head.length)}`, ...rows.map(line)].join('\n');
 }

@@ -103,6 +103,8 @@ export class ShadowImage implements Disposable, AsyncDisposable {
   }
 
   async #applyBacklog(): Promise<void> {
+    // What waits for the commit leaves first.
+    await new Promise<void>((resolve) => setImmediate(resolve));
     for (let slot = this.#backlog[0]; slot !== undefined; slot = this.#backlog[0]) {
       const staged = slot.read();
       assert(staged !== undefined, 'only committed epochs wait to be applied');

@@ -1,7 +1,7 @@
 import { execFileSync } from 'node:child_process';
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { chmodSync, existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { ensureDemoGuest } from '../../guest/build.ts';
 import { cacheDirectory } from '../../src/base/cache-directory.ts';
 import { systemClock } from '../../src/base/clock.ts';
@@ -28,6 +28,11 @@ const LOG_LINES_SHOWN = 30;
 export interface TestVmOptions {
   /** Further lines of the specification. */
   readonly yaml?: string;
+  /** Instead of one card in a network namespace of the VM's own. */
+  readonly nics?: string;
+  /** Instead of the demo guest's. */
+  readonly kernel?: string;
+  readonly initrd?: string;
   /** Further words of the guest's kernel command line. */
   readonly cmdline?: string;
   readonly unsafe?: UnsafeKeeper;
@@ -56,13 +61,14 @@ export class TestVm implements AsyncDisposable {
   readonly netns: string;
   readonly failpoints: Failpoints;
   readonly #directory: string;
+  readonly #memoryDirectory: string;
   readonly #load: RedisLoad | undefined;
   readonly #logLines: readonly string[];
   readonly #owned: AsyncDisposableStack;
 
   private constructor(parts: {
     keeper: Keeper;
-    directory: string;
+    runDirectory: RunDirectory;
     netns: string;
     failpoints: Failpoints;
     load: RedisLoad | undefined;
@@ -72,7 +78,8 @@ export class TestVm implements AsyncDisposable {
     this.keeper = parts.keeper;
     this.netns = parts.netns;
     this.failpoints = parts.failpoints;
-    this.#directory = parts.directory;
+    this.#directory = parts.runDirectory.path;
+    this.#memoryDirectory = parts.runDirectory.memoryPath;
     this.#load = parts.load;
     this.#logLines = parts.logLines;
     this.#owned = parts.owned;
@@ -87,7 +94,12 @@ export class TestVm implements AsyncDisposable {
     useDirectories(starting, options.memoryDirectory);
     const netns = makeNetns(starting, `us-${name}`);
     const spec = await specOf(options, { name, netns });
-    const runDirectory = starting.use(await RunDirectory.open(name, { clock: systemClock }));
+    const runDirectory = starting.use(
+      await RunDirectory.open(name, {
+        clock: systemClock,
+        othersMayPass: spec.qemu.user !== undefined,
+      }),
+    );
     const logLines: string[] = [];
     const failpoints = new Failpoints();
     const keeper = await Keeper.start({
@@ -103,8 +115,15 @@ export class TestVm implements AsyncDisposable {
     });
     starting.defer(() => keeper.stop({ graceful: false }));
     const load = clients > 0 ? starting.use(await loadIn(netns, clients)) : undefined;
-    const directory = runDirectory.path;
-    const vm = new TestVm({ keeper, directory, netns, failpoints, load, logLines, owned: starting.move() });
+    const vm = new TestVm({
+      keeper,
+      runDirectory,
+      netns,
+      failpoints,
+      load,
+      logLines,
+      owned: starting.move(),
+    });
     try {
       if (spec.shadow.enabled) await vm.untilProtected();
       return vm;
@@ -139,6 +158,38 @@ export class TestVm implements AsyncDisposable {
   /** What was said on QMP with the QEMU that acts, but for the commands of every epoch. */
   get primaryQmpLog(): string {
     return readFileSync(join(this.#directory, String(this.status.primary?.instance), 'qmp.log'), 'utf8');
+  }
+
+  /** The file that is the memory of this QEMU's guest. */
+  memoryPath(instance: { instance: number } | null): string {
+    return join(this.#memoryDirectory, `us-${this.status.name}-${instance?.instance}.ram`);
+  }
+
+  /** The file that this QEMU writes its device state to. */
+  deviceStatePath(instance: { instance: number } | null): string {
+    return this.memoryPath(instance).replace(/ram$/, 'state');
+  }
+
+  /** The files that hold staged epochs for the memory of this QEMU's guest. */
+  epochPaths(instance: { instance: number } | null): string[] {
+    const folder = join(this.#memoryDirectory, `epochs-${instance?.instance}`);
+    return readdirSync(folder).map((name) => join(folder, name));
+  }
+
+  /** Everything that this VM has on the machine: processes, network devices, cgroups, files. */
+  get traces(): string[] {
+    const pids = this.keeper.eventsSince(0).map(({ facts }) => facts.pid);
+    const links = execFileSync('ip', ['-n', this.netns, '-o', 'link'], { encoding: 'utf8' });
+    const cgroups = cgroupFolders().filter((path) => basename(path).startsWith(`${this.status.name}-`));
+    return [
+      ...pids.map((pid) => `/proc/${pid}`).filter((path) => existsSync(path)),
+      ...links.split('\n').filter((line) => line.includes('us-tap')),
+      ...cgroups,
+      ...readdirSync(this.#memoryDirectory).map((name) => join(this.#memoryDirectory, name)),
+      ...readdirSync(this.#directory, { withFileTypes: true })
+        .filter((entry) => entry.isDirectory() || entry.isSocket())
+        .map((entry) => join(this.#directory, entry.name)),
+    ];
   }
 
   link(name: string): LinkStatus {
@@ -247,6 +298,15 @@ export class TestVm implements AsyncDisposable {
   }
 }
 
+/** Where cgroups of ours may be, for each mounted hierarchy. */
+function cgroupFolders(): string[] {
+  const roots = ['/sys/fs/cgroup', ...readdirSync('/sys/fs/cgroup').map((name) => `/sys/fs/cgroup/${name}`)];
+  return roots
+    .map((root) => join(root, 'understudy'))
+    .filter((path) => existsSync(path))
+    .flatMap((path) => readdirSync(path).map((name) => join(path, name)));
+}
+
 /** Looks again and again until it holds, for what no event tells. */
 export async function until(holds: () => boolean): Promise<void> {
   const endMs = systemClock.nowMs() + DEADLINE_MS;
@@ -317,6 +377,8 @@ function useDirectories(owned: AsyncDisposableStack, memoryDirectory: string | u
   const before = { ...process.env };
   const folder = mkdtempSync(join(tmpdir(), 'us-vm-'));
   const memory = memoryDirectory ?? mkdtempSync('/dev/shm/us-vm-');
+  // For a QEMU that runs as another user.
+  for (const path of [folder, memory]) chmodSync(path, 0o755);
   owned.defer(() => {
     process.env = before;
     rmSync(folder, { recursive: true, force: true });
@@ -335,24 +397,19 @@ function makeNetns(owned: AsyncDisposableStack, name: string): string {
   return name;
 }
 
-async function specOf(
-  { yaml = '', cmdline = '' }: TestVmOptions,
-  { name, netns }: { name: string; netns: string },
-) {
+async function specOf(options: TestVmOptions, { name, netns }: { name: string; netns: string }) {
   const guest = await ensureDemoGuest();
   const network = `us.ip=${GUEST_ADDRESS}/24 us.gw=10.77.0.1`;
-  return parseVmSpec(
-    `
-name: ${name}
-memory: 128MiB
-boot:
-  kernel: ${guest.kernel}
-  initrd: ${guest.initrd}
-  cmdline: ${JSON.stringify(`${guest.cmdline} ${network} ${cmdline}`)}
-nics:
-  - uplink: {kind: tap, device: us-tap, netns: ${netns}, address: 10.77.0.1/24}
-${yaml}
-`,
-    { source: `${name}.yaml` },
-  );
+  const uplink = `{kind: tap, device: us-tap, netns: ${netns}, address: 10.77.0.1/24}`;
+  const lines = [
+    `name: ${name}`,
+    'memory: 128MiB',
+    'boot:',
+    `  kernel: ${options.kernel ?? guest.kernel}`,
+    `  initrd: ${options.initrd ?? guest.initrd}`,
+    `  cmdline: ${JSON.stringify(`${guest.cmdline} ${network} ${options.cmdline ?? ''}`)}`,
+    options.nics ?? `nics: [{uplink: ${uplink}}]`,
+    options.yaml ?? '',
+  ];
+  return parseVmSpec(lines.join('\n'), { source: `${name}.yaml` });
 }

@@ -19,7 +19,8 @@ function isAlive(pid: number): boolean {
 function processorNs(pid: number): number {
   const threads = readdirSync(`/proc/${pid}/task`);
   return threads.reduce(
-    (sum, thread) => sum + Number(readFileSync(`/proc/${pid}/task/${thread}/schedstat`, 'utf8').split(' ')[0]),
+    (sum, thread) =>
+      sum + Number(readFileSync(`/proc/${pid}/task/${thread}/schedstat`, 'utf8').split(' ')[0]),
     0,
   );
 }
@@ -67,7 +68,10 @@ describe('a primary that is stopped by a signal', () => {
   });
 
   it('with nobody behind it is killed and restarted cold', async () => {
-    await using vm = await TestVm.start({ clients: 0, yaml: 'shadow: {enabled: false, hangTimeoutMs: 1000}' });
+    await using vm = await TestVm.start({
+      clients: 0,
+      yaml: 'shadow: {enabled: false, hangTimeoutMs: 1000}',
+    });
     const lost = vm.nextEvent('primary-lost');
     const restarted = vm.nextEvent('restarted-cold');
     vm.signalPrimary('SIGSTOP');
@@ -108,19 +112,22 @@ describe('a primary that cannot be trusted any more', () => {
   it.each([
     ['garbled', 'nic0', Buffer.from([0xff, 0xff, 0xff, 0xff, 1, 2, 3])],
     ['qmp-closed', 'qmp', Buffer.from('this is not QMP\n')],
-  ])('because of garbage (%s) on its socket %s is fenced, and its shadow goes on', async (reason, name, garbage) => {
-    await using vm = await TestVm.start();
-    const pid = vm.primaryPid;
-    const lost = vm.nextEvent('primary-lost');
-    const promoted = vm.nextEvent('promoted');
-    await vm.load.begin();
-    using socket = borrowSocket(pid, `/${vm.status.primary?.instance}/${name}`);
-    socket.write(garbage);
-    expect((await lost).facts).toMatchObject({ reason });
-    await promoted;
-    expect(isAlive(pid)).toBe(false);
-    await vm.untilProtected();
-    expect((await vm.load.end()).connections.survived).toBe(1);
-    expect(await vm.load.verify()).toMatchObject({ lostWrites: 0 });
-  });
+  ])(
+    'because of garbage (%s) on its socket %s is fenced, and its shadow goes on',
+    async (reason, name, garbage) => {
+      await using vm = await TestVm.start();
+      const pid = vm.primaryPid;
+      const lost = vm.nextEvent('primary-lost');
+      const promoted = vm.nextEvent('promoted');
+      await vm.load.begin();
+      using socket = borrowSocket(pid, `/${vm.status.primary?.instance}/${name}`);
+      socket.write(garbage);
+      expect((await lost).facts).toMatchObject({ reason });
+      await promoted;
+      expect(isAlive(pid)).toBe(false);
+      await vm.untilProtected();
+      expect((await vm.load.end()).connections.survived).toBe(1);
+      expect(await vm.load.verify()).toMatchObject({ lostWrites: 0 });
+    },
+  );
 });

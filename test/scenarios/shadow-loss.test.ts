@@ -1,5 +1,9 @@
+import { closeSync, openSync, readSync, rmSync, statfsSync, writeFileSync, writeSync } from 'node:fs';
+import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
-import { TestVm } from '../kit/test-vm.ts';
+import { MIB, PAGE_BYTES } from '../../src/base/units.ts';
+import { SmallTmpfs } from '../kit/small-tmpfs.ts';
+import { TestVm, until } from '../kit/test-vm.ts';
 
 describe('a VM whose shadow is killed', () => {
   it('goes on with its connections, and gets another one', async () => {
@@ -55,6 +59,36 @@ describe('a VM whose shadow is killed', () => {
   });
 });
 
+describe('a VM for whose shadow there is no room any more', () => {
+  it.each([
+    ['its memory', MIB],
+    ['its epochs', 131 * MIB],
+  ])('not for %s, goes on alone, and is protected as soon as there is', async (_, leftBytes) => {
+    using tmpfs = new SmallTmpfs(800 * MIB);
+    await using vm = await TestVm.start({ memoryDirectory: tmpfs.path });
+    const filler = join(tmpfs.path, 'filler');
+    // The room is taken when the old shadow has given its own back, and before the new one wants it.
+    const failed = vm.nextEvent('shadow-failed');
+    const starting = vm
+      .nextEvent('alone')
+      .then(() => until(() => vm.traces.every((path) => !path.includes('epochs-'))));
+    process.kill(vm.standbyPid, 'SIGKILL');
+    await starting;
+    const { bavail, bsize } = statfsSync(tmpfs.path);
+    writeFileSync(filler, Buffer.alloc(bavail * bsize - leftBytes));
+    expect((await failed).facts.error).toMatch(/free|ENOSPC/);
+    const alone = [`/proc/${vm.primaryPid}`];
+    await until(
+      () => vm.status.phase === 'alone' && vm.traces.filter((path) => path.startsWith('/proc')).length === 1,
+    );
+    expect(vm.traces.filter((path) => path.startsWith('/proc'))).toEqual(alone);
+    await vm.load.paced({ requests: 1, gapMs: 0 });
+    rmSync(filler);
+    await vm.untilProtected();
+    expect(await vm.load.verify()).toMatchObject({ ackedWrites: 1, lostWrites: 0 });
+  });
+});
+
 describe('a VM whose primary and shadow are both killed', () => {
   it.each(['fence.before-kill', 'promote.before', 'promote.after-load', 'promote.after'])(
     'the shadow at %s, is restarted cold and protected again',
@@ -100,3 +134,28 @@ describe('a VM whose primary and shadow are both killed', () => {
     expect(vm.status.restarts).toBe(1);
   });
 });
+
+describe('a VM whose last epoch was damaged in its shadow', () => {
+  it('does not go on from it, but is restarted cold', async () => {
+    await using vm = await TestVm.start({ clients: 0 });
+    const promoting = vm.holdAt('promote.before');
+    const failed = vm.nextEvent('promote-failed');
+    const restarted = vm.nextEvent('restarted-cold');
+    vm.signalPrimary('SIGKILL');
+    await promoting.reached;
+    // In every slot the first byte behind header and list of pages: of a page, or of the device state.
+    for (const path of vm.epochPaths(vm.status.shadow)) flipBit(path, 2 * PAGE_BYTES);
+    promoting.release();
+    expect((await failed).facts).toMatchObject({ code: 'REPLICATION_EPOCH_CORRUPT' });
+    await restarted;
+    expect(vm.status).toMatchObject({ promotions: 0, restarts: 1 });
+  });
+});
+
+function flipBit(path: string, at: number): void {
+  const fd = openSync(path, 'r+');
+  const byte = Buffer.alloc(1);
+  readSync(fd, byte, 0, 1, at);
+  writeSync(fd, Uint8Array.of((byte[0] ?? 0) ^ 1), 0, 1, at);
+  closeSync(fd);
+}
