@@ -149,7 +149,7 @@ export class EpochRig implements AsyncDisposable {
       failpoints: this.#failpoints,
       signal: this.#options.signal,
     };
-    this.#shadow = new ShadowSession(standby, fill);
+    this.#shadow = await ShadowSession.open(standby, fill);
     standby.limitCpu(this.spec.shadow.standbyCpuShare);
     await this.#shadow.fill(fill);
   }

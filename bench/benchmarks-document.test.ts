@@ -1,0 +1,19 @@
+import { readFileSync } from 'node:fs';
+import { describe, expect, it } from 'vitest';
+import { checkpoint } from './checkpoint.ts';
+import { failover } from './failover.ts';
+import { overhead } from './overhead.ts';
+
+const DOCUMENT = readFileSync(new URL('../docs/benchmarks.md', import.meta.url), 'utf8');
+
+function figuresOfSection(name: string): string[] {
+  const section = DOCUMENT.split(/^## /m).find((text) => text.startsWith(`${name}\n`)) ?? '';
+  const [figures = ''] = section.split('| samples |');
+  return [...figures.matchAll(/^\| `(\w+)` \|/gm)].map(([, figure]) => figure ?? '');
+}
+
+describe('docs/benchmarks.md', () => {
+  it.each([checkpoint, failover, overhead])('has the figures of $name, all of them', ({ name, figures }) => {
+    expect(figuresOfSection(name)).toEqual(Object.keys(figures));
+  });
+});
