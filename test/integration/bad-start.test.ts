@@ -1,0 +1,108 @@
+import { execFileSync } from 'node:child_process';
+import {
+  chmodSync,
+  copyFileSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { ensureDemoGuest } from '../../guest/build.ts';
+import { MIB } from '../../src/base/units.ts';
+import { SmallTmpfs } from '../kit/small-tmpfs.ts';
+import { TestVm } from '../kit/test-vm.ts';
+
+const QEMU = '/usr/bin/qemu-system-x86_64';
+
+let folder: string;
+
+beforeEach(() => {
+  folder = mkdtempSync(join(tmpdir(), 'us-bad-'));
+  chmodSync(folder, 0o755);
+});
+afterEach(() => rmSync(folder, { recursive: true }));
+
+function script(text: string): string {
+  const path = join(folder, 'qemu');
+  writeFileSync(path, `#!/bin/sh\n${text}\n`, { mode: 0o755 });
+  return path;
+}
+
+function withCode(code: string, facts = {}) {
+  return expect.objectContaining({ code, hint: expect.stringMatching(/\S/), ...facts });
+}
+
+describe('a VM is refused, with what to do,', () => {
+  it('when QEMU is missing', async () => {
+    const yaml = `qemu: {binary: ${folder}/none}`;
+    await expect(TestVm.start({ clients: 0, yaml })).rejects.toEqual(withCode('QEMU_MISSING'));
+  });
+
+  it('when QEMU is too old', async () => {
+    const yaml = `qemu: {binary: ${script('echo "QEMU emulator version 6.2.0 (Debian)"')}}`;
+    await expect(TestVm.start({ clients: 0, yaml })).rejects.toEqual(withCode('QEMU_TOO_OLD'));
+  });
+
+  it('when QEMU does not start, in its own words', async () => {
+    const binary = script(`[ "$1" = --version ] && exec ${QEMU} "$@"; echo "no luck today" >&2; exit 1`);
+    await expect(TestVm.start({ clients: 0, yaml: `qemu: {binary: ${binary}}` })).rejects.toEqual(
+      withCode('QEMU_START_FAILED', { message: expect.stringContaining('no luck today') }),
+    );
+  });
+
+  it('when its kernel is gone', async () => {
+    await expect(TestVm.start({ clients: 0, kernel: `${folder}/none` })).rejects.toEqual(
+      withCode('QEMU_START_FAILED', { message: expect.stringContaining(`${folder}/none`) }),
+    );
+  });
+
+  it('when the preload library is not loaded: without its handshake there is no protection', async () => {
+    const binary = script(`unset LD_PRELOAD; exec ${QEMU} "$@"`);
+    await expect(TestVm.start({ clients: 0, yaml: `qemu: {binary: ${binary}}` })).rejects.toEqual(
+      withCode('MEMORY_NO_HANDSHAKE'),
+    );
+  });
+
+  it('when there is too little memory, before anything is made there', async () => {
+    using tmpfs = new SmallTmpfs(200 * MIB);
+    await expect(TestVm.start({ clients: 0, memoryDirectory: tmpfs.path })).rejects.toEqual(
+      withCode('MEMORY_NO_ROOM'),
+    );
+    expect(readdirSync(tmpfs.path)).toEqual([]);
+  });
+
+  it('when its network namespace is gone', async () => {
+    const yaml = 'nics: [{uplink: {kind: tap, device: us-none, netns: us-none}}]';
+    await expect(TestVm.start({ clients: 0, nics: yaml })).rejects.toEqual(withCode('NET_TAP_FAILED'));
+  });
+
+  it('when it holds what cannot be protected', async () => {
+    const yaml = 'qemu: {extraArgs: [-device, virtio-balloon-pci]}';
+    await expect(TestVm.start({ clients: 0, yaml })).rejects.toEqual(withCode('QEMU_UNPROTECTABLE'));
+  });
+});
+
+describe('a VM whose QEMU runs as another user than root', () => {
+  it('is protected and taken over all the same', async () => {
+    const guest = await ensureDemoGuest();
+    // What QEMU opens by itself has to be open to that user; our cache is not.
+    const [kernel, initrd] = [join(folder, 'kernel'), join(folder, 'initrd')];
+    copyFileSync(guest.kernel, kernel);
+    copyFileSync(guest.initrd, initrd);
+    await using vm = await TestVm.start({ yaml: 'qemu: {user: nobody}', kernel, initrd });
+    const nobody = Number(execFileSync('id', ['-u', 'nobody'], { encoding: 'utf8' }));
+    const pid = vm.primaryPid;
+    expect(readFileSync(`/proc/${pid}/status`, 'utf8')).toMatch(new RegExp(`^Uid:\\s+${nobody}\\s`, 'm'));
+    await vm.load.begin();
+    const promoted = vm.nextEvent('promoted');
+    vm.signalPrimary('SIGKILL');
+    await promoted;
+    await vm.untilProtected();
+    expect((await vm.load.end()).connections.survived).toBe(1);
+    expect(await vm.load.verify()).toMatchObject({ lostWrites: 0 });
+  });
+});
