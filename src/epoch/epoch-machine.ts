@@ -108,7 +108,7 @@ export function stepEpoch(state: EpochState, event: EpochEvent, policy: EpochPol
         ...state,
         phase: state.phase === 'halted' ? 'halted' : 'open',
         openedAtMs: nowMs,
-        budget: spend(refill(state.budget, policy, nowMs - pausedMs), pausedMs, nowMs),
+        budget: spend(refill(state.budget, policy, nowMs), pausedMs),
       };
       return decide(next, [], { policy, nowMs });
     }

@@ -27,9 +27,9 @@ export function refill(budget: PauseBudget, policy: PauseBudgetPolicy, nowMs: nu
   };
 }
 
-/** Books a pause that ended at `nowMs`. No credit grows while the VM stands still. */
-export function spend(budget: PauseBudget, pausedMs: number, nowMs: number): PauseBudget {
-  return { creditMs: budget.creditMs - pausedMs, atMs: nowMs };
+/** Books a pause. The share is one of all time, so that credit has grown during the pause as well. */
+export function spend(budget: PauseBudget, pausedMs: number): PauseBudget {
+  return { ...budget, creditMs: budget.creditMs - pausedMs };
 }
 
 /** When a cut is affordable: now, or the time at which the debt is paid off. */

@@ -13,7 +13,7 @@ import {
 import type { EpochParticipant } from '../epoch/participant.ts';
 import type { DirtyLog } from '../memory/dirty-log.ts';
 import type { GuestMemory } from '../memory/guest-memory.ts';
-import { countPages, type PageRun, piecesOf } from '../memory/page-runs.ts';
+import { countPages, mergeRuns, type PageRun, piecesOf } from '../memory/page-runs.ts';
 import type { GuestLink } from '../net/guest-link.ts';
 import type { Machine } from '../qemu/machine.ts';
 import { QemuError } from '../qemu/qemu-error.ts';
@@ -56,6 +56,9 @@ export interface PipelineOptions {
 
 /** Failures to stage in a row after which the shadow is given up. */
 const STAGE_FAILURES_MAX = 3;
+/** A device state is written in about so much time; a scan that takes longer is better made once. */
+const SCAN_TWICE_MS_MAX = 0.6;
+const SCAN_SMOOTHING = 0.1;
 /** How often written pages are counted between cuts, and which share of time that may cost. */
 const PEEK_INTERVAL_MS = 25;
 const PEEK_SHARE = 0.02;
@@ -76,6 +79,10 @@ export class EpochPipeline {
   #stageFailures = 0;
   readonly #startedMs: number;
   #pausedMs = 0;
+  /** Of the epoch before: the best guess of what the next one holds. */
+  #lastDirtyPages = 0;
+  /** What a look for dirty pages takes: it grows with the VM's memory. */
+  #scanMs = 0;
 
   constructor(options: PipelineOptions) {
     this.#options = options;
@@ -179,7 +186,8 @@ export class EpochPipeline {
   async #cutInto(slot: EpochSlot, epoch: EpochId): Promise<void> {
     const { source, failpoints } = this.#options;
     const staging: Staging = { runs: [], failure: undefined };
-    if (source.dirtyLog.atomic && this.#state.dirtyPages >= COPY_AHEAD_PAGES_MIN) {
+    const expectedPages = Math.max(this.#state.dirtyPages, this.#lastDirtyPages);
+    if (source.dirtyLog.atomic && expectedPages >= COPY_AHEAD_PAGES_MIN) {
       await this.#copyAhead(slot, staging);
     }
     const startMs = this.#nowMs();
@@ -210,8 +218,8 @@ export class EpochPipeline {
     await failpoints.hit('cut.after-pause');
     for (const link of source.links) link.drainOutput();
     await failpoints.hit('cut.before-scan');
-    // While QEMU writes its device state, most of memory is taken, where the dirty log allows it …
-    if (source.dirtyLog.atomic) this.#captureDirty(slot, staging);
+    // While QEMU writes its device state, most of memory is taken …
+    if (this.#mayScanTwice()) this.#captureDirty(slot, staging);
     await failpoints.hit('cut.after-scan');
     await saved.catch((cause) => {
       if (!isRefusal(cause)) throw cause;
@@ -221,7 +229,8 @@ export class EpochPipeline {
     // … and at last what the saving itself has written, in memory or to a link.
     for (const link of source.links) link.drainOutput();
     this.#captureDirty(slot, staging);
-    this.#options.stats.dirtyPages.add(countPages(staging.runs));
+    this.#lastDirtyPages = countPages(mergeRuns(staging.runs));
+    this.#options.stats.dirtyPages.add(this.#lastDirtyPages);
     await failpoints.hit('cut.after-stage');
     return stopMs;
   }
@@ -239,12 +248,19 @@ export class EpochPipeline {
     }
   }
 
+  /** Where the dirty log allows it, and where a scan is so quick that a second one costs less than it gains. */
+  #mayScanTwice(): boolean {
+    return this.#options.source.dirtyLog.atomic && this.#scanMs < SCAN_TWICE_MS_MAX;
+  }
+
   #captureDirty(slot: EpochSlot, staging: Staging): void {
     this.#capture(slot, this.#collect(staging), staging);
   }
 
   #collect(staging: Staging): readonly PageRun[] {
+    const startMs = this.#nowMs();
     const runs = this.#options.source.dirtyLog.collect();
+    this.#scanMs += SCAN_SMOOTHING * (this.#nowMs() - startMs - this.#scanMs);
     staging.runs = staging.runs.concat(runs);
     return runs;
   }

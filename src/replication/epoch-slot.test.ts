@@ -13,8 +13,6 @@ import { ReplicationError } from './replication-error.ts';
 
 const PAGES = 64;
 const HEADER_USED_BYTES = 96;
-/** Where the table of runs begins. */
-const TABLE = PAGE_BYTES;
 
 let directory: string;
 let memory: GuestMemory;
@@ -212,14 +210,15 @@ function flip(slot: EpochSlot, at: number, bit: number): void {
 function bytesThatCount(slot: EpochSlot, where: number): number[] {
   const staged = slot.read();
   if (staged === undefined) throw new Error('the epoch is committed');
-  const tail = staged.pagesOffset + countPages(staged.runs) * PAGE_BYTES;
+  const pagesEnd = PAGE_BYTES + countPages(staged.runs) * PAGE_BYTES;
+  const tail = pagesEnd + staged.runs.length * 8;
   const output = tail + staged.deviceState.length;
   // u32 links, u16 name length, "nic0", u32 items, u32 length, bytes
   const outputEnd = output + 4 + 2 + 4 + 4 + 4 + (staged.outputs[0]?.items[0]?.length ?? 0);
   const parts: [number, number][] = [
     [0, HEADER_USED_BYTES],
-    [TABLE, TABLE + staged.runs.length * 8],
-    [staged.pagesOffset, tail],
+    [PAGE_BYTES, pagesEnd],
+    [pagesEnd, tail],
     [tail, output],
     [output, outputEnd],
   ];
