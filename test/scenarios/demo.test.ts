@@ -154,7 +154,13 @@ function surroundingsOfNobody(): {
   cpSync(cacheDirectory(), cache, { recursive: true });
   mkdirSync(run);
   execFileSync('chown', ['-R', `${NOBODY.uid}:${NOBODY.gid}`, folder]);
-  const env = { ...process.env, HOME: folder, UNDERSTUDY_CACHE: cache, UNDERSTUDY_RUN_DIR: run };
+  const env = {
+    ...process.env,
+    HOME: folder,
+    TMPDIR: folder,
+    UNDERSTUDY_CACHE: cache,
+    UNDERSTUDY_RUN_DIR: run,
+  };
   const readable = spawnSync(process.execPath, ['--check', MAIN], { ...NOBODY, env }).status === 0;
   return { env, run, user: readable ? NOBODY : {} };
 }
