@@ -88,6 +88,11 @@ export class Machine implements AsyncDisposable {
     return { running, status };
   }
 
+  /** Does nothing but wake QEMU's threads, so that a command right after it is answered without delay. */
+  async wake(): Promise<void> {
+    await this.qmp.execute('query-name', undefined, ROUTINE);
+  }
+
   /** The guest stands still when it resolves. */
   async stop(): Promise<void> {
     await this.qmp.execute('stop', undefined, ROUTINE);

@@ -23,7 +23,7 @@ import type { ShadowImage } from './shadow-image.ts';
 
 /** The VM that acts, as far as its epochs are concerned. */
 export interface PipelineSource {
-  readonly machine: Pick<Machine, 'stopAndSave' | 'cont' | 'standstillMs'>;
+  readonly machine: Pick<Machine, 'wake' | 'stopAndSave' | 'cont' | 'standstillMs'>;
   readonly memory: GuestMemory;
   readonly dirtyLog: DirtyLog;
   readonly links: readonly GuestLink[];
@@ -190,6 +190,9 @@ export class EpochPipeline {
     if (source.dirtyLog.atomic && expectedPages >= COPY_AHEAD_PAGES_MIN) {
       await this.#copyAhead(slot, staging);
     }
+    // A QEMU that has just sent something is awake; the threads of an idle one take a millisecond to wake up, which
+    // need not be one in which its guest stands still.
+    if (!this.#state.outputHeld) await source.machine.wake();
     const startMs = this.#nowMs();
     for (const link of source.links) link.pauseInput();
     const stopMs = await this.#stage(slot, staging);
