@@ -3,8 +3,8 @@ import { closeSync } from 'node:fs';
 import { promisify } from 'node:util';
 import { messageOf } from '../base/errors.ts';
 import { openTap } from '../linux/tap.ts';
+import { freePort } from '../net/free-port.ts';
 import { DemoError } from './demo-error.ts';
-import { freePort } from './free-port.ts';
 
 const HOST_ADDRESS = '10.77.0.1';
 const GUEST_ADDRESS = '10.77.0.2';

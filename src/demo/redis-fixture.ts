@@ -1,6 +1,6 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { freePort } from './free-port.ts';
+import { freePort } from '../net/free-port.ts';
 
 export interface RedisServer extends AsyncDisposable {
   readonly host: string;

@@ -123,16 +123,9 @@ export class Instance implements AsyncDisposable {
   }
 }
 
-interface Parts {
-  readonly number: number;
-  readonly machine: Machine;
-  readonly memory: GuestMemory;
-  readonly dirtyLog: DirtyLog;
-  readonly paths: InstancePaths;
-  readonly ports: ReadonlyMap<string, QemuPort>;
-  readonly cgroup: Cgroup | undefined;
+type Parts = Pick<Instance, 'number' | 'machine' | 'memory' | 'dirtyLog' | 'paths' | 'ports' | 'cgroup'> & {
   readonly owned: AsyncDisposableStack;
-}
+};
 
 interface LaunchContext {
   readonly channel: PreloadChannel;

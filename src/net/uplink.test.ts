@@ -11,6 +11,7 @@ import { type EpochId, NO_EPOCH, nextEpoch } from '../epoch/epoch-id.ts';
 import { inNetns } from '../linux/netns.ts';
 import type { FarEnd } from './far-end.ts';
 import { frameFraming } from './frame-codec.ts';
+import { freePort } from './free-port.ts';
 import { GuestLink } from './guest-link.ts';
 import type { NetError } from './net-error.ts';
 import { NoUplink } from './no-uplink.ts';
@@ -194,16 +195,6 @@ describe('passt', () => {
     clock: systemClock,
     onLost: fail,
   };
-
-  async function freePort(): Promise<number> {
-    const server = createServer().listen(0, '127.0.0.1');
-    await once(server, 'listening');
-    const address = server.address();
-    server.close();
-    await once(server, 'close');
-    if (address === null || typeof address === 'string') throw new Error('a TCP server has a port');
-    return address.port;
-  }
 
   test('leads a port of the loopback address to the guest, without a TAP on the host', async () => {
     // The guest is the kernel of a namespace behind a TAP.

@@ -208,6 +208,8 @@ export class EpochPipeline {
     // QEMU takes its time to continue. The epoch is completed meanwhile, so that what it holds leaves sooner.
     const resumed = this.#resume(startMs, stopMs);
     if (this.#finish(slot, epoch, staging)) this.#acknowledgeInOrder(slot, epoch, startMs);
+    this.#lastDirtyPages = countPages(mergeRuns(staging.runs));
+    this.#options.stats.dirtyPages.add(this.#lastDirtyPages);
     await resumed;
   }
 
@@ -232,8 +234,6 @@ export class EpochPipeline {
     // … and at last what the saving itself has written, in memory or to a link.
     for (const link of source.links) link.drainOutput();
     this.#captureDirty(slot, staging);
-    this.#lastDirtyPages = countPages(mergeRuns(staging.runs));
-    this.#options.stats.dirtyPages.add(this.#lastDirtyPages);
     await failpoints.hit('cut.after-stage');
     return stopMs;
   }
