@@ -113,6 +113,30 @@ describe('building the demo guest', () => {
     expect(readdirSync(join(cacheDir, 'guest')).sort()).toEqual(['lock', 'packages']);
   });
 
+  it('is given up at once, with what it has started, and goes on from what it had fetched', async () => {
+    const cacheDir = offlineCache();
+    const packages = join(cacheDir, 'guest/packages');
+    const lost = readdirSync(packages).find((file) => file.startsWith('busybox')) ?? '';
+    rmSync(join(packages, lost));
+    const pidFile = join(folder, 'apt-pid');
+    const tools = mkdtempSync(join(folder, 'tools-'));
+    writeFileSync(join(tools, 'apt-get'), `#!/bin/sh\necho $$ > ${pidFile}\nexec sleep 600\n`);
+    chmodSync(join(tools, 'apt-get'), 0o755);
+    vi.stubEnv('PATH', `${tools}:${process.env.PATH}`);
+    const controller = new AbortController();
+    const building = ensureDemoGuest({ cacheDir, signal: controller.signal });
+    await vi.waitFor(() => expect(readFileSync(pidFile, 'utf8')).toMatch(/\n$/), { timeout: 20_000 });
+    controller.abort(new Error('no longer wanted'));
+    await expect(building).rejects.toThrow('no longer wanted');
+    expect(existsSync(`/proc/${readFileSync(pidFile, 'utf8').trim()}`)).toBe(false);
+    expect(readdirSync(join(cacheDir, 'guest')).sort()).toEqual(['lock', 'packages']);
+    expect(readdirSync(packages)).not.toContain('arriving');
+
+    linkSync(join(dirname(dirname(shared.kernel)), 'packages', lost), join(packages, lost));
+    vi.stubEnv('PATH', `${join(folder, 'bin')}:${process.env.PATH}`);
+    expect(checksums(await ensureDemoGuest({ cacheDir }))).toEqual(checksums(shared));
+  });
+
   it('names the package of a tool that is not installed', async () => {
     vi.stubEnv('PATH', join(folder, 'nothing'));
     await expect(ensureDemoGuest({ cacheDir: join(folder, 'other') })).rejects.toMatchObject({

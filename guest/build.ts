@@ -47,24 +47,31 @@ export interface DemoGuestOptions {
   readonly cacheDir?: string;
   /** Told each step that may take more than a second. */
   readonly onProgress?: (step: string) => void;
+  /** Ends the build; what it had fetched whole stays. */
+  readonly signal?: AbortSignal | undefined;
+}
+
+interface BuildOptions {
+  readonly onProgress: (step: string) => void;
+  readonly signal: AbortSignal | undefined;
 }
 
 /**
  * The demo guest from the cache, built from Debian packages if it is not there, damaged, or made from other
  * sources than these. Installs nothing. Several processes may call it at once: one builds, the others wait.
- * @throws GuestError
+ * @throws GuestError; the signal's reason, once nothing of the build runs any more
  */
 export async function ensureDemoGuest(options: DemoGuestOptions = {}): Promise<DemoGuest> {
-  const { cacheDir = cacheDirectory(), onProgress = () => {} } = options;
+  const { cacheDir = cacheDirectory(), onProgress = () => {}, signal } = options;
   const cache = join(cacheDir, 'guest');
   const folder = join(cache, await sourceFingerprint());
   const ready = await verifiedManifest(folder);
   if (ready !== undefined) return describe(folder, ready);
   try {
     await mkdir(cache, { recursive: true });
-    await using _lock = await lock(join(cache, 'lock'), onProgress);
+    await using _lock = await lock(join(cache, 'lock'), { onProgress, signal });
     // Another process may have built it while this one waited.
-    const manifest = (await verifiedManifest(folder)) ?? (await build(cache, folder, onProgress));
+    const manifest = (await verifiedManifest(folder)) ?? (await build(cache, folder, { onProgress, signal }));
     return describe(folder, manifest);
   } catch (thrown) {
     throw cacheFault(thrown, cache) ?? thrown;
@@ -98,7 +105,7 @@ async function sourceFingerprint(): Promise<string> {
   return sha256(sums.join('\n')).slice(0, 16);
 }
 
-async function lock(path: string, onProgress: (step: string) => void): Promise<AsyncDisposable> {
+async function lock(path: string, { onProgress, signal }: BuildOptions): Promise<AsyncDisposable> {
   const file = await open(path, 'w');
   const deadlineMs = systemClock.nowMs() + LOCK_WAIT_MS;
   try {
@@ -111,7 +118,7 @@ async function lock(path: string, onProgress: (step: string) => void): Promise<A
           { hint: `See which process holds the lock: fuser ${path}`, facts: { path } },
         );
       }
-      await systemClock.sleep(LOCK_RETRY_MS);
+      await systemClock.sleep(LOCK_RETRY_MS, signal);
     }
     return file;
   } catch (thrown) {
@@ -121,7 +128,8 @@ async function lock(path: string, onProgress: (step: string) => void): Promise<A
 }
 
 /** Builds next to `folder` and moves the result there whole. Runs under the lock. */
-async function build(cache: string, folder: string, onProgress: (step: string) => void): Promise<Manifest> {
+async function build(cache: string, folder: string, options: BuildOptions): Promise<Manifest> {
+  const { onProgress, signal } = options;
   // Left by a builder that was killed.
   for (const name of await readdir(cache)) {
     if (name.startsWith('building-')) await rm(join(cache, name), { recursive: true });
@@ -132,9 +140,10 @@ async function build(cache: string, folder: string, onProgress: (step: string) =
     const programs = join(work, 'programs');
     const out = join(work, 'out');
     await Promise.all([packagesRoot, programs, out].map((path) => mkdir(path)));
-    await compilePrograms(programs);
-    await using archive = await DebianPackages.open(join(cache, 'packages'), { onProgress });
+    await compilePrograms(programs, signal);
+    await using archive = await DebianPackages.open(join(cache, 'packages'), options);
     const packages = await unpackPackages(archive, packagesRoot, onProgress);
+    signal?.throwIfAborted();
     onProgress('Assembling the demo guest');
     const kernelRelease = await findKernelRelease(packagesRoot);
     const parts = { packagesRoot, kernelRelease, sources: SOURCES, programs };
@@ -152,11 +161,11 @@ async function build(cache: string, folder: string, onProgress: (step: string) =
   return manifest;
 }
 
-async function compilePrograms(target: string): Promise<void> {
+async function compilePrograms(target: string, signal: AbortSignal | undefined): Promise<void> {
   for (const program of PROGRAMS) {
     const source = join(SOURCES, `${program}.c`);
     const flags = ['-std=gnu17', '-O2', '-Wall', '-Wextra', '-static', '-s', '-Wl,--build-id=none'];
-    const outcome = await runTool('gcc', [...flags, '-o', join(target, program), source]);
+    const outcome = await runTool('gcc', [...flags, '-o', join(target, program), source], { signal });
     if (outcome.kind === 'done') continue;
     throw new GuestError('GUEST_COMPILE_FAILED', `gcc cannot compile ${source}: ${outcome.stderr}`, {
       hint: 'Install the C library for static programs with: apt-get install gcc libc6-dev',

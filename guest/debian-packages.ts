@@ -16,6 +16,11 @@ export interface DebianPackage {
   readonly sha256: string;
 }
 
+interface ArchiveOptions {
+  readonly onProgress: (step: string) => void;
+  readonly signal?: AbortSignal | undefined;
+}
+
 /**
  * Debian packages in a folder of the cache: fetched with apt once, then used from there, also offline.
  * Nothing is installed on this machine. One process at a time: the builder holds a lock.
@@ -24,28 +29,27 @@ export class DebianPackages implements AsyncDisposable {
   readonly #directory: string;
   readonly #index: Map<string, z.infer<typeof packageSchema>>;
   readonly #onProgress: (step: string) => void;
+  readonly #signal: AbortSignal | undefined;
   /** Whether apt uses package lists of ours instead of the machine's. */
   #ownLists = false;
 
   private constructor(
     directory: string,
     index: Record<string, z.infer<typeof packageSchema>>,
-    onProgress: (step: string) => void,
+    { onProgress, signal }: ArchiveOptions,
   ) {
     this.#directory = directory;
     this.#index = new Map(Object.entries(index));
     this.#onProgress = onProgress;
+    this.#signal = signal;
   }
 
   /** An index that is missing or damaged means that everything is fetched again. */
-  static async open(
-    directory: string,
-    options: { onProgress: (step: string) => void },
-  ): Promise<DebianPackages> {
+  static async open(directory: string, options: ArchiveOptions): Promise<DebianPackages> {
     await mkdir(directory, { recursive: true });
     const text = await readFile(join(directory, 'index.json'), 'utf8').catch(() => '{}');
     const index = indexSchema.safeParse(parseJson(text));
-    return new DebianPackages(directory, index.data ?? {}, options.onProgress);
+    return new DebianPackages(directory, index.data ?? {}, options);
   }
 
   /**
@@ -142,6 +146,7 @@ export class DebianPackages implements AsyncDisposable {
     ];
     return runTool('apt-get', ['-q', ...settings.flatMap((setting) => ['-o', setting]), ...args], {
       cwd: arrival,
+      signal: this.#signal,
     });
   }
 
@@ -166,7 +171,7 @@ export class DebianPackages implements AsyncDisposable {
   }
 
   async #dpkg(args: readonly string[]): Promise<string> {
-    const outcome = await runTool('dpkg-deb', args);
+    const outcome = await runTool('dpkg-deb', args, { signal: this.#signal });
     if (outcome.kind === 'failed')
       throw unexpectedPackage(`dpkg-deb cannot read a package: ${outcome.stderr}`);
     return outcome.stdout;

@@ -15,22 +15,24 @@ type ToolOutcome =
 
 /**
  * Runs one of the host's programs to its end, ten minutes at most. That it fails is for the caller to judge.
- * @throws GuestError GUEST_TOOL_MISSING if it is not installed.
+ * @throws GuestError GUEST_TOOL_MISSING if it is not installed; the signal's reason, once the program has ended.
  */
 export async function runTool(
   tool: HostTool,
   args: readonly string[],
-  options: { cwd?: string } = {},
+  { cwd, signal }: { cwd?: string; signal?: AbortSignal | undefined } = {},
 ): Promise<ToolOutcome> {
   try {
     const { stdout } = await promisify(execFile)(tool, args, {
-      ...options,
+      cwd,
+      signal,
       env: { ...process.env, LC_ALL: 'C' },
       maxBuffer: OUTPUT_BYTES_MAX,
       timeout: DEADLINE_MS,
     });
     return { kind: 'done', stdout };
   } catch (cause) {
+    signal?.throwIfAborted();
     const { code, stderr, message } = cause as NodeJS.ErrnoException & { stderr?: string };
     if (code === 'ENOENT') {
       throw new GuestError('GUEST_TOOL_MISSING', `${tool} is not installed`, {

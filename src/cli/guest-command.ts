@@ -4,6 +4,7 @@ import { parseDocument } from 'yaml';
 import type { DemoGuest } from '../../guest/build.ts';
 import { CliError } from './cli-error.ts';
 import { EXIT_CODES } from './exit-codes.ts';
+import { Interruption } from './interruption.ts';
 import type { Output } from './output.ts';
 
 const TEMPLATE = fileURLToPath(new URL('../../examples/redis.yaml', import.meta.url));
@@ -17,7 +18,11 @@ export async function buildGuest({ spec }: { spec?: string }, out: Output): Prom
     });
   }
   const { ensureDemoGuest } = await import('../../guest/build.ts');
-  const guest = await ensureDemoGuest({ onProgress: (step) => out.progress(step) });
+  using interruption = new Interruption();
+  const guest = await ensureDemoGuest({
+    onProgress: (step) => out.progress(step),
+    signal: interruption.signal,
+  });
   if (spec !== undefined)
     writeFileSync(spec, demoSpec(guest, readFileSync(TEMPLATE, 'utf8')), { flag: 'wx' });
   out.result({ ...guest, ...(spec !== undefined && { spec }) }, () =>

@@ -48,7 +48,7 @@ export interface DemoOutcome {
 export async function runDemo(options: DemoOptions): Promise<DemoOutcome> {
   const { onProgress, signal, keep = false } = options;
   const name = `demo-${process.pid}`;
-  const guest = await orAborted(ensureDemoGuest({ onProgress }), signal);
+  const guest = await ensureDemoGuest({ onProgress, signal });
   await using opened = new AsyncDisposableStack();
   const network = opened.use(await DemoNetwork.open({ name, kind: options.network }));
   const demo = new Demo(options, { name, guest, network });

@@ -22,6 +22,8 @@ import { identityOf } from '../qemu/qemu-process.ts';
 const HELLO_DEADLINE_MS = 3000;
 const CONNECT_DEADLINE_MS = 30_000;
 
+type Role = 'primary' | 'standby';
+
 /** What all QEMU processes of one VM have in common. */
 export interface InstanceSetting {
   readonly spec: VmSpec;
@@ -62,11 +64,11 @@ export class Instance implements AsyncDisposable {
 
   /**
    * Starts a QEMU. Its guest does not run: a primary waits for `cont`, a standby for device state.
-   * @throws QemuError, MemoryError (MEMORY_NO_ROOM, MEMORY_NO_HANDSHAKE, …), NetError
+   * @throws QemuError, MemoryError (MEMORY_NO_ROOM, MEMORY_NO_HANDSHAKE, …), NetError; the signal's reason
    */
   static async start(
     setting: InstanceSetting,
-    { number, role }: { number: number; role: 'primary' | 'standby' },
+    { number, role, signal }: { number: number; role: Role; signal?: AbortSignal | undefined },
   ): Promise<Instance> {
     const { spec, clock } = setting;
     await using starting = new AsyncDisposableStack();
@@ -86,12 +88,13 @@ export class Instance implements AsyncDisposable {
       ports.set(name, starting.use(await QemuPort.listen(path, { framing, owner })));
     }
     const channel = starting.use(new PreloadChannel());
-    const machine = await launch({ ...setting, preloadLibrary }, { channel, paths, role, starting });
+    const machine = await launch({ ...setting, preloadLibrary }, { channel, paths, role, starting, signal });
     const cgroup = setting.cgroups?.create(`${spec.name}-${number}`);
     if (cgroup !== undefined) starting.defer(() => cgroup.remove({ clock }));
     // Moves here, because a machine's processes must be gone before its cgroup can be removed.
     starting.use(machine);
     await cgroup?.addProcess(machine.process.pid);
+    signal?.throwIfAborted();
     await channel.awaitHello({ deadlineMs: HELLO_DEADLINE_MS, clock });
     if (spec.shadow.enabled) await checkMachine(machine);
     const { log: dirtyLog } = openDirtyLog({ method: spec.shadow.dirtyLog, memory, channel });
@@ -130,13 +133,14 @@ type Parts = Pick<Instance, 'number' | 'machine' | 'memory' | 'dirtyLog' | 'path
 interface LaunchContext {
   readonly channel: PreloadChannel;
   readonly paths: InstancePaths;
-  readonly role: 'primary' | 'standby';
+  readonly role: Role;
   readonly starting: AsyncDisposableStack;
+  readonly signal: AbortSignal | undefined;
 }
 
 function launch(
   setting: InstanceSetting,
-  { channel, paths, role, starting }: LaunchContext,
+  { channel, paths, role, starting, signal }: LaunchContext,
 ): Promise<Machine> {
   const { spec, clock } = setting;
   const qmpLog = starting.use(new BoundedLog(`${paths.directory}/qmp.log`));
@@ -153,6 +157,7 @@ function launch(
     clock,
     commandDeadlineMs: spec.shadow.hangTimeoutMs,
     qmpLog: (line) => qmpLog.append(Buffer.from(line)),
+    ...(signal !== undefined && { signal }),
   });
 }
 

@@ -16,6 +16,8 @@ export interface KeeperOptions {
   readonly log: Logger;
   readonly clock: Clock;
   readonly failpoints: Failpoints;
+  /** Gives the start up; of no effect once the VM runs. */
+  readonly signal?: AbortSignal;
   /** Takes protections away so that tests can show that they would notice. Not reachable from a specification. */
   readonly unsafe?: UnsafeKeeper;
 }

@@ -94,7 +94,7 @@ export class Keeper implements KeeperControl {
       options.log.warn('standby runs without CPU limit', { reason: cgroups.reason });
   }
 
-  /** Starts the VM. Resolves when its guest runs; protection follows. @throws what kept it from starting */
+  /** Starts the VM. Resolves when its guest runs; protection follows. @throws what kept it from starting, or the signal's reason */
   static async start(options: KeeperOptions): Promise<Keeper> {
     checkSpec(options.spec);
     assertRoom(options.runDirectory.memoryPath, roomNeededBytes(options.spec));
@@ -111,7 +111,7 @@ export class Keeper implements KeeperControl {
       keeper.#agent = keeper.#links.agent?.connect({
         onOutput: (bytes) => keeper.#guestClock.receive(bytes),
       });
-      await keeper.#startPrimary();
+      await keeper.#startPrimary(options.signal);
       return keeper;
     } catch (cause) {
       keeper.#publish('start-failed', errorFacts(cause));
@@ -246,8 +246,8 @@ export class Keeper implements KeeperControl {
 
   // --- the primary -----------------------------------------------------------------------------------------
 
-  async #startPrimary(): Promise<void> {
-    const instance = await this.#startInstance('primary');
+  async #startPrimary(signal?: AbortSignal): Promise<void> {
+    const instance = await this.#startInstance('primary', signal);
     this.#makePrimary(instance);
     attachLinks(this.#allLinks, instance);
     await instance.machine.cont();
@@ -255,9 +255,9 @@ export class Keeper implements KeeperControl {
     this.#dispatch({ kind: 'started' });
   }
 
-  async #startInstance(role: 'primary' | 'standby'): Promise<Instance> {
+  async #startInstance(role: 'primary' | 'standby', signal?: AbortSignal): Promise<Instance> {
     this.#instances += 1;
-    const instance = await Instance.start(this.#setting, { number: this.#instances, role });
+    const instance = await Instance.start(this.#setting, { number: this.#instances, role, signal });
     this.#publish('qemu-started', { role, instance: instance.number, pid: instance.pid });
     return instance;
   }
@@ -319,7 +319,7 @@ export class Keeper implements KeeperControl {
     const primary = this.#primary;
     assert(primary !== undefined, 'a shadow stands behind a primary');
     await this.#finishTakeover();
-    const standby = await this.#startInstance('standby');
+    const standby = await this.#startInstance('standby', signal);
     const fill = {
       primary,
       epochsInFlightMax: spec.shadow.epochsInFlightMax,

@@ -32,8 +32,9 @@ const EMERGENCY_DEADLINE_MS = 15_000;
 
 const clock = systemClock;
 
-/** Signals that arrive before there is a keeper are remembered for it. */
+/** Before there is a keeper they end its start. */
 class StopSignals {
+  readonly #start = new AbortController();
   #received = 0;
   #keeper: Keeper | undefined;
 
@@ -42,12 +43,9 @@ class StopSignals {
     process.on('SIGHUP', () => {});
   }
 
-  /** @throws KeeperError KEEPER_STOPPING */
-  throwIfStopped(vm: string): void {
-    if (this.#received === 0) return;
-    throw new KeeperError('KEEPER_STOPPING', `${vm} was stopped while it started`, {
-      hint: 'Start it again when it shall run.',
-    });
+  /** Aborted with KEEPER_STOPPING when the VM is given up while it starts. */
+  get start(): AbortSignal {
+    return this.#start.signal;
   }
 
   direct(keeper: Keeper): void {
@@ -58,6 +56,11 @@ class StopSignals {
 
   #onSignal(): void {
     this.#received += 1;
+    this.#start.abort(
+      new KeeperError('KEEPER_STOPPING', 'the VM was stopped while it started', {
+        hint: 'Start it again when it shall run.',
+      }),
+    );
     void this.#keeper?.stop({ graceful: this.#received === 1 });
   }
 }
@@ -97,9 +100,11 @@ async function keep(spec: VmSpec, directory: RunDirectory, log: Logger): Promise
       directory: directory.path,
       clock,
       log,
+      signal: signals.start,
     });
     const failpoints = new Failpoints();
-    const keeper = await Keeper.start({ ...host, spec, runDirectory: directory, log, clock, failpoints });
+    const setting = { spec, runDirectory: directory, log, clock, failpoints, signal: signals.start };
+    const keeper = await Keeper.start({ ...host, ...setting });
     signals.direct(keeper);
     await using _control = await listen(keeper, directory, log);
     reportStart({ ok: true, pid: process.pid });

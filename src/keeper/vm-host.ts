@@ -24,11 +24,12 @@ export interface VmHostOptions {
   readonly directory: string;
   readonly clock: Clock;
   readonly log: Logger;
+  readonly signal?: AbortSignal;
 }
 
-/** @throws QemuError, MemoryError: what is missing here, and how to get it */
+/** @throws QemuError, MemoryError: what is missing here, and how to get it; the signal's reason */
 export async function prepareHost(spec: VmSpec, options: VmHostOptions): Promise<VmHost> {
-  const { cacheDir, directory, clock, log } = options;
+  const { cacheDir, directory, clock, log, signal } = options;
   const qemu = await new QemuFinder().find(spec.qemu.binary);
   const preloadLibrary = await ensurePreloadLibrary({ cacheDir });
   const guest = probeGuest(spec);
@@ -44,6 +45,7 @@ export async function prepareHost(spec: VmSpec, options: VmHostOptions): Promise
     user: spec.qemu.user,
     clock,
     log,
+    signal,
   });
   log.info('accelerator chosen', { accel, reason, source });
   return { qemu, preloadLibrary, accel };

@@ -61,6 +61,11 @@ describe('a guest that is booted for the probe', () => {
     });
   });
 
+  test('is given up with the start that it is for, and QEMU ends with it', async () => {
+    const given = await options('silent', { deadlineMs: LONG_MS, signal: AbortSignal.timeout(SHORT_MS) });
+    await expect(bootsUnder('tcg', given)).rejects.toHaveProperty('name', 'TimeoutError');
+  });
+
   test('does not count when QEMU ends', async () => {
     expect(await bootsUnder('tcg', await options('crashing', { deadlineMs: LONG_MS }))).toEqual({
       works: false,
@@ -96,6 +101,12 @@ describe('the choice of the accelerator', () => {
     await expect(probeAccelerator(given)).rejects.toThrow(
       expect.objectContaining({ code: 'QEMU_KVM_UNUSABLE' }),
     );
+  });
+
+  test.runIf(kvmThere)('is not remembered when the start was given up meanwhile', async () => {
+    const given = await options('silent', { deadlineMs: LONG_MS, signal: AbortSignal.timeout(SHORT_MS) });
+    await expect(probeAccelerator(given)).rejects.toHaveProperty('name', 'TimeoutError');
+    expect(existsSync(given.cacheFile)).toBe(false);
   });
 
   test.runIf(kvmThere)('is not taken from a cache of another machine or a broken one', async () => {

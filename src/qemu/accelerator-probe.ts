@@ -33,6 +33,8 @@ export interface ProbeOptions {
   readonly user?: string | undefined;
   readonly clock: Clock;
   readonly log: Logger;
+  /** Ends the trial; nothing is remembered then. */
+  readonly signal?: AbortSignal | undefined;
 }
 
 export interface ProbeResult {
@@ -62,13 +64,14 @@ export async function probeAccelerator(options: ProbeOptions): Promise<ProbeResu
 
 /**
  * Boots the guest and waits for its marker.
- * @throws {QemuError} QEMU_MISSING, QEMU_USER_UNKNOWN, QEMU_START_FAILED
+ * @throws {QemuError} QEMU_MISSING, QEMU_USER_UNKNOWN, QEMU_START_FAILED; the signal's reason
  */
 export async function bootsUnder(
   accel: Accelerator,
-  options: Pick<ProbeOptions, 'qemu' | 'guest' | 'deadlineMs' | 'logPath' | 'user' | 'clock'>,
+  options: Pick<ProbeOptions, 'qemu' | 'guest' | 'deadlineMs' | 'logPath' | 'user' | 'clock' | 'signal'>,
 ): Promise<{ works: boolean; reason: string }> {
-  const { qemu, guest, deadlineMs, logPath, user, clock } = options;
+  const { qemu, guest, deadlineMs, logPath, user, clock, signal } = options;
+  signal?.throwIfAborted();
   await using process = await QemuProcess.launch({
     binary: qemu.path,
     args: probeArguments(accel, guest),
@@ -76,9 +79,12 @@ export async function bootsUnder(
     user,
     clock,
   });
-  return await new Promise((resolve) => {
+  return await new Promise((resolve, reject) => {
+    const abort = () => reject(signal?.reason);
+    signal?.addEventListener('abort', abort);
     const answer = (works: boolean, reason: string) => {
       cancelDeadline();
+      signal?.removeEventListener('abort', abort);
       resolve({ works, reason });
     };
     const cancelDeadline = clock.after(deadlineMs, () =>

@@ -9,7 +9,7 @@ const LOAD_DEADLINE_MS = 10_000;
 const QUIT_DEADLINE_MS = 10_000;
 const ROUTINE = { routine: true } as const;
 
-export interface StartOptions extends Omit<ConnectOptions, 'deadlineMs' | 'signal' | 'log'> {
+export interface StartOptions extends Omit<ConnectOptions, 'deadlineMs' | 'log'> {
   readonly launch: Omit<LaunchOptions, 'clock'>;
   readonly qmpPath: string;
   readonly deadlineMs?: number;
@@ -41,10 +41,11 @@ export class Machine implements AsyncDisposable {
 
   /**
    * Starts QEMU and speaks with it. The guest does not run yet.
-   * @throws {QemuError} QEMU_START_FAILED with QEMU's own words, QEMU_MISSING, QEMU_USER_UNKNOWN
+   * @throws {QemuError} QEMU_START_FAILED with QEMU's own words, QEMU_MISSING, QEMU_USER_UNKNOWN; the signal's reason
    */
   static async start(options: StartOptions): Promise<Machine> {
     const { launch, qmpPath, clock, qmpLog, commandDeadlineMs, deadlineMs = START_DEADLINE_MS } = options;
+    options.signal?.throwIfAborted();
     const process = await QemuProcess.launch({ ...launch, clock });
     const ended = new AbortController();
     void process.exited.then(() => ended.abort());
@@ -52,13 +53,13 @@ export class Machine implements AsyncDisposable {
       const qmp = await QmpClient.connect(qmpPath, {
         deadlineMs,
         clock,
-        signal: ended.signal,
+        signal: options.signal === undefined ? ended.signal : AbortSignal.any([ended.signal, options.signal]),
         ...(commandDeadlineMs === undefined ? {} : { commandDeadlineMs }),
         ...(qmpLog === undefined ? {} : { log: qmpLog }),
       });
       return new Machine(process, { qmp, clock });
     } catch (cause) {
-      const failure = await process.startFailure(cause);
+      const failure = options.signal?.aborted ? options.signal.reason : await process.startFailure(cause);
       await process[Symbol.asyncDispose]();
       throw failure;
     }

@@ -2,6 +2,7 @@ import { execFileSync } from 'node:child_process';
 import {
   chmodSync,
   copyFileSync,
+  existsSync,
   mkdtempSync,
   readdirSync,
   readFileSync,
@@ -10,7 +11,7 @@ import {
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { ensureDemoGuest } from '../../guest/build.ts';
 import { MIB } from '../../src/base/units.ts';
 import { SmallTmpfs } from '../kit/small-tmpfs.ts';
@@ -83,6 +84,23 @@ describe('a VM is refused, with what to do,', () => {
   it('when it holds what cannot be protected', async () => {
     const yaml = 'qemu: {extraArgs: [-device, virtio-balloon-pci]}';
     await expect(TestVm.start({ clients: 0, yaml })).rejects.toEqual(withCode('QEMU_UNPROTECTABLE'));
+  });
+});
+
+describe('a start that is given up', () => {
+  it('does not wait for a QEMU that hangs, and leaves nothing of it', async () => {
+    const pidFile = join(folder, 'pid');
+    const hangs = `[ "$1" = --version ] && exec ${QEMU} "$@"; echo $$ > ${pidFile}; exec sleep 600`;
+    const controller = new AbortController();
+    const starting = TestVm.start({
+      clients: 0,
+      yaml: `qemu: {binary: ${script(hangs)}}`,
+      signal: controller.signal,
+    });
+    await vi.waitFor(() => expect(readFileSync(pidFile, 'utf8')).toMatch(/\n$/), { timeout: 20_000 });
+    controller.abort(new Error('no longer wanted'));
+    await expect(starting).rejects.toThrow('no longer wanted');
+    expect(existsSync(`/proc/${readFileSync(pidFile, 'utf8').trim()}`)).toBe(false);
   });
 });
 

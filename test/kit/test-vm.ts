@@ -36,6 +36,8 @@ export interface TestVmOptions {
   /** Further words of the guest's kernel command line. */
   readonly cmdline?: string;
   readonly unsafe?: UnsafeKeeper;
+  /** Gives the start of its keeper up. */
+  readonly signal?: AbortSignal;
   /** Clients of Redis, each with one connection for its whole life; 0 for a guest that nobody speaks with. */
   readonly clients?: number;
   /** A file system in memory for guest memory; by default a directory of its own below /dev/shm. */
@@ -112,6 +114,7 @@ export class TestVm implements AsyncDisposable {
       clock: systemClock,
       failpoints,
       ...(options.unsafe !== undefined && { unsafe: options.unsafe }),
+      ...(options.signal !== undefined && { signal: options.signal }),
     });
     starting.defer(() => keeper.stop({ graceful: false }));
     const load = clients > 0 ? starting.use(await loadIn(netns, clients)) : undefined;
