@@ -14,6 +14,7 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { ensureDemoGuest } from '../../guest/build.ts';
 import { MIB } from '../../src/base/units.ts';
+import { probeUserfaultfd } from '../../src/linux/userfaultfd.ts';
 import { SmallTmpfs } from '../kit/small-tmpfs.ts';
 import { TestVm } from '../kit/test-vm.ts';
 
@@ -115,6 +116,10 @@ describe('a VM whose QEMU runs as another user than root', () => {
     const nobody = Number(execFileSync('id', ['-u', 'nobody'], { encoding: 'utf8' }));
     const pid = vm.primaryPid;
     expect(readFileSync(`/proc/${pid}/status`, 'utf8')).toMatch(new RegExp(`^Uid:\\s+${nobody}\\s`, 'm'));
+    // User-mode userfaultfd is enough for write protection: the log must not fall back to a slower one.
+    const userfaultfd = probeUserfaultfd();
+    if (userfaultfd.kind === 'supported' && userfaultfd.features.includes('WP_ASYNC'))
+      expect(vm.keeper.status().dirtyLog).toBe('pagemap-scan');
     await vm.load.begin();
     const promoted = vm.nextEvent('promoted');
     vm.signalPrimary('SIGKILL');
