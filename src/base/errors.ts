@@ -25,7 +25,8 @@ export abstract class UnderstudyError<Code extends string = string> extends Erro
   }
 
   toJSON(): Record<string, unknown> {
-    return { code: this.code, message: this.message, hint: this.hint, ...this.facts };
+    // What every error has comes last: a fact of the same name must not take its place.
+    return { ...this.facts, code: this.code, message: this.message, hint: this.hint };
   }
 }
 

@@ -88,7 +88,7 @@ export function duration(ms: number): string {
 
 function errorFacts(thrown: unknown): { code: string; message: string; hint: string | undefined } {
   if (thrown instanceof UnderstudyError) {
-    return { ...thrown.toJSON(), code: thrown.code, message: thrown.message, hint: thrown.hint };
+    return thrown.toJSON() as ReturnType<typeof errorFacts>;
   }
   const hint = 'This is a fault of Understudy. Repeat with UNDERSTUDY_DEBUG=1 and report what it says.';
   return { code: 'CLI_INTERNAL', message: messageOf(thrown), hint };

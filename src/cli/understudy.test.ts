@@ -142,6 +142,16 @@ describe('understudy with wrong input', () => {
 });
 
 describe('a VM on the command line', () => {
+  it('is refused in the words of QEMU when QEMU does not start', async () => {
+    const kernel = join(folder, 'kernel');
+    writeFileSync(kernel, 'no kernel');
+    const yaml = `memory: 128MiB\naccel: tcg\nboot: {kernel: ${kernel}}\n`;
+    const { exitCode, stderr } = await understudy(['run', writeSpec('a', yaml)]);
+    expect(exitCode).toBe(1);
+    expect(stderr).toMatch(/error QEMU_START_FAILED: .+kernel.*\nhint: .+\n$/);
+    nothingIsLeft();
+  });
+
   it('is started protected, looked at, promoted and stopped, and leaves nothing behind', async () => {
     const started = await startVm('a');
     expect(started).toMatchObject({ name: 'a', phase: 'protected', promotions: 0 });

@@ -148,7 +148,7 @@ export class QemuProcess implements AsyncDisposable {
       `QEMU ${end}: ${words === '' ? 'it said nothing' : lastLines(words)}`,
       {
         hint: "The whole of QEMU's output is in its log.",
-        facts: { ...this.#exit, output: words },
+        facts: { exitCode: this.#exit?.code, signal: this.#exit?.signal, output: words },
         cause,
       },
     );
