@@ -1,8 +1,11 @@
+import { ApiError } from '../api/api-error.ts';
+import type { Vm } from '../api/resources.ts';
 import { formatBytes } from '../base/units.ts';
 import { KeeperError } from '../control/keeper-error.ts';
 import { type FoundVm, RunDirectory } from '../control/run-directory.ts';
 import type { VmStatus } from '../control/vm-status.ts';
 import { EXIT_CODES } from './exit-codes.ts';
+import { hostClient } from './host-connection.ts';
 import { duration, type Output, table } from './output.ts';
 import { openControl } from './vm-connection.ts';
 
@@ -11,15 +14,42 @@ interface ListedVm {
   /** The VM's phase; else `starting`, `lost`, `failed` or `no answer`. */
   readonly state: string;
   readonly status: VmStatus | null;
+  /** Whether the host owns it, and what it shall be; null for a VM that was started by `run`. */
+  readonly desired: Vm['desired'] | null;
 }
 
 export async function ls(out: Output): Promise<number> {
-  const vms = await Promise.all(RunDirectory.list().map(ask));
+  const declared = await declaredVms();
+  const found = await Promise.all(RunDirectory.list().map(ask));
+  const running = found.map((vm) => ({ ...vm, desired: declared.get(vm.name) ?? null }));
+  const absent = [...declared].filter(([name]) => !found.some((vm) => vm.name === name));
+  const vms = [
+    ...running,
+    ...absent.map(([name, desired]) => ({ name, state: 'absent', status: null, desired })),
+  ];
+  vms.sort((one, other) => (one.name < other.name ? -1 : 1));
   out.result({ vms }, () => (vms.length === 0 ? 'no VMs' : listText(vms)));
   return EXIT_CODES.ok.code;
 }
 
-async function ask({ name, keeper, record }: FoundVm): Promise<ListedVm> {
+/** Those that the host of this machine owns, if there is one. */
+async function declaredVms(): Promise<Map<string, Vm['desired']>> {
+  const found = new Map<string, Vm['desired']>();
+  let after: string | undefined;
+  try {
+    do {
+      const query = { limit: 1000, ...(after !== undefined && { after }) };
+      const page = await hostClient().call('listVms', { query });
+      for (const { name, desired } of page.vms) found.set(name, desired);
+      after = page.next ?? undefined;
+    } while (after !== undefined);
+  } catch (thrown) {
+    if (!(thrown instanceof ApiError) || thrown.code !== 'API_UNREACHABLE') throw thrown;
+  }
+  return found;
+}
+
+async function ask({ name, keeper, record }: FoundVm): Promise<Omit<ListedVm, 'desired'>> {
   if (keeper === 'lost') return { name, state: record?.failed ? 'failed' : 'lost', status: null };
   try {
     using control = await openControl(name);
@@ -33,13 +63,14 @@ async function ask({ name, keeper, record }: FoundVm): Promise<ListedVm> {
 }
 
 function listText(vms: readonly ListedVm[]): string {
-  const rows = vms.map(({ name, state, status }) => [
+  const rows = vms.map(({ name, state, status, desired }) => [
     name,
     state,
+    desired ?? '',
     status === null ? '' : formatBytes(status.memoryBytes),
     status === null ? '' : status.accel,
     status === null ? '' : duration(status.upMs),
     status === null ? '' : String(status.promotions),
   ]);
-  return table([['NAME', 'STATE', 'MEMORY', 'ACCEL', 'UP', 'PROMOTIONS'], ...rows]);
+  return table([['NAME', 'STATE', 'DESIRED', 'MEMORY', 'ACCEL', 'UP', 'PROMOTIONS'], ...rows]);
 }

@@ -41,6 +41,7 @@ export function buildProgram(out: Output, finish: (exitCode: number) => void): C
   addQueries(program, out, finish);
   addActions(program, out, finish);
   addDemo(program, out, finish);
+  addDeclared(program, out, finish);
   addHost(program, out, finish);
   addHelp(program);
   return program;
@@ -131,6 +132,39 @@ function addActions(program: Command, out: Output, finish: Finish): void {
       const { joinConsole } = await import('./console-command.ts');
       finish(await joinConsole(name, { lingerMs: linger * 1000 }, out));
     });
+}
+
+/** What needs the host daemon. */
+function addDeclared(program: Command, out: Output, finish: Finish): void {
+  command(program, 'host', 'be the daemon that owns the VMs of this machine, until SIGTERM or Ctrl-C')
+    .option('--state <directory>', 'what survives a reboot; by default /var/lib/understudy')
+    .option('--socket <path>', 'where to listen; by default /run/understudy/host.sock')
+    .addHelpText('after', examples('understudy host', 'understudy host --state /srv/understudy'))
+    .action(async (options) => (await import('./host-command.ts')).becomeHost(options));
+  const waiting = (added: Command) =>
+    added
+      .addOption(
+        new Option('--wait <goal>', 'when to return: the VM is protected, it has started, or at once')
+          .choices(['protected', 'started', 'none'])
+          .default('protected'),
+      )
+      .option('--timeout <seconds>', 'how long to wait for that', positiveNumber, 300);
+  waiting(command(program, 'create <spec>', 'declare a VM on the host, which keeps it running from now on'))
+    .option('--stopped', 'declare it only', false)
+    .addHelpText('after', examples('understudy create redis.yaml', 'understudy create redis.yaml --stopped'))
+    .action(async (spec: string, { wait, timeout, stopped }) => {
+      const { create } = await import('./declared-commands.ts');
+      finish(await create(spec, { wait, stopped, timeoutMs: timeout * 1000 }, out));
+    });
+  waiting(command(program, 'start <name>', 'have the host start a declared VM'))
+    .addHelpText('after', examples('understudy start redis-demo'))
+    .action(async (name: string, { wait, timeout }) => {
+      const { start } = await import('./declared-commands.ts');
+      finish(await start(name, { wait, timeoutMs: timeout * 1000 }, out));
+    });
+  command(program, 'delete <name>', 'have the host end a declared VM and forget it')
+    .addHelpText('after', examples('understudy delete redis-demo'))
+    .action(async (name: string) => finish(await (await import('./declared-commands.ts')).remove(name, out)));
 }
 
 function addDemo(program: Command, out: Output, finish: Finish): void {

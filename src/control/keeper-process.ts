@@ -31,11 +31,12 @@ export class KeeperProcess {
   readonly exited: Promise<number | null>;
   #lastWords = '';
 
-  constructor(specPath: string, { vm }: { vm: string }) {
+  /** `source` is where the specification came from, for messages and relative paths; by default the file itself. */
+  constructor(specPath: string, { vm, source = resolve(specPath) }: { vm: string; source?: string }) {
     this.#vm = vm;
     const spec = openSync(specPath, 'r');
     try {
-      this.#child = spawn(process.execPath, [KEEPER, '--source', resolve(specPath)], {
+      this.#child = spawn(process.execPath, [KEEPER, '--source', source], {
         detached: true,
         // Not ours, which may be on a file system that is to be unmounted one day.
         cwd: '/',

@@ -12,6 +12,8 @@ const recordSchema = z.object({
   processes: z.array(processIdentitySchema),
   /** Directories in the cgroup file system. */
   cgroups: z.array(z.string()),
+  /** The standby of a shadow that is in sync, by its number: a next keeper can go on from it. */
+  shadow: z.int().positive().nullable().default(null),
   /** The VM ended by a failure, and what is left are its logs. */
   failed: z.boolean(),
 });

@@ -13,11 +13,15 @@ const CGROUP_REMOVE_TRIES = 50;
 const CGROUP_RETRY_MS = 20;
 
 /**
- * Ends and removes what a keeper that was killed left behind, and empties both directories but for the lock.
- * Only for who holds the name's lock. Returns the ids of the processes that had outlived their keeper.
+ * Ends and removes what a keeper that was killed left behind, and empties both directories but for the lock and, with
+ * `keepMemory`, what lies in memory. Only for who holds the name's lock. Returns the ids of the processes that had
+ * outlived their keeper.
  * @throws KeeperError KEEPER_LOST when one of them cannot be ended.
  */
-export async function clearLeftovers(name: string, clock: Clock): Promise<number[]> {
+export async function clearLeftovers(
+  name: string,
+  { clock, keepMemory = false }: { clock: Clock; keepMemory?: boolean },
+): Promise<number[]> {
   const paths = runPaths(name);
   const record = readRecord(paths.record);
   const known =
@@ -25,7 +29,7 @@ export async function clearLeftovers(name: string, clock: Clock): Promise<number
   // QEMU maps its guest's memory: so it is found even if its keeper was killed before it wrote down the id.
   const ended = await endAll([...(known?.processes ?? []), ...processesMapping(paths.memory)], clock);
   for (const cgroup of known?.cgroups ?? []) await removeCgroup(cgroup, clock);
-  emptyDirectory(paths.memory, []);
+  if (!keepMemory) emptyDirectory(paths.memory, []);
   emptyDirectory(paths.directory, ['lock']);
   return ended;
 }

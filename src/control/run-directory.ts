@@ -1,5 +1,6 @@
 import { rmSync } from 'node:fs';
 import { join } from 'node:path';
+import { isDeepStrictEqual } from 'node:util';
 import { assert } from '../base/assert.ts';
 import type { Clock } from '../base/clock.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
@@ -38,32 +39,42 @@ export class RunDirectory implements Disposable {
   readonly #lock: NameLock;
   #record: KeeperRecord;
 
-  private constructor(name: string, lock: NameLock) {
+  /**
+   * Number of the standby whose memory and staged epochs a keeper left that was killed: what the VM goes on from.
+   * Undefined when there is none.
+   */
+  readonly heritage: number | undefined;
+
+  private constructor(name: string, lock: NameLock, heir: Pick<KeeperRecord, 'spec' | 'shadow'>) {
     const keeper = identityOf(process.pid);
     assert(keeper !== undefined, 'this process exists');
     this.name = name;
     this.#paths = runPaths(name);
     this.#lock = lock;
-    this.#record = { bootId: bootId(), keeper, spec: null, processes: [], cgroups: [], failed: false };
+    this.heritage = heir.shadow ?? undefined;
+    // The heritage stays on record: this keeper may be killed as well before it has come into it.
+    this.#record = { bootId: bootId(), keeper, processes: [], cgroups: [], failed: false, ...heir };
     writeRecord(this.#paths.record, this.#record);
   }
 
   /**
    * Makes the directories of a VM and locks them until `remove` or the end of this process. What a killed keeper
-   * left behind is cleared away first. `othersMayPass` lets other users through to what is made accessible to
-   * them, such as the sockets of a QEMU that runs as another user.
+   * left behind is cleared away first, but for a shadow that a VM of the same specification, `inheritAs`, can go on
+   * from. `othersMayPass` lets other users through to what is made accessible to them, such as the sockets of a QEMU
+   * that runs as another user.
    * @throws KeeperError KEEPER_NAME_TAKEN, KEEPER_DIRECTORY_REFUSED, KEEPER_LOST
    */
   static async open(
     name: string,
-    { clock, othersMayPass = false }: { clock: Clock; othersMayPass?: boolean },
+    { clock, othersMayPass = false, inheritAs }: OpenOptions,
   ): Promise<RunDirectory> {
     assert(VM_NAME.test(name), `a VM's name: ${name}`);
     makeOwnDirectory(runRoot(), { othersMayPass });
     const lock = await NameLock.take(name, { clock, othersMayPass });
     try {
-      await clearLeftovers(name, clock);
-      return new RunDirectory(name, lock);
+      const heir = heritageOf(name, inheritAs);
+      await clearLeftovers(name, { clock, keepMemory: heir.shadow !== null });
+      return new RunDirectory(name, lock, heir);
     } catch (thrown) {
       lock[Symbol.dispose]();
       throw thrown;
@@ -95,7 +106,7 @@ export class RunDirectory implements Disposable {
     if (RunDirectory.find(name) === undefined) return { kind: 'absent' };
     try {
       using _lock = await NameLock.take(name, { clock, othersMayPass: false });
-      const endedPids = await clearLeftovers(name, clock);
+      const endedPids = await clearLeftovers(name, { clock });
       removeDirectories(name);
       return { kind: 'swept', endedPids };
     } catch (thrown) {
@@ -128,10 +139,16 @@ export class RunDirectory implements Disposable {
    * Writes down what exists now, for whoever has to clean up after a kill. What is given replaces what was
    * recorded before. Call it right after a process or cgroup came into being, and after it is gone.
    */
-  record(facts: { spec?: VmSpec; processes?: readonly number[]; cgroups?: readonly string[] }): void {
+  record(facts: {
+    spec?: VmSpec;
+    processes?: readonly number[];
+    cgroups?: readonly string[];
+    shadow?: number | null;
+  }): void {
     const identities = facts.processes?.map(identityOf).filter((identity) => identity !== undefined);
     this.#update({
       ...(facts.spec !== undefined && { spec: facts.spec }),
+      ...(facts.shadow !== undefined && { shadow: facts.shadow }),
       ...(identities !== undefined && { processes: identities }),
       ...(facts.cgroups !== undefined && { cgroups: [...facts.cgroups] }),
     });
@@ -147,6 +164,16 @@ export class RunDirectory implements Disposable {
     if (!this.#lock.held) return;
     this.#update({ failed: true });
     rmSync(this.memoryPath, { recursive: true, force: true });
+    this.#lock[Symbol.dispose]();
+  }
+
+  /** Whether a next keeper could go on from what is there. */
+  get holdsHeritage(): boolean {
+    return this.#record.shadow !== null;
+  }
+
+  /** The VM could not be taken over now, and what it goes on from is still there: for the next keeper to try. */
+  leaveHeritage(): void {
     this.#lock[Symbol.dispose]();
   }
 
@@ -166,6 +193,23 @@ export class RunDirectory implements Disposable {
     this.#record = { ...this.#record, ...changes };
     writeRecord(this.#paths.record, this.#record);
   }
+}
+
+interface OpenOptions {
+  readonly clock: Clock;
+  readonly othersMayPass?: boolean;
+  readonly inheritAs?: VmSpec;
+}
+
+/** Device state is only understood by a machine that was built in the same way, and memory is gone after a reboot. */
+function heritageOf(name: string, spec: VmSpec | undefined): Pick<KeeperRecord, 'spec' | 'shadow'> {
+  const nothing = { spec: null, shadow: null };
+  const record = readRecord(runPaths(name).record);
+  if (spec === undefined || record === 'absent' || record === undefined) return nothing;
+  if (record.bootId !== bootId() || record.failed) return nothing;
+  return isDeepStrictEqual(record.spec, JSON.parse(JSON.stringify(spec)))
+    ? { spec: record.spec, shadow: record.shadow }
+    : nothing;
 }
 
 /** Where the keeper of a VM listens. */

@@ -1,3 +1,4 @@
+import { homedir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { refusedDirectory } from './own-directory.ts';
 
@@ -41,4 +42,19 @@ export function runPaths(name: string): RunPaths {
 /** Where the answer of the accelerator probe is remembered. */
 export function acceleratorCacheFile(cacheDir: string): string {
   return join(cacheDir, 'accelerator.json');
+}
+
+/**
+ * Where a host keeps what must survive a reboot: `$UNDERSTUDY_STATE_DIR`, else `/var/lib/understudy` for root and
+ * `$XDG_STATE_HOME/understudy` or `~/.local/state/understudy` for other users.
+ */
+export function stateDirectory(env: Env = process.env): string {
+  if (env.UNDERSTUDY_STATE_DIR) return resolve(env.UNDERSTUDY_STATE_DIR);
+  if (process.geteuid?.() === 0) return '/var/lib/understudy';
+  return join(env.XDG_STATE_HOME || join(homedir(), '.local/state'), 'understudy');
+}
+
+/** Where the host of this user listens. */
+export function hostSocket(env: Env = process.env): string {
+  return env.UNDERSTUDY_HOST_SOCKET ? resolve(env.UNDERSTUDY_HOST_SOCKET) : join(runRoot(env), 'host.sock');
 }

@@ -1,5 +1,5 @@
 import { chmodSync, chownSync, copyFileSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import type { Clock } from '../base/clock.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
 import type { Cgroup, CgroupTree } from '../linux/cgroup.ts';
@@ -23,6 +23,14 @@ const HELLO_DEADLINE_MS = 3000;
 const CONNECT_DEADLINE_MS = 30_000;
 
 type Role = 'primary' | 'standby';
+
+interface InstanceOptions {
+  readonly number: number;
+  readonly role: Role;
+  readonly signal?: AbortSignal | undefined;
+  /** Its memory is there already, from an instance of the same number whose keeper was killed. */
+  readonly keptMemory?: boolean;
+}
 
 /** What all QEMU processes of one VM have in common. */
 export interface InstanceSetting {
@@ -68,16 +76,20 @@ export class Instance implements AsyncDisposable {
    */
   static async start(
     setting: InstanceSetting,
-    { number, role, signal }: { number: number; role: Role; signal?: AbortSignal | undefined },
+    { number, role, signal, keptMemory = false }: InstanceOptions,
   ): Promise<Instance> {
     const { spec, clock } = setting;
     await using starting = new AsyncDisposableStack();
     const paths = instancePaths({ ...setting, vm: spec.name, instance: number, nicCount: spec.nics.length });
     mkdirSync(paths.directory, { mode: 0o700 });
     starting.defer(() => rmSync(paths.directory, { recursive: true, force: true }));
-    const memory = starting.use(GuestMemory.create(paths.memory, spec.memoryBytes));
+    const memory = starting.use(
+      keptMemory ? GuestMemory.open(paths.memory) : GuestMemory.create(paths.memory, spec.memoryBytes),
+    );
+    // Memory that was kept is all there is of a VM until this start has succeeded.
+    let owned = !keptMemory;
     starting.defer(() => {
-      memory.remove();
+      if (owned) memory.remove();
       rmSync(paths.deviceState, { force: true });
     });
     const owner = spec.qemu.user === undefined ? undefined : identityOf(spec.qemu.user);
@@ -101,7 +113,13 @@ export class Instance implements AsyncDisposable {
     starting.use(dirtyLog);
     for (const port of ports.values()) await port.awaitConnection({ deadlineMs: CONNECT_DEADLINE_MS, clock });
     if (role === 'standby') await machine.beginIncoming(paths.incoming);
+    owned = true;
     return new Instance({ number, machine, memory, dirtyLog, paths, ports, cgroup, owned: starting.move() });
+  }
+
+  /** What lies of it in the directory for memory. */
+  get memoryNames(): readonly string[] {
+    return [this.paths.memory, this.paths.deviceState].map((path) => basename(path));
   }
 
   get pid(): number {

@@ -2,9 +2,7 @@ import { join } from 'node:path';
 import { assert, unreachable } from '../base/assert.ts';
 import { DelayedTask } from '../base/delayed-task.ts';
 import { errorFacts, messageOf } from '../base/errors.ts';
-import { SampleWindow } from '../base/sample-window.ts';
 import type { ConsoleSession, ConsoleWatcher, KeeperControl } from '../control/keeper-control.ts';
-import { KeeperError } from '../control/keeper-error.ts';
 import type { VmEvent } from '../control/vm-event.ts';
 import type { VmStatus } from '../control/vm-status.ts';
 import { type EpochId, FIRST_EPOCH, NO_EPOCH, nextEpoch } from '../epoch/epoch-id.ts';
@@ -29,16 +27,16 @@ import {
 import { EventJournal, HeldEvents } from './event-journal.ts';
 import { GuestClock } from './guest-clock.ts';
 import { GuestLinks } from './guest-links.ts';
+import { epochsName, inheritShadow } from './inheritance.ts';
 import { Instance, type InstanceSetting } from './instance.ts';
 import type { KeeperOptions } from './keeper-options.ts';
+import { pressPowerButton } from './power-button.ts';
 import { lossReasonOf, PrimaryWatch } from './primary-watch.ts';
 import { attachLinks, promoteShadow } from './promotion.ts';
+import { noConsole, notProtected } from './refusals.ts';
 import { roomNeededBytes, ShadowSession } from './shadow-session.ts';
+import { TakeoverStats } from './takeover-stats.ts';
 import { describeVm } from './vm-description.ts';
-
-/** How long a guest may take to power off when it is asked to. */
-const POWERDOWN_DEADLINE_MS = 10_000;
-const SAMPLES = 1024;
 
 /** Keeps one VM: the QEMU that acts, the shadow behind it, and what happens when either dies. */
 export class Keeper implements KeeperControl {
@@ -51,8 +49,7 @@ export class Keeper implements KeeperControl {
   readonly #startedMs: number;
   readonly #finished = Promise.withResolvers<{ reason: StopReason }>();
   readonly #epochs = new EpochStats();
-  readonly #promoteMs = new SampleWindow(SAMPLES);
-  readonly #outageMs = new SampleWindow(SAMPLES);
+  readonly #takeovers = new TakeoverStats();
   #links: GuestLinks | undefined;
   #agent: StreamClient | undefined;
   #state: ProtectionState = INITIAL_PROTECTION;
@@ -97,7 +94,9 @@ export class Keeper implements KeeperControl {
   /** Starts the VM. Resolves when its guest runs; protection follows. @throws what kept it from starting, or the signal's reason */
   static async start(options: KeeperOptions): Promise<Keeper> {
     checkSpec(options.spec);
-    assertRoom(options.runDirectory.memoryPath, roomNeededBytes(options.spec));
+    const { heritage, memoryPath } = options.runDirectory;
+    // Where there is a heritage, most of what is needed is taken already.
+    if (heritage === undefined) assertRoom(memoryPath, roomNeededBytes(options.spec));
     const keeper = new Keeper(options);
     try {
       keeper.#links = await GuestLinks.open({
@@ -111,7 +110,8 @@ export class Keeper implements KeeperControl {
       keeper.#agent = keeper.#links.agent?.connect({
         onOutput: (bytes) => keeper.#guestClock.receive(bytes),
       });
-      await keeper.#startPrimary(options.signal);
+      const inherited = heritage !== undefined && (await keeper.#inherit(heritage, options.signal));
+      if (!inherited) await keeper.#startPrimary(options.signal);
       return keeper;
     } catch (cause) {
       keeper.#publish('start-failed', errorFacts(cause));
@@ -135,15 +135,8 @@ export class Keeper implements KeeperControl {
 
   async promote(): Promise<void> {
     const pipeline = this.#shadow?.pipeline;
-    if (this.#state.phase !== 'protected' || pipeline === undefined) {
-      throw new KeeperError(
-        'KEEPER_NOT_PROTECTED',
-        `${this.#options.spec.name} has no shadow in sync (${this.#state.phase})`,
-        {
-          hint: 'Wait until `understudy status` says protected, then try again.',
-        },
-      );
-    }
+    if (this.#state.phase !== 'protected' || pipeline === undefined)
+      throw notProtected(this.#options.spec.name, this.#state.phase);
     const promotions = this.#state.promotions;
     this.#losePrimary('planned', {});
     await this.#until(() => this.#state.promotions > promotions || this.#state.phase === 'stopped');
@@ -151,7 +144,8 @@ export class Keeper implements KeeperControl {
 
   async stop({ graceful }: { graceful: boolean }): Promise<void> {
     if (graceful && this.#primary !== undefined && this.#state.phase !== 'stopping') {
-      await this.#powerDown(this.#primary);
+      const off = this.#until(() => this.#state.phase === 'stopping' || this.#state.phase === 'stopped');
+      await pressPowerButton(this.#primary.machine, { ...this.#options, agent: this.#agent, off });
     }
     this.#dispatch({ kind: 'stop-requested' });
     await this.#finished.promise;
@@ -159,11 +153,7 @@ export class Keeper implements KeeperControl {
 
   openConsole(watcher: ConsoleWatcher): ConsoleSession {
     const end = this.#links?.console;
-    if (end === undefined) {
-      throw new KeeperError('KEEPER_NO_CONSOLE', `${this.#options.spec.name} has no serial console`, {
-        hint: 'Set console: true in its specification and start it again.',
-      });
-    }
+    if (end === undefined) throw noConsole(this.#options.spec.name);
     return end.connect(watcher);
   }
 
@@ -179,8 +169,7 @@ export class Keeper implements KeeperControl {
       epochs: this.#epochs,
       guestClock: this.#guestClock.status(),
       links: this.#allLinks,
-      promoteMs: this.#promoteMs,
-      outageMs: this.#outageMs,
+      takeovers: this.#takeovers,
     });
   }
 
@@ -255,6 +244,29 @@ export class Keeper implements KeeperControl {
     this.#dispatch({ kind: 'started' });
   }
 
+  /** Goes on where a keeper was killed. False when what it left is of no use. */
+  async #inherit(number: number, signal: AbortSignal | undefined): Promise<boolean> {
+    const startMs = this.#options.clock.nowMs();
+    this.#instances = number;
+    const outcome = await inheritShadow(this.#setting, {
+      ...{ number, signal, links: this.#allLinks, failpoints: this.#options.failpoints },
+      onCommitted: () => this.#record(),
+    });
+    if (outcome.kind === 'spoilt') {
+      this.#publish('inherit-failed', errorFacts(outcome.cause));
+      return false;
+    }
+    const { session, staged } = outcome;
+    this.#committed = staged.epoch;
+    this.#nextEpoch = nextEpoch(staged.epoch);
+    this.#retired = { primary: undefined, session };
+    this.#makePrimary(session.standby);
+    if (!this.#options.unsafe?.leaveClock) this.#guestClock.start();
+    this.#publish('inherited', { instance: number, tookMs: this.#options.clock.nowMs() - startMs });
+    this.#dispatch({ kind: 'started' });
+    return true;
+  }
+
   async #startInstance(role: 'primary' | 'standby', signal?: AbortSignal): Promise<Instance> {
     this.#instances += 1;
     const instance = await Instance.start(this.#setting, { number: this.#instances, role, signal });
@@ -323,7 +335,7 @@ export class Keeper implements KeeperControl {
     const fill = {
       primary,
       epochsInFlightMax: spec.shadow.epochsInFlightMax,
-      epochsDirectory: join(this.#setting.memoryDirectory, `epochs-${standby.number}`),
+      epochsDirectory: join(this.#setting.memoryDirectory, epochsName(standby.number)),
       failpoints,
       signal,
     };
@@ -356,7 +368,9 @@ export class Keeper implements KeeperControl {
 
   #onCommit(epoch: EpochId): void {
     this.#committed = epoch;
-    if (this.#state.phase === 'syncing') this.#dispatch({ kind: 'shadow-in-sync' });
+    if (this.#state.phase !== 'syncing') return;
+    this.#dispatch({ kind: 'shadow-in-sync' });
+    this.#record();
   }
 
   #loseShadow(session: ShadowSession, error: string): void {
@@ -397,7 +411,7 @@ export class Keeper implements KeeperControl {
     try {
       assert(session !== undefined, 'there is a shadow to promote');
       this.#heldEvents.forget();
-      await promoteShadow(session, { links: this.#allLinks, failpoints });
+      await promoteShadow(session, { links: this.#allLinks, failpoints, onCommitted: () => this.#record() });
       this.#finishPromotion(session, startMs);
     } catch (cause) {
       this.#publish('promote-failed', errorFacts(cause));
@@ -408,16 +422,13 @@ export class Keeper implements KeeperControl {
   }
 
   #finishPromotion(session: ShadowSession, startMs: number): void {
-    const nowMs = this.#options.clock.nowMs();
-    const promoteMs = nowMs - startMs;
-    const outageMs = nowMs - this.#lostAtMs;
-    this.#promoteMs.add(promoteMs);
-    this.#outageMs.add(outageMs);
+    const times = { lostAtMs: this.#lostAtMs, startMs, nowMs: this.#options.clock.nowMs() };
+    const taken = this.#takeovers.add(times);
     this.#retired = { primary: this.#primary, session };
     this.#shadow = undefined;
     this.#nextEpoch = nextEpoch(session.pipeline?.openEpoch ?? this.#nextEpoch);
     this.#makePrimary(session.standby);
-    this.#publish('promoted', { instance: session.standby.number, promoteMs, outageMs });
+    this.#publish('promoted', { instance: session.standby.number, ...taken });
     this.#dispatch({ kind: 'promoted' });
   }
 
@@ -455,17 +466,6 @@ export class Keeper implements KeeperControl {
 
   // --- the end ---------------------------------------------------------------------------------------------
 
-  /** Presses the power button and waits a while for the guest to be off. */
-  async #powerDown(primary: Instance): Promise<void> {
-    const late = Promise.withResolvers<void>();
-    const cancel = this.#options.clock.after(POWERDOWN_DEADLINE_MS, late.resolve);
-    const off = this.#until(() => this.#state.phase === 'stopping' || this.#state.phase === 'stopped');
-    // Either may be deaf: a guest without ACPI daemon, a guest without agent.
-    this.#agent?.write(Buffer.from('{"execute":"guest-shutdown"}\n'));
-    await primary.machine.powerdown().catch(() => late.resolve());
-    await Promise.race([off, late.promise]).finally(cancel);
-  }
-
   async #stopAll(): Promise<void> {
     await this.#dispose();
     this.#dispatch({ kind: 'stopped' });
@@ -486,13 +486,15 @@ export class Keeper implements KeeperControl {
     this.#links = undefined;
   }
 
-  /** Written down for whoever has to clean up after a keeper that was killed. */
+  /** Written down for whoever has to clean up after a keeper that was killed, or can go on from what it left. */
   #record(): void {
     const living = [this.#primary, this.#shadow?.standby].filter((instance) => instance !== undefined);
     this.#options.runDirectory.record({
       spec: this.#options.spec,
       processes: living.map((instance) => instance.pid),
       cgroups: living.flatMap((instance) => instance.cgroup?.directory ?? []),
+      // Only while all output waits for the shadow: else it would be behind what the world has seen.
+      shadow: this.#state.phase === 'protected' ? (this.#shadow?.standby.number ?? null) : null,
     });
   }
 }

@@ -77,7 +77,7 @@ async function main(): Promise<number> {
     const { source } = parseArgs({ options: { source: { type: 'string', default: 'stdin' } } }).values;
     const spec = parseVmSpec(await text(process.stdin), { source });
     const othersMayPass = spec.qemu.user !== undefined;
-    const directory = await RunDirectory.open(spec.name, { clock, othersMayPass });
+    const directory = await RunDirectory.open(spec.name, { clock, othersMayPass, inheritAs: spec });
     directory.record({ spec });
     using file = new BoundedLog(directory.logPath);
     const log = jsonLogger((line) => file.append(line), clock.wallMs);
@@ -93,6 +93,7 @@ async function main(): Promise<number> {
 
 async function keep(spec: VmSpec, directory: RunDirectory, log: Logger): Promise<number> {
   let failed = false;
+  let started = false;
   try {
     log.info('keeper started', { pid: process.pid, vm: spec.name });
     const host = await prepareHost(spec, {
@@ -105,6 +106,7 @@ async function keep(spec: VmSpec, directory: RunDirectory, log: Logger): Promise
     const failpoints = new Failpoints();
     const setting = { spec, runDirectory: directory, log, clock, failpoints, signal: signals.start };
     const keeper = await Keeper.start({ ...host, ...setting });
+    started = true;
     signals.direct(keeper);
     await using _control = await listen(keeper, directory, log);
     reportStart({ ok: true, pid: process.pid });
@@ -114,6 +116,7 @@ async function keep(spec: VmSpec, directory: RunDirectory, log: Logger): Promise
   } finally {
     // Who asks why a VM is gone finds its logs.
     if (failed) directory.leaveLogs();
+    else if (!started && directory.holdsHeritage) directory.leaveHeritage();
     else directory.remove();
   }
   return failed ? EXIT_FAILED : 0;

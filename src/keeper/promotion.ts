@@ -2,6 +2,7 @@ import { assert } from '../base/assert.ts';
 import type { Failpoints } from '../base/failpoint.ts';
 import type { GuestLink } from '../net/guest-link.ts';
 import { withFirmware } from '../qemu/firmware.ts';
+import type { StagedEpoch } from '../replication/epoch-slot.ts';
 import type { Instance } from './instance.ts';
 import type { ShadowSession } from './shadow-session.ts';
 
@@ -14,17 +15,25 @@ export function attachLinks(links: readonly GuestLink[], instance: Instance): vo
   }
 }
 
+interface PromoteOptions {
+  readonly links: readonly GuestLink[];
+  readonly failpoints: Failpoints;
+  /** From here on the memory changes: what is staged is no way back to it any more. */
+  readonly onCommitted: () => void;
+}
+
 /**
  * The shadow goes on from the last committed epoch. The old primary is fenced and the pipeline halted.
  *
  * Output of that epoch leaves before the shadow runs: whatever the shadow sends comes after it. Input waits
  * until the shadow runs: a frame that QEMU reads while its VM stands still is in no device state.
+ * Resolves with the epoch that it went on from.
  * @throws ReplicationError, QemuError: the shadow cannot take over; it may not be used any more
  */
 export async function promoteShadow(
   session: ShadowSession,
-  { links, failpoints }: { links: readonly GuestLink[]; failpoints: Failpoints },
-): Promise<void> {
+  { links, failpoints, onCommitted }: PromoteOptions,
+): Promise<StagedEpoch> {
   await failpoints.hit('promote.before');
   const { standby } = session;
   standby.limitCpu(null);
@@ -33,10 +42,12 @@ export async function promoteShadow(
     link.pauseInput();
     link.rollBack(staged.epoch, staged.outputs.find((output) => output.link === link.name)?.items ?? []);
   }
+  onCommitted();
   await standby.machine.loadDeviceState(withFirmware(staged.deviceState, session.firmware));
   await failpoints.hit('promote.after-load');
   attachLinks(links, standby);
   await standby.machine.cont();
   for (const link of links) link.resumeInput();
   await failpoints.hit('promote.after');
+  return staged;
 }

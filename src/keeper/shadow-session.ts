@@ -1,4 +1,4 @@
-import { mkdirSync, rmSync } from 'node:fs';
+import { mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { assert } from '../base/assert.ts';
 import type { Failpoints } from '../base/failpoint.ts';
@@ -22,6 +22,7 @@ export function roomNeededBytes({ memoryBytes, shadow }: VmSpec): number {
 const REST_PAGES_MAX = 1024;
 /** Staged epochs beyond those in flight: the latest one, and one that waits to be applied. */
 const SPARE_SLOTS = 2;
+const FIRMWARE = 'firmware';
 
 export interface FillOptions {
   readonly primary: Instance;
@@ -31,6 +32,9 @@ export interface FillOptions {
   readonly failpoints: Failpoints;
   readonly signal: AbortSignal;
 }
+
+/** What a keeper that was killed left of a shadow that was in sync. */
+export type RecoverOptions = Pick<FillOptions, 'epochsDirectory' | 'failpoints'>;
 
 export type BeginOptions = Omit<PipelineOptions, 'source' | 'image'> &
   Pick<PipelineSource, 'links' | 'participants' | 'mayContinue' | 'hasPanicked'> & {
@@ -48,24 +52,37 @@ export class ShadowSession implements AsyncDisposable {
 
   /** Takes the standby over, also when there is no room for staged epochs. @throws LinuxError ENOSPC */
   static async open(standby: Instance, options: FillOptions): Promise<ShadowSession> {
+    const { epochsDirectory: directory, failpoints, epochsInFlightMax } = options;
     try {
-      return new ShadowSession(standby, options);
+      mkdirSync(directory, { mode: 0o700 });
+      const slotCount = epochsInFlightMax + SPARE_SLOTS;
+      const image = ShadowImage.create({ memory: standby.memory, directory, slotCount, failpoints });
+      return new ShadowSession(standby, { image, directory });
     } catch (cause) {
       await standby[Symbol.asyncDispose]();
       throw cause;
     }
   }
 
-  private constructor(standby: Instance, options: FillOptions) {
+  /**
+   * The shadow that a killed keeper left: `standby` is a new QEMU on the old one's memory. Good for a promotion only.
+   * @throws ReplicationError REPLICATION_EPOCH_CORRUPT; the standby stays the caller's then
+   */
+  static recover(
+    standby: Instance,
+    { epochsDirectory: directory, failpoints }: RecoverOptions,
+  ): ShadowSession {
+    const firmware = readFileSync(join(directory, FIRMWARE));
+    const image = ShadowImage.recover({ memory: standby.memory, directory, failpoints });
+    const session = new ShadowSession(standby, { image, directory });
+    session.#firmware = firmware;
+    return session;
+  }
+
+  private constructor(standby: Instance, { image, directory }: { image: ShadowImage; directory: string }) {
     this.standby = standby;
-    this.#epochsDirectory = options.epochsDirectory;
-    mkdirSync(options.epochsDirectory, { mode: 0o700 });
-    this.image = new ShadowImage({
-      memory: standby.memory,
-      directory: options.epochsDirectory,
-      slotCount: options.epochsInFlightMax + SPARE_SLOTS,
-      failpoints: options.failpoints,
-    });
+    this.image = image;
+    this.#epochsDirectory = directory;
   }
 
   /** Share of the VM's memory copied so far, 0 … 1. */
@@ -86,6 +103,7 @@ export class ShadowSession implements AsyncDisposable {
   /** Copies the running VM's memory. The copy becomes a state of the VM with the first committed epoch. */
   async fill({ primary, signal }: FillOptions): Promise<void> {
     this.#firmware = await readFirmware(primary.machine, join(primary.paths.directory, 'firmware'));
+    writeFileSync(join(this.#epochsDirectory, FIRMWARE), this.#firmware, { mode: 0o600 });
     await copyWhileRunning({
       from: primary.memory,
       to: this.standby.memory,

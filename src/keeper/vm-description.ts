@@ -1,4 +1,3 @@
-import type { SampleWindow } from '../base/sample-window.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
 import type { GuestClockStatus, VmStatus } from '../control/vm-status.ts';
 import type { EpochId } from '../epoch/epoch-id.ts';
@@ -9,6 +8,7 @@ import type { EpochStats } from '../replication/epoch-stats.ts';
 import type { ProtectionState } from '../shadow/protection.ts';
 import type { Instance } from './instance.ts';
 import type { ShadowSession } from './shadow-session.ts';
+import type { TakeoverStats } from './takeover-stats.ts';
 
 /** What a keeper knows of its VM. */
 export interface KnownVm {
@@ -23,8 +23,7 @@ export interface KnownVm {
   readonly epochs: EpochStats;
   readonly guestClock: GuestClockStatus;
   readonly links: readonly GuestLink[];
-  readonly promoteMs: SampleWindow;
-  readonly outageMs: SampleWindow;
+  readonly takeovers: TakeoverStats;
 }
 
 /** The status that is shown to people and scripts. */
@@ -58,7 +57,7 @@ export function describeVm(vm: KnownVm): VmStatus {
     links: vm.links.map((link) => ({ name: link.name, ...link.stats() })),
     promotions: state.promotions,
     restarts: state.restarts,
-    promoteMs: vm.promoteMs.summary(),
-    outageMs: vm.outageMs.summary(),
+    promoteMs: vm.takeovers.promoteMs.summary(),
+    outageMs: vm.takeovers.outageMs.summary(),
   };
 }

@@ -16,11 +16,12 @@ import { ReplicationError } from './replication-error.ts';
  *
  * Layout, little endian: a header page, the contents of the pages, their runs (u32 first page, u32 count), the
  * device state and the output. Each section has an xxh64,
- * the header has one over all that it says, and the commit mark is derived from that one: a mark left over
- * from the slot's previous use cannot fit a new header.
+ * the header has one over all that it says, and the marks (committed, applied) are derived from that one: a mark left
+ * over from the slot's previous use cannot fit a new header.
  */
 const MAGIC = 0x3148434f50455355n; // "USEPOCH1"
 const COMMIT_XOR = 0x434f4d4d49544544n; // "COMMITED"
+const APPLIED_XOR = 0x4150504c49454421n; // "APPLIED!"
 const HEADER = {
   magic: 0,
   epoch: 8,
@@ -34,6 +35,7 @@ const HEADER = {
   tailHash: 72,
   headerHash: 80,
   commitMark: 88,
+  appliedMark: 96,
 } as const;
 const RUN_BYTES = 8;
 /** Before the pause, in it, and after the device state was saved. */
@@ -84,6 +86,17 @@ export class EpochSlot implements Disposable, AsyncDisposable {
     } catch (cause) {
       closeSync(fd);
       unlinkSync(path);
+      throw cause;
+    }
+  }
+
+  /** Opens a file that another process made, for what it holds. */
+  static open(path: string, options: { memoryBytes: number }): EpochSlot {
+    const fd = openSync(path, 'r+');
+    try {
+      return new EpochSlot(path, fd, options);
+    } catch (cause) {
+      closeSync(fd);
       throw cause;
     }
   }
@@ -148,6 +161,15 @@ export class EpochSlot implements Disposable, AsyncDisposable {
   /** The shadow holds the whole epoch from the moment that this returns. */
   commit(): void {
     this.#set(HEADER.commitMark, this.#get(HEADER.headerHash) ^ COMMIT_XOR);
+  }
+
+  /** All of the epoch is in the memory: whoever goes on from these files need not apply it again. */
+  noteApplied(): void {
+    this.#set(HEADER.appliedMark, this.#get(HEADER.headerHash) ^ APPLIED_XOR);
+  }
+
+  get isApplied(): boolean {
+    return this.#get(HEADER.appliedMark) === (this.#get(HEADER.headerHash) ^ APPLIED_XOR);
   }
 
   /** The epoch if it was committed, checked to the last byte. Throws REPLICATION_EPOCH_CORRUPT. */

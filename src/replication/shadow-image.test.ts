@@ -1,4 +1,13 @@
-import { mkdtempSync, readdirSync, rmSync } from 'node:fs';
+import {
+  closeSync,
+  copyFileSync,
+  linkSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  rmSync,
+  writeSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { beforeEach, describe, expect, it, onTestFinished } from 'vitest';
@@ -9,10 +18,13 @@ import { epochId } from '../epoch/epoch-id.ts';
 import { Mapping } from '../linux/mapping.ts';
 import { GuestMemory } from '../memory/guest-memory.ts';
 import type { EpochSlot } from './epoch-slot.ts';
+import type { ReplicationError } from './replication-error.ts';
 import { ShadowImage } from './shadow-image.ts';
 
 const PAGES = 16;
 const SLOTS = 4;
+/** HEADER.appliedMark of epoch-slot.ts. */
+const APPLIED_MARK_OFFSET = 96;
 
 let directory: string;
 
@@ -63,6 +75,7 @@ class World implements Disposable {
   readonly turnstile = new Turnstile();
   readonly image: ShadowImage;
   readonly #vm: GuestMemory;
+  readonly #slots = mkdtempSync(join(directory, 'slots-'));
   readonly #content = Mapping.anonymous(PAGES * PAGE_BYTES);
   readonly #resources = new DisposableStack();
   #pages: number[] = Array<number>(PAGES).fill(0);
@@ -83,9 +96,13 @@ class World implements Disposable {
     const failpoints = new Failpoints();
     for (const place of ['apply.before', 'apply.middle', 'apply.after'])
       failpoints.arm(place, () => this.turnstile.pass());
-    const slots = mkdtempSync(join(directory, 'slots-'));
     this.image = this.#resources.use(
-      new ShadowImage({ memory: memoryOf('shadow'), directory: slots, slotCount: SLOTS, failpoints }),
+      ShadowImage.create({
+        memory: memoryOf('shadow'),
+        directory: this.#slots,
+        slotCount: SLOTS,
+        failpoints,
+      }),
     );
   }
 
@@ -133,9 +150,42 @@ class World implements Disposable {
     expect(this.shadowPages()).toEqual(this.#committed.pages);
   }
 
+  /** What the next process makes of the files if this one is killed now. Ends this world: it shares the slots. */
+  async recovered(): Promise<{ epoch: number; pages: readonly number[] } | undefined> {
+    const copy = `${this.image.memory.path}.copy`;
+    copyFileSync(this.image.memory.path, copy);
+    // Other names for the same files: the recovered image takes its own away.
+    const slots = mkdtempSync(join(directory, 'links-'));
+    for (const name of readdirSync(this.#slots)) linkSync(join(this.#slots, name), join(slots, name));
+    using memory = GuestMemory.open(copy);
+    try {
+      using image = ShadowImage.recover({ memory, directory: slots, failpoints: new Failpoints() });
+      const { epoch } = await image.settle();
+      return { epoch, pages: this.shadowPages(memory) };
+    } catch (thrown) {
+      if ((thrown as ReplicationError).code === 'REPLICATION_NOTHING_COMMITTED') return undefined;
+      throw thrown;
+    } finally {
+      memory.remove();
+    }
+  }
+
+  get committed() {
+    return this.#committed;
+  }
+
+  /** As if nobody wrote down which epochs are applied. */
+  forgetApplied(): void {
+    for (const name of readdirSync(this.#slots)) {
+      const file = openSync(join(this.#slots, name), 'r+');
+      writeSync(file, Buffer.alloc(8), 0, 8, APPLIED_MARK_OFFSET);
+      closeSync(file);
+    }
+  }
+
   /** The value that fills each page of the shadow's memory. */
-  shadowPages(): number[] {
-    this.image.memory.readRuns([{ firstPage: 0, pageCount: PAGES }], this.#content);
+  shadowPages(memory = this.image.memory): number[] {
+    memory.readRuns([{ firstPage: 0, pageCount: PAGES }], this.#content);
     return this.#pages.map((_, page) => {
       const bytes = this.#content.bytes.subarray(page * PAGE_BYTES, (page + 1) * PAGE_BYTES);
       expect(bytes.every((byte) => byte === bytes[0])).toBe(true);
@@ -183,6 +233,37 @@ describe('the image of a shadow', () => {
       }),
       { numRuns: 150 },
     );
+  });
+
+  it('is the last committed epoch for the next process too, wherever this one was killed', async () => {
+    await fc.assert(
+      fc.asyncProperty(fc.array(step, { maxLength: 80 }), async (steps) => {
+        using world = new World();
+        for (const todo of steps) await perform(world, todo);
+        expect(await world.recovered()).toEqual(world.committed);
+        world.turnstile.open();
+      }),
+      { numRuns: 150 },
+    );
+  });
+
+  it('brings old pages back for the next process when nobody writes down which epochs are applied', async () => {
+    using world = new World();
+    for (const value of [1, 2]) {
+      world.write(0, value);
+      world.epoch({ whole: true });
+    }
+    world.write(1, 3);
+    world.epoch({ whole: true });
+    world.turnstile.open();
+    await world.check();
+    // Takes the slot of the second epoch, the only one that knows page 0 as it is now; that of the first is still there.
+    world.write(1, 4);
+    world.epoch({ whole: true });
+    await world.check();
+    expect(await world.recovered()).toEqual(world.committed);
+    world.forgetApplied();
+    expect((await world.recovered())?.pages[0]).toBe(1);
   });
 
   it('that was cut short in the middle of an epoch is the same after the application is repeated', async () => {
@@ -237,7 +318,7 @@ describe('the image of a shadow', () => {
     using tmpfs = new SmallTmpfs(3 * MIB);
     using memory = GuestMemory.create(join(directory, 'vm.ram'), PAGES * PAGE_BYTES);
     const options = { memory, directory: tmpfs.path, slotCount: 4, failpoints: new Failpoints() };
-    expect(() => new ShadowImage(options)).toThrow(/ENOSPC/);
+    expect(() => ShadowImage.create(options)).toThrow(/ENOSPC/);
     expect(readdirSync(tmpfs.path)).toEqual([]);
   });
 });

@@ -1,3 +1,4 @@
+import { readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { assert } from '../base/assert.ts';
 import type { Failpoints } from '../base/failpoint.ts';
@@ -8,6 +9,7 @@ import { piecesOf } from '../memory/page-runs.ts';
 import { EpochSlot, type StagedEpoch } from './epoch-slot.ts';
 import { ReplicationError } from './replication-error.ts';
 
+const SLOT_PREFIX = 'epoch-';
 /** Bytes copied into the shadow's memory before other work gets its turn. */
 const APPLY_CHUNK_PAGES = 1024;
 
@@ -30,16 +32,55 @@ export class ShadowImage implements Disposable, AsyncDisposable {
   #committed: EpochId = NO_EPOCH;
   #applying: Promise<void> | undefined;
 
-  /** Throws LinuxError ENOSPC when there is no room for the slots; none is left behind then. */
-  constructor({ memory, directory, slotCount, failpoints }: ShadowImageOptions) {
+  private constructor(
+    slots: readonly EpochSlot[],
+    { memory, failpoints }: Pick<ShadowImageOptions, 'memory' | 'failpoints'>,
+  ) {
     this.memory = memory;
     this.#failpoints = failpoints;
+    this.#slots = slots;
+    this.#free = [...slots];
+  }
+
+  /** Throws LinuxError ENOSPC when there is no room for the slots; none is left behind then. */
+  static create({ slotCount, ...options }: ShadowImageOptions & { readonly slotCount: number }): ShadowImage {
+    const { memory, directory } = options;
     using making = new DisposableStack();
-    this.#slots = Array.from({ length: slotCount }, (_, index) =>
-      making.use(EpochSlot.create(join(directory, `epoch-${index}`), { memoryBytes: memory.sizeBytes })),
+    const slots = Array.from({ length: slotCount }, (_, index) =>
+      making.use(EpochSlot.create(slotPath(directory, index), { memoryBytes: memory.sizeBytes })),
     );
-    this.#free = [...this.#slots];
     making.move();
+    return new ShadowImage(slots, options);
+  }
+
+  /**
+   * The image that a process left which was killed: the memory as far as it had come, and the epochs that it had
+   * committed. `settle` completes it. Takes no further epochs.
+   * @throws ReplicationError REPLICATION_EPOCH_CORRUPT
+   */
+  static recover(options: ShadowImageOptions): ShadowImage {
+    const { memory, directory } = options;
+    using opening = new DisposableStack();
+    const slots = readdirSync(directory)
+      .filter((name) => name.startsWith(SLOT_PREFIX))
+      .map((name) => opening.use(EpochSlot.open(join(directory, name), { memoryBytes: memory.sizeBytes })));
+    const image = new ShadowImage(slots, options);
+    image.#recoverFrom(slots);
+    opening.move();
+    return image;
+  }
+
+  #recoverFrom(slots: readonly EpochSlot[]): void {
+    const committed = slots
+      .map((slot) => ({ slot, epoch: slot.read()?.epoch }))
+      .filter((entry): entry is { slot: EpochSlot; epoch: EpochId } => entry.epoch !== undefined)
+      .sort((one, other) => one.epoch - other.epoch);
+    // A slot that was freed keeps its old epoch until it is used again. Applied once more after later ones, that would
+    // bring old pages back.
+    this.#backlog.push(...committed.map(({ slot }) => slot).filter((slot) => !slot.isApplied));
+    this.#latest = committed.at(-1)?.slot;
+    this.#committed = committed.at(-1)?.epoch ?? NO_EPOCH;
+    this.#free.length = 0;
   }
 
   get committed(): EpochId {
@@ -109,6 +150,7 @@ export class ShadowImage implements Disposable, AsyncDisposable {
       const staged = slot.read();
       assert(staged !== undefined, 'only committed epochs wait to be applied');
       await this.#apply(slot, staged);
+      slot.noteApplied();
       this.#backlog.shift();
       if (slot !== this.#latest) this.#free.push(slot);
     }
@@ -136,6 +178,9 @@ export interface ShadowImageOptions {
   readonly memory: GuestMemory;
   /** Where the slots' files go: memory-backed, e.g. below /dev/shm. */
   readonly directory: string;
-  readonly slotCount: number;
   readonly failpoints: Failpoints;
+}
+
+function slotPath(directory: string, index: number): string {
+  return join(directory, `${SLOT_PREFIX}${index}`);
 }

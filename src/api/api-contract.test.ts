@@ -1,0 +1,167 @@
+import { once } from 'node:events';
+import { request as httpRequest, type IncomingMessage } from 'node:http';
+import { describe, expect, it } from 'vitest';
+import { z } from 'zod';
+import { ask, type RawAnswer, type RawRequest, type ServedApi, serveApi } from './api-fixture.ts';
+
+interface Operation {
+  readonly operationId: string;
+  readonly parameters?: readonly { readonly name: string; readonly in: string; readonly required: boolean }[];
+  readonly requestBody?: { readonly required: boolean };
+  readonly responses: Readonly<
+    Record<string, { readonly content?: Readonly<Record<string, { schema: object }>> }>
+  >;
+}
+interface OpenApi {
+  readonly openapi: string;
+  readonly paths: Readonly<Record<string, Readonly<Record<string, Operation>>>>;
+  readonly components: { readonly schemas: Readonly<Record<string, object>> };
+}
+
+const document = async ({ socketPath }: ServedApi): Promise<OpenApi> =>
+  JSON.parse((await ask(socketPath, { path: '/openapi.json' })).text);
+
+const operations = ({ paths }: OpenApi) =>
+  new Map(
+    Object.values(paths)
+      .flatMap((path) => Object.values(path))
+      .map((each) => [each.operationId, each]),
+  );
+
+/** A schema of the document with what it refers to put in, as something that checks. */
+function checkerOf(schema: object, { components }: OpenApi): z.ZodType {
+  const inlined = (value: unknown): unknown => {
+    if (Array.isArray(value)) return value.map(inlined);
+    if (typeof value !== 'object' || value === null) return value;
+    if (!('$ref' in value))
+      return Object.fromEntries(Object.entries(value).map(([key, part]) => [key, inlined(part)]));
+    const name = /^#\/components\/schemas\/(\w+)$/.exec(String(value.$ref))?.[1] ?? '';
+    return inlined(components.schemas[name] ?? expect.unreachable(`${value.$ref} is nowhere`));
+  };
+  return z.fromJSONSchema(inlined(schema) as Parameters<typeof z.fromJSONSchema>[0]);
+}
+
+/** What is wrong with an answer by the document; undefined when nothing is. */
+function fault(operation: Operation, answer: RawAnswer, api: OpenApi): string | undefined {
+  const described = operation.responses[answer.status] ?? operation.responses.default;
+  if (described?.content === undefined)
+    return answer.text === '' ? undefined : 'a body where none is described';
+  const mediaType = answer.headers['content-type']?.split(';')[0] ?? '';
+  const schema = described.content[mediaType]?.schema;
+  if (schema === undefined) return `${answer.status} with ${mediaType} is not described`;
+  return checkerOf(schema, api).safeParse(JSON.parse(answer.text)).error?.message;
+}
+
+const vm = '/v1/vms/alpha';
+const body = JSON.stringify({ spec: 'name: alpha' });
+const post = (path: string, more: Partial<RawRequest> = {}): RawRequest => ({
+  method: 'POST',
+  path,
+  ...more,
+});
+const put = (tag: string, more: Partial<RawRequest> = {}): RawRequest => ({
+  method: 'PUT',
+  path: vm,
+  headers: { 'if-match': tag },
+  body,
+  ...more,
+});
+
+/** In this order: each with the status that it gets. */
+const talk: readonly [string, RawRequest, number][] = [
+  ['getHealth', { path: '/v1/health' }, 200],
+  ['getHealth', { path: '/v1/health', headers: { 'x-much': 'x'.repeat(20_000) } }, 431],
+  ['getHost', { path: '/v1/host' }, 200],
+  ['getOpenApi', { path: '/openapi.json' }, 200],
+  ['declareVm', post('/v1/vms', { body }), 201],
+  ['declareVm', post('/v1/vms', { body }), 409],
+  ['declareVm', post('/v1/vms', { body: '{}' }), 400],
+  ['declareVm', post('/v1/vms', { body: '{"spec":"x"}' }), 422],
+  ['listVms', { path: '/v1/vms?limit=1' }, 200],
+  ['listVms', { path: '/v1/vms?limit=0' }, 400],
+  ['getVm', { path: vm }, 200],
+  ['getVm', { path: '/v1/vms/beta' }, 404],
+  ['changeVm', put('"1"'), 200],
+  ['changeVm', put('"1"'), 412],
+  ['changeVm', put('"1"', { headers: {} }), 428],
+  ['changeVm', put('"2"', { body: '{"spec":"name: beta"}' }), 422],
+  ['startVm', post(`${vm}/start`), 200],
+  ['startVm', post('/v1/vms/beta/start'), 404],
+  ['stopVm', post(`${vm}/stop`), 200],
+  ['stopVm', post(`${vm}/stop`, { body: '{"graceful":false}' }), 200],
+  ['stopVm', post(`${vm}/stop`, { body: '{"graceful":7}' }), 400],
+  ['promoteVm', post(`${vm}/promote`), 200],
+  ['promoteVm', post('/v1/vms/beta/promote'), 404],
+  ['listEvents', { path: '/v1/events?after=1&limit=2&vm=alpha' }, 200],
+  ['listEvents', { path: '/v1/events?after=-1' }, 400],
+  ['streamEvents', { path: '/v1/events/stream?after=x' }, 400],
+  ['deleteVm', { method: 'DELETE', path: vm, headers: { 'if-match': '"1"' } }, 412],
+  ['deleteVm', { method: 'DELETE', path: vm }, 204],
+  ['deleteVm', { method: 'DELETE', path: vm }, 404],
+];
+
+describe('the OpenAPI document', () => {
+  it('describes every answer of every route', async () => {
+    await using api = await serveApi();
+    const described = await document(api);
+    const byId = operations(described);
+    for (const [id, request, status] of talk) {
+      const operation = byId.get(id) ?? expect.unreachable(`${id} is not described`);
+      const answer = await ask(api.socketPath, request);
+      expect([id, answer.status, fault(operation, answer, described)]).toEqual([id, status, undefined]);
+    }
+    const answered = talk.filter(([, , status]) => status < 300).map(([id]) => id);
+    expect(new Set([...answered, 'streamEvents'])).toEqual(new Set(byId.keys()));
+  });
+
+  it('describes what is streamed', async () => {
+    await using api = await serveApi();
+    const described = await document(api);
+    api.service.emit('alpha', 'vm-started', { pid: 7 });
+    const request = httpRequest({
+      socketPath: api.socketPath,
+      path: '/v1/events/stream',
+      agent: false,
+    }).end();
+    const [response] = (await once(request, 'response')) as [IncomingMessage];
+    const operation = operations(described).get('streamEvents');
+    const mediaType = response.headers['content-type'] ?? '';
+    expect(operation?.responses[200]?.content).toHaveProperty([mediaType]);
+    const [bytes] = (await once(response, 'data')) as [Buffer];
+    request.destroy();
+    const data = /^data: (.*)$/m.exec(bytes.toString())?.[1] ?? '';
+    const event = checkerOf(described.components.schemas.Event ?? {}, described);
+    expect(event.safeParse(JSON.parse(data)).error).toBeUndefined();
+  });
+
+  it('is noticed to disagree with an answer of another form, type or status', async () => {
+    await using api = await serveApi();
+    const described = await document(api);
+    const operation = operations(described).get('getHealth') ?? expect.unreachable();
+    const answer = await ask(api.socketPath, { path: '/v1/health' });
+    expect(fault(operation, answer, described)).toBeUndefined();
+    for (const other of [
+      { ...answer, text: '{"status":"fine"}' },
+      { ...answer, text: '{}' },
+      { ...answer, headers: { 'content-type': 'text/html' } },
+      { ...answer, status: 418 },
+    ]) {
+      expect(fault(operation, other, described)).toEqual(expect.any(String));
+    }
+  });
+
+  it('says of every request what has to be there', async () => {
+    await using api = await serveApi();
+    const described = await document(api);
+    const byId = operations(described);
+    expect(described.openapi).toMatch(/^3\.1\./);
+    expect(
+      [...byId.values()].filter(({ requestBody }) => requestBody?.required).map((each) => each.operationId),
+    ).toEqual(['declareVm', 'changeVm']);
+    const required = (id: string) =>
+      byId.get(id)?.parameters?.flatMap((each) => (each.required ? `${each.in} ${each.name}` : []));
+    expect(required('changeVm')).toEqual(['path name', 'header if-match']);
+    expect(required('deleteVm')).toEqual(['path name']);
+    expect(required('listEvents')).toEqual([]);
+  });
+});

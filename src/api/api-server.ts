@@ -1,0 +1,302 @@
+import { randomUUID } from 'node:crypto';
+import type { IncomingMessage, ServerResponse } from 'node:http';
+import type { Socket } from 'node:net';
+import swagger from '@fastify/swagger';
+import { type FastifyInstance, type FastifyReply, type FastifyRequest, fastify } from 'fastify';
+import { serializerCompiler, validatorCompiler } from 'fastify-type-provider-zod';
+import { InvariantViolation } from '../base/assert.ts';
+import type { Clock } from '../base/clock.ts';
+import { messageOf } from '../base/errors.ts';
+import type { Logger } from '../base/logger.ts';
+import { KIB, MIB } from '../base/units.ts';
+import { ApiError, type ApiErrorCode } from './api-error.ts';
+import { EventStreams } from './event-streams.ts';
+import { type HandledId, handlers } from './handlers.ts';
+import type { HostService } from './host-service.ts';
+import { Idempotency, type KeyedRequest } from './idempotency.ts';
+import { fastifySchemaOf, PROBLEM_TYPE, swaggerOptions } from './openapi.ts';
+import { problemOf } from './problem.ts';
+import type { Problem } from './resources.ts';
+import { type Asked, type RouteId, routeOf, routes, takesKey } from './routes.ts';
+import { listenOnUnixSocket } from './unix-listener.ts';
+
+/** A specification of the largest size, escaped for JSON, and what is around it. */
+const BODY_BYTES_MAX = MIB + 128 * KIB;
+const HEADER_BYTES_MAX = 16 * KIB;
+/** More than there may be readers of events, so that others get through. */
+const CONNECTIONS_MAX = 4000;
+/** For a request to arrive whole. */
+const REQUEST_MAX_MS = 30_000;
+/** Without a byte in either direction; longer than any request waits for a VM. */
+const SILENCE_MAX_MS = 180_000;
+/** For answers that are under way when the server ends. */
+const CLOSE_DEADLINE_MS = 5000;
+const LOGGED_URL_CHARACTERS_MAX = 300;
+type Handler = (typeof handlers)[HandledId];
+
+const SANE_REQUEST_ID = /^[\w.:-]{1,64}$/;
+const STORED_HEADERS = ['content-type', 'etag', 'location'];
+
+/** Of a request that node could not even parse. */
+const UNPARSED: Readonly<Record<string, readonly [ApiErrorCode, string]>> = {
+  HPE_HEADER_OVERFLOW: ['API_HEADERS_TOO_LARGE', `headers have at most ${HEADER_BYTES_MAX} bytes`],
+  ERR_HTTP_REQUEST_TIMEOUT: ['API_REQUEST_TIMEOUT', 'the request did not arrive in time'],
+};
+
+export interface ApiServerOptions {
+  readonly service: HostService;
+  readonly socketPath: string;
+  readonly clock: Clock;
+  readonly log: Logger;
+}
+
+/** Offers a host to everybody who may open its unix socket. */
+export class ApiServer implements AsyncDisposable {
+  readonly #app: FastifyInstance;
+  readonly #options: ApiServerOptions;
+  readonly #streams: EventStreams;
+  readonly #idempotency: Idempotency;
+  /** Requests that came with an Idempotency-Key and are being carried out. */
+  readonly #keyed = new WeakMap<FastifyRequest, KeyedRequest>();
+  readonly #lastResponse = new WeakMap<Socket, ServerResponse>();
+
+  private constructor(options: ApiServerOptions) {
+    const { service } = options;
+    this.#options = options;
+    this.#streams = new EventStreams(options);
+    this.#idempotency = new Idempotency(service);
+    this.#app = fastify({
+      logger: false,
+      bodyLimit: BODY_BYTES_MAX,
+      http: { maxHeaderSize: HEADER_BYTES_MAX },
+      requestTimeout: REQUEST_MAX_MS,
+      connectionTimeout: SILENCE_MAX_MS,
+      exposeHeadRoutes: false,
+      return503OnClosing: false,
+      requestIdHeader: false,
+      genReqId: (request: IncomingMessage) => requestIdOf(request.headers['x-request-id']),
+      frameworkErrors: (error, request, reply) => {
+        this.#setCommonHeaders(request, reply);
+        this.#refuse(error, request, reply);
+        this.#logAnswer(request, reply);
+      },
+      clientErrorHandler: (error, socket) => this.#refuseUnparsed(error, socket),
+    });
+    this.#app.server.maxConnections = CONNECTIONS_MAX;
+    this.#app.server.on('request', ({ socket }, response) => this.#lastResponse.set(socket, response));
+  }
+
+  /**
+   * One that listens on a socket of mode 0660. The caller holds a lock against a second one that starts.
+   * @throws ApiError API_SOCKET_TAKEN, API_LISTEN_FAILED
+   */
+  static async listen(options: ApiServerOptions): Promise<ApiServer> {
+    const api = new ApiServer(options);
+    try {
+      await api.#prepare();
+      await listenOnUnixSocket(api.#app.server, options.socketPath);
+    } catch (thrown) {
+      await api[Symbol.asyncDispose]();
+      throw thrown;
+    }
+    api.#app.server.on('error', (error) => options.log.error('API socket', { error: messageOf(error) }));
+    return api;
+  }
+
+  /** Ends the streams of events, lets the last answers out, closes and removes the socket. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#streams[Symbol.dispose]();
+    const cancel = this.#options.clock.after(CLOSE_DEADLINE_MS, () => this.#app.server.closeAllConnections());
+    await this.#app.close();
+    cancel();
+  }
+
+  async #prepare(): Promise<void> {
+    const app = this.#app;
+    app.removeContentTypeParser('text/plain');
+    app.setValidatorCompiler(validatorCompiler);
+    app.setSerializerCompiler(serializerCompiler);
+    app.setErrorHandler((error, request, reply) => this.#refuse(error, request, reply));
+    app.addHook('onRequest', async (request, reply) => {
+      this.#setCommonHeaders(request, reply);
+      // Before its body is read.
+      if (request.is404) throw notFound();
+    });
+    app.addHook('preHandler', async (request, reply) => this.#replay(request, reply));
+    app.addHook('onSend', async (request, reply, payload) => this.#remember(request, reply, payload));
+    app.addHook('onResponse', async (request, reply) => this.#logAnswer(request, reply));
+    app.setNotFoundHandler(() => {
+      throw notFound();
+    });
+    await app.register(swagger, swaggerOptions(this.#options.service.describe().version));
+    for (const id of Object.keys(routes) as RouteId[]) this.#addRoute(id);
+    this.#refuseOtherMethods();
+    await app.ready();
+  }
+
+  #addRoute(id: RouteId): void {
+    const { method, path } = routeOf(id);
+    this.#app.route({
+      method,
+      url: fastifyPath(path),
+      schema: fastifySchemaOf(id),
+      config: { operationId: id },
+      handler: (request, reply) => this.#handle(id, request, reply),
+    });
+  }
+
+  #refuseOtherMethods(): void {
+    for (const [path, rows] of Map.groupBy(Object.values(routes), (route) => route.path)) {
+      const allowed: string[] = rows.map(({ method }) => method);
+      this.#app.route({
+        method: this.#app.supportedMethods.filter((method) => !allowed.includes(method)),
+        url: fastifyPath(path),
+        schema: { hide: true },
+        onRequest: async (request, reply) => {
+          reply.header('allow', allowed.join(', '));
+          throw new ApiError('API_METHOD_NOT_ALLOWED', `${request.method} means nothing here`, {
+            hint: `Allowed: ${allowed.join(', ')}.`,
+          });
+        },
+        handler: notFound,
+      });
+    }
+  }
+
+  /** What it returns is sent; undefined means an answer without a body, or one that sends itself. */
+  async #handle(id: RouteId, request: FastifyRequest, reply: FastifyReply): Promise<unknown> {
+    const { params, query, headers, body } = request;
+    if (id === 'getOpenApi') return this.#app.swagger();
+    if (id === 'streamEvents') {
+      this.#openStream(request as { id: string } & Asked<'streamEvents'>, reply);
+      return undefined;
+    }
+    const handle = handlers[id] as (service: HostService, asked: unknown) => ReturnType<Handler>;
+    const answer = await handle(this.#options.service, { params, query, headers, body });
+    reply.code(routeOf(id).status).headers(answer.headers ?? {});
+    return answer.body ?? undefined;
+  }
+
+  #openStream({ id, query, headers }: { id: string } & Asked<'streamEvents'>, reply: FastifyReply): void {
+    this.#streams.ensureRoom();
+    reply.hijack();
+    const response = reply.raw;
+    response.socket?.setTimeout(0);
+    response.writeHead(200, {
+      ...(reply.getHeaders() as Record<string, string>),
+      'content-type': 'text/event-stream',
+      connection: 'close',
+    });
+    // A reader that comes back names what it saw last; what it asked for at first is older.
+    const after = headers['last-event-id'] ?? query.after;
+    this.#streams.open(response, { after, vm: query.vm, requestId: id });
+  }
+
+  #replay(request: FastifyRequest, reply: FastifyReply): FastifyReply | undefined {
+    const { operationId } = request.routeOptions.config as { operationId?: RouteId };
+    const key = request.headers['idempotency-key'];
+    if (typeof key !== 'string' || operationId === undefined || !takesKey(operationId)) return undefined;
+    const admission = this.#idempotency.admit(key, [operationId, request.params, request.body]);
+    if (admission.kind === 'first') {
+      this.#keyed.set(request, admission.request);
+      return undefined;
+    }
+    const { status, headers, body } = admission.answer;
+    return reply.code(status).headers(headers).header('idempotency-replayed', 'true').send(body);
+  }
+
+  /** The answer is stored before it is sent: who has seen it gets the same again. */
+  #remember(request: FastifyRequest, reply: FastifyReply, payload: unknown): unknown {
+    const keyed = this.#keyed.get(request);
+    if (keyed === undefined) return payload;
+    this.#keyed.delete(request);
+    const stored = STORED_HEADERS.filter((name) => reply.hasHeader(name));
+    this.#idempotency.finish(keyed, {
+      status: reply.statusCode,
+      headers: Object.fromEntries(stored.map((name) => [name, String(reply.getHeader(name))])),
+      body: String(payload),
+    });
+    return payload;
+  }
+
+  #setCommonHeaders(request: FastifyRequest, reply: FastifyReply): void {
+    // The state of a VM changes without its ETag, which is that of the specification: nothing may be cached.
+    reply.headers({ 'x-request-id': request.id, 'cache-control': 'no-store' });
+  }
+
+  #refuse(thrown: unknown, request: FastifyRequest, reply: FastifyReply): void {
+    const problem = problemOf(thrown);
+    if (problem.status === 500) {
+      const stack = thrown instanceof Error ? thrown.stack : undefined;
+      const { code } = problem;
+      this.#options.log.error('a request failed', {
+        requestId: request.id,
+        code,
+        error: messageOf(thrown),
+        stack,
+      });
+    }
+    reply.code(problem.status).type(PROBLEM_TYPE).send(JSON.stringify(problem));
+    // A broken invariant must end the host, whoever happened to ask.
+    if (thrown instanceof InvariantViolation) {
+      setImmediate(() => {
+        throw thrown;
+      });
+    }
+  }
+
+  /** What is no HTTP. It is only answered where that cannot be taken for the answer to an earlier request. */
+  #refuseUnparsed(error: Error & { code?: string }, socket: Socket): void {
+    const last = this.#lastResponse.get(socket);
+    const expectsAnswer = last === undefined || (last.writableFinished && last.shouldKeepAlive);
+    if (expectsAnswer && socket.writable && error.code !== 'ECONNRESET') {
+      const requestId = randomUUID();
+      const [code, message] = UNPARSED[error.code ?? ''] ?? [
+        'API_BAD_REQUEST',
+        'that is no HTTP/1.1 request',
+      ];
+      const problem = problemOf(new ApiError(code, message));
+      this.#options.log.info('API', { requestId, status: problem.status, error: error.message });
+      socket.write(rawAnswer(problem, requestId));
+    }
+    socket.destroySoon();
+  }
+
+  #logAnswer(request: FastifyRequest, reply: FastifyReply): void {
+    this.#options.log.info('API', {
+      requestId: request.id,
+      method: request.method,
+      url: request.url.slice(0, LOGGED_URL_CHARACTERS_MAX),
+      status: reply.statusCode,
+      ms: Number(reply.elapsedTime.toFixed(1)),
+    });
+  }
+}
+
+function requestIdOf(given: string | string[] | undefined): string {
+  return typeof given === 'string' && SANE_REQUEST_ID.test(given) ? given : randomUUID();
+}
+
+function fastifyPath(path: string): string {
+  return path.replace(/\{(\w+)\}/g, ':$1');
+}
+
+function notFound(): ApiError {
+  return new ApiError('API_NOT_FOUND', 'there is nothing of this name', {
+    hint: '/openapi.json lists all that there is.',
+  });
+}
+
+function rawAnswer(problem: Problem, requestId: string): string {
+  const body = JSON.stringify(problem);
+  return [
+    `HTTP/1.1 ${problem.status} ${problem.title}`,
+    `Content-Type: ${PROBLEM_TYPE}; charset=utf-8`,
+    `Content-Length: ${Buffer.byteLength(body)}`,
+    `X-Request-Id: ${requestId}`,
+    'Cache-Control: no-store',
+    'Connection: close',
+    '',
+    body,
+  ].join('\r\n');
+}

@@ -1,0 +1,57 @@
+import { MIB } from '../base/units.ts';
+import type { HostService } from './host-service.ts';
+import type { Vm, VmPage } from './resources.ts';
+import { type AnswerTo, type Asked, entityTagOf, type RouteId } from './routes.ts';
+
+/** A page ends early rather than grow beyond this by its specifications. */
+const PAGE_SPEC_BYTES_MAX = 4 * MIB;
+
+interface Handled<Id extends RouteId> {
+  readonly body: AnswerTo<Id>;
+  readonly headers?: Readonly<Record<string, string>>;
+}
+type Handler<Id extends RouteId> = (
+  service: HostService,
+  asked: Asked<Id>,
+) => Handled<Id> | Promise<Handled<Id>>;
+
+/** Routes that ask the host and answer with JSON. */
+export type HandledId = Exclude<RouteId, 'streamEvents' | 'getOpenApi'>;
+
+export const handlers: { readonly [Id in HandledId]: Handler<Id> } = {
+  getHealth: (service) => ({ body: service.health() }),
+  getHost: (service) => ({ body: service.describe() }),
+  listVms: (service, { query }) => ({
+    body: shortenedPage(service.listVms({ after: query.after, limit: query.limit })),
+  }),
+  declareVm: (service, { body }) => {
+    const vm = service.declareVm(body);
+    return { ...tagged(vm), headers: { location: `/v1/vms/${vm.name}`, etag: entityTagOf(vm.version) } };
+  },
+  getVm: (service, { params }) => tagged(service.getVm(params.name)),
+  changeVm: (service, { params, headers, body }) =>
+    tagged(service.changeVm(params.name, body, { ifVersion: headers['if-match'] })),
+  deleteVm: async (service, { params, headers }) => {
+    await service.deleteVm(params.name, { ifVersion: headers['if-match'] });
+    return { body: null };
+  },
+  startVm: (service, { params }) => tagged(service.startVm(params.name)),
+  stopVm: (service, { params, body }) => tagged(service.stopVm(params.name, body)),
+  promoteVm: async (service, { params }) => tagged(await service.promoteVm(params.name)),
+  listEvents: (service, { query }) => ({ body: service.listEvents({ ...query, vm: query.vm }) }),
+};
+
+function tagged(vm: Vm): { readonly body: Vm; readonly headers: { readonly etag: string } } {
+  return { body: vm, headers: { etag: entityTagOf(vm.version) } };
+}
+
+function shortenedPage(page: VmPage): VmPage {
+  let bytes = 0;
+  const cut = page.vms.findIndex(({ spec }) => {
+    bytes += Buffer.byteLength(spec);
+    return bytes > PAGE_SPEC_BYTES_MAX;
+  });
+  if (cut <= 0) return page;
+  const vms = page.vms.slice(0, cut);
+  return { vms, next: vms.at(-1)?.name ?? null };
+}

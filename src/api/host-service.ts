@@ -1,0 +1,48 @@
+import type { ChangeVm, DeclareVm, EventPage, Health, Host, HostEvent, Vm, VmPage } from './resources.ts';
+
+/** What the API needs of a host. All of it throws UnderstudyErrors with stable codes. */
+export interface HostService {
+  health(): Health;
+  describe(): Host;
+
+  /** By name, those after `after`. */
+  listVms(page: { readonly after: string | undefined; readonly limit: number }): VmPage;
+  /** @throws HostError HOST_VM_UNKNOWN */
+  getVm(name: string): Vm;
+  /** @throws HostError HOST_VM_EXISTS; ConfigError for a bad specification */
+  declareVm(request: DeclareVm): Vm;
+  /**
+   * Takes effect when the VM is started the next time.
+   * @throws HostError HOST_VM_UNKNOWN, HOST_VM_CHANGED when it is no longer at `ifVersion`, HOST_NAME_FIXED; ConfigError
+   */
+  changeVm(name: string, request: ChangeVm, options: { readonly ifVersion: number }): Vm;
+  /** Stops it and forgets it. @throws HostError HOST_VM_UNKNOWN, HOST_VM_CHANGED */
+  deleteVm(name: string, options: { readonly ifVersion: number | undefined }): Promise<void>;
+
+  /** Desired from now on; resolves at once, the VM follows. @throws HostError HOST_VM_UNKNOWN */
+  startVm(name: string): Vm;
+  stopVm(name: string, options: { readonly graceful: boolean }): Vm;
+  /** Planned switch to the shadow; resolves when it acts. @throws HostError HOST_VM_UNKNOWN; KeeperError KEEPER_NOT_PROTECTED */
+  promoteVm(name: string): Promise<Vm>;
+
+  /** Events after number `after`, oldest first. */
+  listEvents(page: {
+    readonly after: number;
+    readonly limit: number;
+    readonly vm: string | undefined;
+  }): EventPage;
+  /** Called for every event from now on, until the returned function is called. */
+  onEvent(listener: (event: HostEvent) => void): () => void;
+
+  /** What was answered before to a request with this key. */
+  recallAnswer(key: string): StoredAnswer | undefined;
+  storeAnswer(key: string, answer: StoredAnswer): void;
+}
+
+export interface StoredAnswer {
+  /** Hash of method, path and body: the same key with another request is a mistake of the caller. */
+  readonly request: string;
+  readonly status: number;
+  readonly headers: Readonly<Record<string, string>>;
+  readonly body: string;
+}

@@ -1,0 +1,147 @@
+import { ConfigError } from '../config/config-error.ts';
+import { ApiError, type ApiErrorCode } from './api-error.ts';
+import type { HostService, StoredAnswer } from './host-service.ts';
+import type { ChangeVm, DeclareVm, EventPage, HostEvent, Vm, VmPage } from './resources.ts';
+
+const TIME = '2026-01-01T00:00:00.000Z';
+
+/** A host without VMs behind it, for the tests of this room. A specification here is one line: `name: NAME`. */
+export class MemoryService implements HostService {
+  readonly vms = new Map<string, Vm>();
+  readonly events: HostEvent[] = [];
+  readonly answers = new Map<string, StoredAnswer>();
+  readonly #listeners = new Set<(event: HostEvent) => void>();
+  #lastVersion = 0;
+  /** What a promotion waits for, or fails with. */
+  promotion = async (): Promise<void> => {};
+  promotions = 0;
+
+  health() {
+    return { status: 'ok' } as const;
+  }
+
+  describe() {
+    const vms = { declared: this.vms.size, running: 0, protected: 0 };
+    return { version: '0.0.0', pid: process.pid, startedAt: TIME, vms };
+  }
+
+  listVms({ after, limit }: { after: string | undefined; limit: number }): VmPage {
+    const all = [...this.vms.values()].sort((a, b) => (a.name < b.name ? -1 : 1));
+    const rest = all.filter(({ name }) => after === undefined || name > after);
+    const vms = rest.slice(0, limit);
+    return { vms, next: rest.length > limit ? (vms.at(-1)?.name ?? null) : null };
+  }
+
+  getVm(name: string): Vm {
+    const vm = this.vms.get(name);
+    if (vm === undefined) throw hostError('HOST_VM_UNKNOWN', name);
+    return vm;
+  }
+
+  declareVm({ spec, directory, desired }: DeclareVm): Vm {
+    const name = nameIn(spec);
+    if (this.vms.has(name)) throw hostError('HOST_VM_EXISTS', name);
+    return this.#put({
+      name,
+      version: this.#nextVersion(),
+      spec,
+      directory,
+      desired,
+      observed: { state: 'absent', version: null, keeperPid: null, problem: null },
+      createdAt: TIME,
+      changedAt: TIME,
+    });
+  }
+
+  changeVm(name: string, { spec, directory }: ChangeVm, { ifVersion }: { ifVersion: number }): Vm {
+    const vm = this.getVm(name);
+    if (vm.version !== ifVersion) throw hostError('HOST_VM_CHANGED', name);
+    if (nameIn(spec) !== name) throw hostError('HOST_NAME_FIXED', name);
+    return this.#put({ ...vm, spec, directory, version: this.#nextVersion() });
+  }
+
+  async deleteVm(name: string, { ifVersion }: { ifVersion: number | undefined }): Promise<void> {
+    const vm = this.getVm(name);
+    if (ifVersion !== undefined && vm.version !== ifVersion) throw hostError('HOST_VM_CHANGED', name);
+    this.vms.delete(name);
+    this.emit(name, 'vm-deleted');
+  }
+
+  startVm(name: string): Vm {
+    return this.#put({ ...this.getVm(name), desired: 'running' });
+  }
+
+  stopVm(name: string): Vm {
+    return this.#put({ ...this.getVm(name), desired: 'stopped' });
+  }
+
+  async promoteVm(name: string): Promise<Vm> {
+    const vm = this.getVm(name);
+    this.promotions += 1;
+    await this.promotion();
+    return vm;
+  }
+
+  listEvents({ after, limit, vm }: { after: number; limit: number; vm: string | undefined }): EventPage {
+    const rest = this.events.slice(after).filter((event) => vm === undefined || event.vm === vm);
+    const events = rest.slice(0, limit);
+    return { events, next: rest.length > limit ? (events.at(-1)?.id ?? null) : null };
+  }
+
+  onEvent(listener: (event: HostEvent) => void): () => void {
+    this.#listeners.add(listener);
+    return () => this.#listeners.delete(listener);
+  }
+
+  recallAnswer(key: string): StoredAnswer | undefined {
+    return this.answers.get(key);
+  }
+
+  storeAnswer(key: string, answer: StoredAnswer): void {
+    this.answers.set(key, answer);
+  }
+
+  emit(vm: string | null, kind: string, facts: Record<string, unknown> = {}): void {
+    this.announce(this.record(vm, kind, facts));
+  }
+
+  record(vm: string | null, kind: string, facts: Record<string, unknown> = {}): HostEvent {
+    const event = { id: this.events.length + 1, time: TIME, vm, kind, epoch: null, facts };
+    this.events.push(event);
+    return event;
+  }
+
+  announce(event: HostEvent): void {
+    for (const listener of this.#listeners) listener(event);
+  }
+
+  /** Everything that a request could have changed, but for the answers that are kept. */
+  state(): string {
+    return JSON.stringify([[...this.vms], this.events, this.promotions]);
+  }
+
+  #put(vm: Vm): Vm {
+    this.vms.set(vm.name, vm);
+    this.emit(vm.name, 'vm-changed');
+    return vm;
+  }
+
+  #nextVersion(): number {
+    this.#lastVersion += 1;
+    return this.#lastVersion;
+  }
+}
+
+function nameIn(spec: string): string {
+  const name = /^name: ([a-z0-9][a-z0-9-]{0,39})$/m.exec(spec)?.[1];
+  if (name !== undefined) return name;
+  throw new ConfigError('CONFIG_INVALID', 'the specification has 1 problem', {
+    hint: 'Correct it.',
+    facts: { problems: ['spec:1: name: expected a name'] },
+  });
+}
+
+/** As the client does it: the code is one of another module. */
+function hostError(code: string, name: string): ApiError {
+  return new ApiError(code as ApiErrorCode, `${name}: ${code}`);
+}

@@ -1,0 +1,160 @@
+import { z } from 'zod';
+
+/**
+ * What the API of a host speaks of. These schemas are the only description of it: the server validates with them,
+ * the OpenAPI document is made from them, and the client's types are theirs.
+ */
+
+export const vmNameSchema = z
+  .string()
+  .regex(/^[a-z0-9][a-z0-9-]{0,39}$/, 'expected 1 to 40 of a-z 0-9 -, not beginning with -')
+  .meta({ description: 'Name of a VM, unique on its host.', examples: ['redis-demo'] });
+
+/** What the VM does, as far as the host knows. */
+export const observedStateSchema = z
+  .enum([
+    'absent',
+    'starting',
+    'alone',
+    'syncing',
+    'protected',
+    'fencing',
+    'promoting',
+    'restarting',
+    'stopping',
+    'stopped',
+    'lost',
+    'failed',
+    'no-answer',
+  ])
+  .meta({
+    description:
+      'absent: nothing of it exists. lost: its keeper was killed. failed: it ended by a fault and left its logs. ' +
+      'no-answer: its keeper does not answer. All others: the phase that its keeper reports.',
+  });
+
+export const desiredStateSchema = z.enum(['running', 'stopped']);
+
+export const vmSchema = z
+  .object({
+    name: vmNameSchema,
+    /** Grows with every change of the specification; also the entity tag. */
+    version: z.int().positive(),
+    spec: z.string().meta({ description: 'The specification as it was declared, YAML.' }),
+    directory: z.string().meta({ description: 'Where relative paths in the specification begin.' }),
+    desired: desiredStateSchema,
+    observed: z.object({
+      state: observedStateSchema,
+      /** Of the specification that it was started with; null while nothing of it runs. */
+      version: z.int().positive().nullable(),
+      keeperPid: z.int().positive().nullable(),
+      /** Why it is not as desired, where that is known. */
+      problem: z.object({ code: z.string(), message: z.string(), hint: z.string().optional() }).nullable(),
+    }),
+    createdAt: z.iso.datetime(),
+    changedAt: z.iso.datetime(),
+  })
+  .meta({ id: 'Vm' });
+
+export const vmPageSchema = z
+  .object({
+    vms: z.array(vmSchema),
+    next: z
+      .string()
+      .nullable()
+      .meta({ description: 'To be given as `after` for the next page; null on the last.' }),
+  })
+  .meta({ id: 'VmPage' });
+
+export const declareVmSchema = z
+  .strictObject({
+    spec: z
+      .string()
+      .min(1)
+      .max(1024 * 1024)
+      .meta({ description: 'A VM specification in YAML.' }),
+    directory: z
+      .string()
+      .startsWith('/')
+      .max(4096)
+      .default('/')
+      .meta({ description: 'Where relative paths in it begin.' }),
+    desired: desiredStateSchema.default('running'),
+  })
+  .meta({ id: 'DeclareVm' });
+
+export const changeVmSchema = declareVmSchema.omit({ desired: true }).meta({ id: 'ChangeVm' });
+
+export const stopVmSchema = z
+  .strictObject({
+    graceful: z
+      .boolean()
+      .default(true)
+      .meta({ description: 'Press the power button and wait, before it is killed.' }),
+  })
+  .meta({ id: 'StopVm' });
+
+export const hostEventSchema = z
+  .object({
+    id: z
+      .int()
+      .positive()
+      .meta({ description: 'Counts the events of this host; `Last-Event-ID` of the stream.' }),
+    time: z.iso.datetime(),
+    vm: z.string().nullable(),
+    kind: z
+      .string()
+      .regex(/^[a-z][a-z0-9-]*$/)
+      .meta({ examples: ['promoted'] }),
+    epoch: z
+      .int()
+      .nonnegative()
+      .nullable()
+      .meta({ description: 'Newest committed epoch of the VM when it happened.' }),
+    facts: z.record(z.string(), z.unknown()),
+  })
+  .meta({ id: 'Event' });
+
+export const eventPageSchema = z
+  .object({ events: z.array(hostEventSchema), next: z.int().nullable() })
+  .meta({ id: 'EventPage' });
+
+export const healthSchema = z
+  .object({ status: z.enum(['ok', 'degraded']) })
+  .meta({ id: 'Health', description: 'degraded: some VM is not as it is desired to be.' });
+
+export const hostSchema = z
+  .object({
+    version: z.string(),
+    pid: z.int().positive(),
+    startedAt: z.iso.datetime(),
+    vms: z.object({
+      declared: z.int().nonnegative(),
+      running: z.int().nonnegative(),
+      protected: z.int().nonnegative(),
+    }),
+  })
+  .meta({ id: 'Host' });
+
+/** RFC 9457. */
+export const problemSchema = z
+  .object({
+    type: z.string(),
+    title: z.string(),
+    status: z.int(),
+    detail: z.string(),
+    code: z.string().meta({ description: 'Stable; docs/errors.md lists all.' }),
+    hint: z.string().optional(),
+    problems: z.array(z.string()).optional(),
+  })
+  .meta({ id: 'Problem' });
+
+export type Vm = z.output<typeof vmSchema>;
+export type VmPage = z.output<typeof vmPageSchema>;
+export type DeclareVm = z.output<typeof declareVmSchema>;
+export type ChangeVm = z.output<typeof changeVmSchema>;
+export type HostEvent = z.output<typeof hostEventSchema>;
+export type EventPage = z.output<typeof eventPageSchema>;
+export type Health = z.output<typeof healthSchema>;
+export type Host = z.output<typeof hostSchema>;
+export type Problem = z.output<typeof problemSchema>;

@@ -1,0 +1,227 @@
+import { z } from 'zod';
+import {
+  changeVmSchema,
+  declareVmSchema,
+  eventPageSchema,
+  healthSchema,
+  hostSchema,
+  stopVmSchema,
+  vmNameSchema,
+  vmPageSchema,
+  vmSchema,
+} from './resources.ts';
+
+/** How long a caller has to be ready to wait where the host waits for a VM. Milliseconds. */
+const ACT_DEADLINE_MS = 150_000;
+
+interface Route {
+  readonly method: 'GET' | 'POST' | 'PUT' | 'DELETE';
+  /** As in OpenAPI: `/v1/vms/{name}`. */
+  readonly path: string;
+  readonly summary: string;
+  readonly params?: z.ZodObject;
+  readonly query?: z.ZodObject;
+  readonly headers?: z.ZodObject;
+  readonly body?: z.ZodType;
+  readonly status: 200 | 201 | 204;
+  readonly mediaType?: 'text/event-stream';
+  readonly answer: z.ZodType;
+  /** Other than usual; milliseconds. */
+  readonly deadlineMs?: number;
+}
+
+/** A number in a query or header: digits, nothing else that JavaScript would take for a number. */
+function decimal<Schema extends z.ZodType>(schema: Schema) {
+  return z.preprocess(
+    (text) => (typeof text === 'string' && /^\d{1,15}$/.test(text) ? Number(text) : text),
+    schema,
+  );
+}
+
+const limit = decimal(z.int().min(1).max(1000))
+  .default(100)
+  .meta({ description: 'At most so many, 100 unless told otherwise.' });
+const afterEvent = decimal(z.int().nonnegative()).default(0).meta({ description: 'Number of an event.' });
+const ofVm = vmNameSchema.optional().meta({ description: 'Only what concerns this VM.' });
+
+const oneVm = z.strictObject({ name: vmNameSchema });
+const nothing = z.null().meta({ description: 'Done.' });
+
+const entityTag = z
+  .string()
+  .regex(/^"[1-9]\d{0,14}"$/, 'expected one entity tag as ETag gave it')
+  .transform((tag) => Number(tag.slice(1, -1)))
+  .meta({ description: 'The ETag of the version that was read.' });
+
+const keyed = z.object({
+  'idempotency-key': z
+    .string()
+    .regex(/^[\x21-\x7e]{1,128}$/, 'expected 1 to 128 visible characters')
+    .optional()
+    .meta({ description: 'A repeated request with the same key gets the first answer and does nothing.' }),
+});
+
+/** The routes by operation id: server, OpenAPI document and client are made from this table. */
+export const routes = {
+  getHealth: {
+    method: 'GET',
+    path: '/v1/health',
+    summary: 'Whether all VMs are as they are desired to be.',
+    status: 200,
+    answer: healthSchema,
+  },
+  getHost: {
+    method: 'GET',
+    path: '/v1/host',
+    summary: 'The daemon and what it looks after.',
+    status: 200,
+    answer: hostSchema,
+  },
+  listVms: {
+    method: 'GET',
+    path: '/v1/vms',
+    summary: 'VMs by name. A page may be shorter than `limit`; the last one is that without `next`.',
+    query: z.strictObject({ after: vmNameSchema.optional(), limit }),
+    status: 200,
+    answer: vmPageSchema,
+  },
+  declareVm: {
+    method: 'POST',
+    path: '/v1/vms',
+    summary: 'Declare a VM. Answers with its Location and ETag.',
+    headers: keyed,
+    body: declareVmSchema,
+    status: 201,
+    answer: vmSchema,
+  },
+  getVm: {
+    method: 'GET',
+    path: '/v1/vms/{name}',
+    summary: 'One VM. Its ETag is that of the specification.',
+    params: oneVm,
+    status: 200,
+    answer: vmSchema,
+  },
+  changeVm: {
+    method: 'PUT',
+    path: '/v1/vms/{name}',
+    summary: 'Change the specification; it takes effect when the VM is started the next time.',
+    params: oneVm,
+    headers: z.object({ 'if-match': entityTag }),
+    body: changeVmSchema,
+    status: 200,
+    answer: vmSchema,
+  },
+  deleteVm: {
+    method: 'DELETE',
+    path: '/v1/vms/{name}',
+    summary: 'Stop a VM and forget it.',
+    params: oneVm,
+    headers: z.object({ 'if-match': entityTag.optional() }),
+    status: 204,
+    answer: nothing,
+    deadlineMs: ACT_DEADLINE_MS,
+  },
+  startVm: {
+    method: 'POST',
+    path: '/v1/vms/{name}/start',
+    summary: 'Desire a VM to run. Answers at once, the VM follows.',
+    params: oneVm,
+    headers: keyed,
+    status: 200,
+    answer: vmSchema,
+  },
+  stopVm: {
+    method: 'POST',
+    path: '/v1/vms/{name}/stop',
+    summary: 'Desire a VM not to run. Answers at once, the VM follows.',
+    params: oneVm,
+    headers: keyed,
+    body: stopVmSchema.nullish().transform((said) => said ?? stopVmSchema.parse({})),
+    status: 200,
+    answer: vmSchema,
+  },
+  promoteVm: {
+    method: 'POST',
+    path: '/v1/vms/{name}/promote',
+    summary: 'Switch to the shadow as planned. Answers when it acts.',
+    params: oneVm,
+    headers: keyed,
+    status: 200,
+    answer: vmSchema,
+    deadlineMs: ACT_DEADLINE_MS,
+  },
+  listEvents: {
+    method: 'GET',
+    path: '/v1/events',
+    summary: 'Events after number `after`, oldest first.',
+    query: z.strictObject({ after: afterEvent, limit, vm: ofVm }),
+    status: 200,
+    answer: eventPageSchema,
+  },
+  streamEvents: {
+    method: 'GET',
+    path: '/v1/events/stream',
+    summary: 'Events after `Last-Event-ID` or else `after`, and then those to come, as server-sent events.',
+    query: z.strictObject({ after: afterEvent, vm: ofVm }),
+    headers: z.object({ 'last-event-id': decimal(z.int().nonnegative()).optional() }),
+    status: 200,
+    mediaType: 'text/event-stream',
+    answer: z.string().meta({ description: '`data` of every event is an Event.' }),
+  },
+  getOpenApi: {
+    method: 'GET',
+    path: '/openapi.json',
+    summary: 'This document.',
+    status: 200,
+    answer: z.record(z.string(), z.unknown()),
+  },
+} as const satisfies Record<string, Route>;
+
+export type Routes = typeof routes;
+export type RouteId = keyof Routes;
+
+type Schema<Id extends RouteId, Part extends PropertyKey> = Part extends keyof Routes[Id]
+  ? Extract<Routes[Id][Part], z.ZodType>
+  : never;
+type Parts<Id extends RouteId> = Extract<keyof Routes[Id], 'params' | 'query' | 'headers' | 'body'>;
+
+/** What a handler gets: checked, with defaults. */
+export type Asked<Id extends RouteId> = {
+  readonly [Part in Parts<Id>]: z.output<Schema<Id, Part>>;
+};
+
+type Said<Id extends RouteId, Part> = Part extends 'query'
+  ? Partial<z.output<Schema<Id, Part>>>
+  : z.input<Schema<Id, Part & PropertyKey>>;
+/** Parts in which nothing has to be said. */
+type Silent<Id extends RouteId> = {
+  [Part in Parts<Id>]: Record<never, never> extends Said<Id, Part>
+    ? Part
+    : undefined extends Said<Id, Part>
+      ? Part
+      : never;
+}[Parts<Id>];
+
+/** What a client says. */
+export type Question<Id extends RouteId> = {
+  readonly [Part in Exclude<Parts<Id>, Silent<Id>>]: Said<Id, Part>;
+} & {
+  readonly [Part in Silent<Id>]?: Said<Id, Part>;
+};
+
+export type AnswerTo<Id extends RouteId> = z.output<Routes[Id]['answer']>;
+
+export function routeOf(id: RouteId): Route {
+  return routes[id];
+}
+
+/** Whether a request may carry an Idempotency-Key: it does something new each time that it is carried out. */
+export function takesKey(id: RouteId): boolean {
+  return 'idempotency-key' in (routeOf(id).headers?.shape ?? {});
+}
+
+/** The entity tag of a version, as ETag and If-Match carry it. */
+export function entityTagOf(version: number): string {
+  return `"${version}"`;
+}

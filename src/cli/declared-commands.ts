@@ -1,0 +1,55 @@
+import { readFileSync } from 'node:fs';
+import { dirname, resolve } from 'node:path';
+import type { Vm } from '../api/resources.ts';
+import { loadVmSpec } from '../config/vm-spec.ts';
+import { EXIT_CODES } from './exit-codes.ts';
+import { type Goal, hostClient, untilVm } from './host-connection.ts';
+import type { Output } from './output.ts';
+
+export interface StartOptions {
+  readonly wait: Goal;
+  readonly timeoutMs: number;
+}
+
+/** Declares the VM of a specification on the host of this machine, and waits until it is as far as asked for. */
+export async function create(
+  specPath: string,
+  options: StartOptions & { readonly stopped: boolean },
+  out: Output,
+): Promise<number> {
+  const { name, shadow } = loadVmSpec(specPath);
+  const body = {
+    spec: readFileSync(specPath, 'utf8'),
+    directory: dirname(resolve(specPath)),
+    desired: options.stopped ? ('stopped' as const) : ('running' as const),
+  };
+  const declared = await hostClient().call('declareVm', { body });
+  const goal = options.stopped ? 'none' : goalOf(options.wait, shadow.enabled);
+  const vm = goal === 'none' ? declared : await untilVm(name, { ...options, goal, out });
+  out.result(vm, () => vmText(vm));
+  return EXIT_CODES.ok.code;
+}
+
+/** Has the host start a VM that it knows. */
+export async function start(name: string, options: StartOptions, out: Output): Promise<number> {
+  await hostClient().call('startVm', { params: { name } });
+  const vm = await untilVm(name, { ...options, goal: options.wait, out });
+  out.result(vm, () => vmText(vm));
+  return EXIT_CODES.ok.code;
+}
+
+/** Has the host end a VM and forget it. */
+export async function remove(name: string, out: Output): Promise<number> {
+  await hostClient().call('deleteVm', { params: { name } });
+  out.result({ name, deleted: true }, () => `${name} is deleted`);
+  return EXIT_CODES.ok.code;
+}
+
+/** Without a shadow there is nothing to wait for but the start. */
+function goalOf(wait: Goal, hasShadow: boolean): Goal {
+  return wait === 'protected' && !hasShadow ? 'started' : wait;
+}
+
+function vmText({ name, desired, observed, version }: Vm): string {
+  return `${name} is ${observed.state} (desired: ${desired}, specification ${version})`;
+}

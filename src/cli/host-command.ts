@@ -1,0 +1,23 @@
+import { fileURLToPath } from 'node:url';
+import { CliError } from './cli-error.ts';
+
+const DAEMON = fileURLToPath(new URL('../host/main.ts', import.meta.url));
+
+/** Becomes the daemon: the process that was started, by a person or by systemd, is the one that runs. */
+export function becomeHost({ state, socket }: { state?: string; socket?: string }): never {
+  const words = [
+    ...['--disable-warning=ExperimentalWarning', DAEMON],
+    ...(state === undefined ? [] : ['--state', state]),
+    ...(socket === undefined ? [] : ['--socket', socket]),
+  ];
+  if (process.execve === undefined) {
+    throw new CliError('CLI_NODE_TOO_OLD', 'this Node cannot replace its process', {
+      hint: 'Start it as `./run understudy host` or `bin/understudy host`, which bring Node 24 along.',
+    });
+  }
+  return process.execve(
+    process.execPath,
+    [process.execPath, ...words],
+    process.env as Record<string, string>,
+  );
+}

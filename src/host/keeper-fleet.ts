@@ -1,0 +1,136 @@
+import { rmSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { assert } from '../base/assert.ts';
+import type { Clock } from '../base/clock.ts';
+import { ControlClient } from '../control/control-client.ts';
+import { KeeperProcess } from '../control/keeper-process.ts';
+import { bootId, waitForEnd } from '../control/process-identity.ts';
+import { controlSocketOf, type FoundVm, RunDirectory } from '../control/run-directory.ts';
+import type { VmEvent } from '../control/vm-event.ts';
+import type { Phase } from '../shadow/protection.ts';
+import { KeeperWatch } from './keeper-watch.ts';
+import type { KeeperSight } from './reconcile.ts';
+import type { DeclaredVm } from './vm-inventory.ts';
+
+const KEEPER_END_DEADLINE_MS = 15_000;
+
+export interface KeeperFleetOptions {
+  /** Where specifications lie for keepers to read. */
+  readonly specDirectory: string;
+  readonly clock: Clock;
+  /** Number of the last event that was taken from this keeper. */
+  readonly lastTaken: (vm: string, keeper: string) => number;
+  readonly onEvent: (event: VmEvent, keeper: string) => void;
+  /** Something about this VM is not as it was. */
+  readonly onChange: (vm: string) => void;
+}
+
+/** What the keeper of one VM looks like from here. */
+export interface FleetSight {
+  readonly keeper: KeeperSight;
+  /** Undefined while it does not answer, and when there is none. */
+  readonly phase: Phase | undefined;
+  readonly pid: number | undefined;
+}
+
+const NOTHING: FleetSight = { keeper: 'none', phase: undefined, pid: undefined };
+
+/**
+ * The keepers of this host's VMs. They are processes of their own and outlive this one: closing the fleet only stops
+ * listening to them.
+ */
+export class KeeperFleet implements Disposable {
+  readonly #options: KeeperFleetOptions;
+  readonly #watches = new Map<string, KeeperWatch>();
+  #disposed = false;
+
+  constructor(options: KeeperFleetOptions) {
+    this.#options = options;
+  }
+
+  /** Looks at all VMs of `names`, and begins to listen to keepers that were not known. */
+  look(names: readonly string[]): ReadonlyMap<string, FleetSight> {
+    const found = new Map(RunDirectory.list().map((vm) => [vm.name, vm]));
+    return new Map(names.map((name) => [name, this.#sightOf(name, found.get(name))]));
+  }
+
+  /** Starts a keeper; resolves when its VM runs. @throws what kept it from starting */
+  async start({ name, spec, directory }: DeclaredVm): Promise<void> {
+    const path = this.#specPath(name);
+    // A file and not a pipe: were this process killed, half a specification might be read as a whole one.
+    writeFileSync(path, spec, { mode: 0o600, flush: true });
+    const keeper = new KeeperProcess(path, { vm: name, source: join(directory, `${name}.yaml`) });
+    try {
+      await keeper.started();
+    } finally {
+      keeper.release();
+      rmSync(path, { force: true });
+    }
+  }
+
+  /** Resolves when nothing is left of the VM. @throws KeeperError KEEPER_NO_ANSWER, … */
+  async stop(name: string, { graceful }: { graceful: boolean }): Promise<void> {
+    const { clock } = this.#options;
+    const keeper = this.#watches.get(name)?.keeper;
+    using control = await this.#connect(name);
+    await control.stop({ graceful });
+    // The answer comes before the keeper has put everything away.
+    if (keeper !== undefined) await waitForEnd(keeper, { deadlineMs: KEEPER_END_DEADLINE_MS, clock });
+  }
+
+  async promote(name: string): Promise<void> {
+    using control = await this.#connect(name);
+    await control.promote();
+  }
+
+  /** Clears away what a keeper left that was killed or failed. */
+  async sweep(name: string): Promise<void> {
+    await RunDirectory.sweep(name, { clock: this.#options.clock });
+  }
+
+  [Symbol.dispose](): void {
+    this.#disposed = true;
+    for (const watch of this.#watches.values()) watch[Symbol.dispose]();
+    this.#watches.clear();
+  }
+
+  #connect(name: string): Promise<ControlClient> {
+    return ControlClient.connect(controlSocketOf(name), { vm: name, clock: this.#options.clock });
+  }
+
+  #specPath(name: string): string {
+    return join(this.#options.specDirectory, `${name}.yaml`);
+  }
+
+  #sightOf(name: string, found: FoundVm | undefined): FleetSight {
+    if (found === undefined) return NOTHING;
+    const { keeper, record } = found;
+    if (keeper === 'lost') return { ...NOTHING, keeper: record?.failed ? 'failed' : 'lost' };
+    // A record that cannot be read is being replaced by a keeper that starts.
+    const watch = record === undefined ? undefined : this.#watch(name, record.keeper);
+    return { keeper: 'alive', phase: watch?.phase, pid: record?.keeper.pid };
+  }
+
+  #watch(name: string, keeper: KeeperWatch['keeper']): KeeperWatch {
+    assert(!this.#disposed, 'a fleet that is disposed of looks no more');
+    const known = this.#watches.get(name);
+    if (known?.keeper.pid === keeper.pid && known.keeper.startTicks === keeper.startTicks) return known;
+    known?.[Symbol.dispose]();
+    const { clock, onEvent, onChange, lastTaken } = this.#options;
+    const identity = `${bootId()}/${keeper.pid}/${keeper.startTicks}`;
+    const watch = new KeeperWatch({
+      vm: name,
+      keeper,
+      since: lastTaken(name, identity),
+      clock,
+      onEvent: (event) => onEvent(event, identity),
+      onChange: () => onChange(name),
+      onEnd: () => {
+        if (this.#watches.get(name) === watch) this.#watches.delete(name);
+        onChange(name);
+      },
+    });
+    this.#watches.set(name, watch);
+    return watch;
+  }
+}

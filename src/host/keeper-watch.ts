@@ -1,0 +1,91 @@
+import type { Clock } from '../base/clock.ts';
+import { ControlClient } from '../control/control-client.ts';
+import { type ProcessIdentity, waitForEnd } from '../control/process-identity.ts';
+import { controlSocketOf } from '../control/run-directory.ts';
+import type { VmEvent } from '../control/vm-event.ts';
+import type { Phase } from '../shadow/protection.ts';
+
+/** A keeper that lives and does not answer is asked again after so long. */
+const RETRY_MS = 1000;
+const PHASES: ReadonlySet<string> = new Set<Phase>([
+  'starting',
+  'alone',
+  'syncing',
+  'protected',
+  'fencing',
+  'promoting',
+  'restarting',
+  'stopping',
+  'stopped',
+]);
+
+export interface KeeperWatchOptions {
+  readonly vm: string;
+  readonly keeper: ProcessIdentity;
+  /** Events after this number are reported. */
+  readonly since: number;
+  readonly clock: Clock;
+  readonly onEvent: (event: VmEvent) => void;
+  /** The phase is another, or whether the keeper answers. */
+  readonly onChange: () => void;
+  /** The keeper's process is gone. */
+  readonly onEnd: () => void;
+}
+
+/** Listens to one keeper for as long as it lives. It may be busy, hang or not listen yet: then it is tried again. */
+export class KeeperWatch implements Disposable {
+  readonly keeper: ProcessIdentity;
+  readonly #options: KeeperWatchOptions;
+  readonly #abort = new AbortController();
+  #client: ControlClient | undefined;
+  #phase: Phase | undefined;
+  #seen: number;
+
+  constructor(options: KeeperWatchOptions) {
+    this.keeper = options.keeper;
+    this.#options = options;
+    this.#seen = options.since;
+    void this.#listen();
+  }
+
+  /** What the keeper says that its VM does; undefined while it does not answer. */
+  get phase(): Phase | undefined {
+    return this.#phase;
+  }
+
+  [Symbol.dispose](): void {
+    this.#abort.abort();
+    this.#client?.[Symbol.dispose]();
+  }
+
+  async #listen(): Promise<void> {
+    const { clock, keeper, onChange, onEnd } = this.#options;
+    for (;;) {
+      // Connections break when the keeper ends, and when it hangs: what tells them apart is its process.
+      await this.#follow().catch(() => {});
+      if (this.#abort.signal.aborted) return;
+      if (this.#phase !== undefined) {
+        this.#phase = undefined;
+        onChange();
+      }
+      const ended = await waitForEnd(keeper, { deadlineMs: RETRY_MS, clock });
+      if (this.#abort.signal.aborted) return;
+      if (ended) return onEnd();
+    }
+  }
+
+  async #follow(): Promise<void> {
+    const { vm, clock, onEvent, onChange } = this.#options;
+    using client = await ControlClient.connect(controlSocketOf(vm), { vm, clock });
+    this.#client = client;
+    if (this.#abort.signal.aborted) return;
+    this.#phase = (await client.status()).phase;
+    onChange();
+    for await (const event of client.events({ since: this.#seen, follow: true })) {
+      this.#seen = event.seq;
+      if (PHASES.has(event.kind)) this.#phase = event.kind as Phase;
+      onEvent(event);
+      onChange();
+    }
+  }
+}

@@ -1,0 +1,126 @@
+import fc from 'fast-check';
+import { describe, expect, it } from 'vitest';
+import { type HostAction, type KeeperSight, reconcile, type VmSight } from './reconcile.ts';
+import type { DeclaredVm, Desired } from './vm-inventory.ts';
+
+const BOOT = 'this boot';
+
+function vm(changes: Partial<DeclaredVm> = {}): DeclaredVm {
+  return {
+    name: 'a',
+    spec: 'name: a',
+    directory: '/',
+    version: 1,
+    desired: 'running',
+    graceful: true,
+    started: null,
+    createdMs: 0,
+    changedMs: 0,
+    ...changes,
+  };
+}
+
+function sight(changes: Partial<VmSight> = {}): VmSight {
+  return { vm: vm(), keeper: 'none', busy: false, failures: 0, failedAtMs: 0, ...changes };
+}
+
+const plan = (vms: VmSight[], nowMs = 0) => reconcile({ nowMs, bootId: BOOT, vms });
+const started = { version: 1, bootId: BOOT };
+
+describe('a VM that shall run', () => {
+  it('is started when there is nothing of it', () => {
+    expect(plan([sight()]).actions).toEqual([{ kind: 'start', name: 'a' }]);
+  });
+
+  it('is left alone while its keeper lives, and while the host is at work on it', () => {
+    expect(plan([sight({ keeper: 'alive' })]).actions).toEqual([]);
+    expect(plan([sight({ busy: true })]).actions).toEqual([]);
+  });
+
+  it('is started again when its keeper was killed or it failed', () => {
+    for (const keeper of ['lost', 'failed'] as const)
+      expect(plan([sight({ keeper, vm: vm({ started }) })]).actions).toEqual([{ kind: 'start', name: 'a' }]);
+  });
+
+  it('is started again after a reboot of the machine', () => {
+    const before = vm({ started: { version: 1, bootId: 'the boot before' } });
+    expect(plan([sight({ vm: before })]).actions).toEqual([{ kind: 'start', name: 'a' }]);
+  });
+
+  it('stays off when it ended in good order', () => {
+    expect(plan([sight({ vm: vm({ started }) })]).actions).toEqual([{ kind: 'accept-end', name: 'a' }]);
+  });
+
+  it('is tried again later and later when it does not start', () => {
+    expect(plan([sight({ failures: 1, failedAtMs: 100 })], 1099)).toEqual({ actions: [], againAtMs: 1100 });
+    expect(plan([sight({ failures: 1, failedAtMs: 100 })], 1100).actions).toHaveLength(1);
+    expect(plan([sight({ failures: 4, failedAtMs: 0 })], 1).againAtMs).toBe(8000);
+    expect(plan([sight({ failures: 99, failedAtMs: 0 })], 1).againAtMs).toBe(300_000);
+  });
+});
+
+describe('a VM that shall not run', () => {
+  it('is stopped in the way that was asked for', () => {
+    expect(
+      plan([sight({ keeper: 'alive', vm: vm({ desired: 'stopped', graceful: false }) })]).actions,
+    ).toEqual([{ kind: 'stop', name: 'a', graceful: false }]);
+  });
+
+  it('is cleared away when its keeper was killed or it failed', () => {
+    for (const keeper of ['lost', 'failed'] as const)
+      expect(plan([sight({ keeper, vm: vm({ desired: 'stopped' }) })]).actions).toEqual([
+        { kind: 'sweep', name: 'a' },
+      ]);
+  });
+
+  it('is forgotten when it is to be deleted, and only when nothing of it is left', () => {
+    expect(plan([sight({ vm: vm({ desired: 'deleted' }) })]).actions).toEqual([
+      { kind: 'forget', name: 'a' },
+    ]);
+    expect(plan([sight({ keeper: 'lost', vm: vm({ desired: 'deleted' }) })]).actions).toEqual([
+      { kind: 'sweep', name: 'a' },
+    ]);
+  });
+});
+
+it('every VM becomes what it is desired to be, in a few steps, from wherever it starts', () => {
+  const sights = fc.record({
+    keeper: fc.constantFrom<KeeperSight>('none', 'alive', 'lost', 'failed'),
+    desired: fc.constantFrom<Desired>('running', 'stopped', 'deleted'),
+    bootId: fc.constantFrom(BOOT, 'another', undefined),
+  });
+  fc.assert(
+    fc.property(sights, ({ keeper, desired, bootId }) => {
+      let now: VmSight | undefined = sight({
+        keeper,
+        vm: vm({ desired, started: bootId === undefined ? null : { version: 1, bootId } }),
+      });
+      for (let step = 0; step < 4; step++) {
+        if (now === undefined) return desired === 'deleted';
+        const [action] = plan([now]).actions;
+        if (action === undefined) break;
+        now = carriedOut(now, action);
+      }
+      if (now === undefined) return desired === 'deleted';
+      if (now.vm.desired === 'running') return now.keeper === 'alive';
+      return now.vm.desired === 'stopped' && now.keeper === 'none';
+    }),
+  );
+});
+
+/** What the host does on an action, if all goes well. */
+function carriedOut(now: VmSight, { kind }: HostAction): VmSight | undefined {
+  switch (kind) {
+    case 'start':
+      return { ...now, keeper: 'alive', vm: { ...now.vm, started } };
+    case 'stop':
+    case 'sweep':
+      return { ...now, keeper: 'none' };
+    case 'accept-end':
+      return { ...now, vm: { ...now.vm, desired: 'stopped', started: null } };
+    case 'note-end':
+      return { ...now, vm: { ...now.vm, started: null } };
+    case 'forget':
+      return undefined;
+  }
+}

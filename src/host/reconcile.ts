@@ -1,0 +1,83 @@
+import type { DeclaredVm } from './vm-inventory.ts';
+
+/** What there is of a VM on this machine. */
+export type KeeperSight =
+  | 'none'
+  | 'alive'
+  /** Its keeper was killed; QEMU processes may live on without one. */
+  | 'lost'
+  /** It ended by a fault and left its logs. */
+  | 'failed';
+
+export interface VmSight {
+  readonly vm: DeclaredVm;
+  readonly keeper: KeeperSight;
+  /** The host is at work on it: the next decision waits for the outcome. */
+  readonly busy: boolean;
+  /** Attempts that failed in a row, and when the last one did. */
+  readonly failures: number;
+  readonly failedAtMs: number;
+}
+
+/** All that a decision is made from, taken at one moment. */
+export interface HostSnapshot {
+  readonly nowMs: number;
+  readonly bootId: string;
+  readonly vms: readonly VmSight[];
+}
+
+export type HostAction =
+  | { readonly kind: 'start'; readonly name: string }
+  | { readonly kind: 'stop'; readonly name: string; readonly graceful: boolean }
+  /** Clear away what a keeper left that was killed or failed. */
+  | { readonly kind: 'sweep'; readonly name: string }
+  /** It ended by itself and in good order (its guest powered off, somebody stopped it): so be it. */
+  | { readonly kind: 'accept-end'; readonly name: string }
+  | { readonly kind: 'note-end'; readonly name: string }
+  | { readonly kind: 'forget'; readonly name: string };
+
+export interface Plan {
+  readonly actions: readonly HostAction[];
+  /** When to look again though nothing has happened. */
+  readonly againAtMs: number | undefined;
+}
+
+const RETRY_MS = 1000;
+const RETRY_MAX_MS = 300_000;
+
+/** What has to be done so that every VM becomes what it is desired to be. At most one action for each. */
+export function reconcile({ nowMs, bootId, vms }: HostSnapshot): Plan {
+  const actions: HostAction[] = [];
+  let againAtMs: number | undefined;
+  for (const sight of vms) {
+    if (sight.busy) continue;
+    const action = sight.vm.desired === 'running' ? towardsRunning(sight, bootId) : towardsStopped(sight);
+    if (action === undefined) continue;
+    const dueAtMs = dueAtMsOf(sight);
+    if (dueAtMs <= nowMs) actions.push(action);
+    else againAtMs = Math.min(againAtMs ?? dueAtMs, dueAtMs);
+  }
+  return { actions, againAtMs };
+}
+
+function towardsRunning({ vm, keeper }: VmSight, bootId: string): HostAction | undefined {
+  const { name, started } = vm;
+  if (keeper === 'alive') return undefined;
+  // A machine that was rebooted forgets its VMs; in the same boot, one that was killed or failed leaves traces.
+  if (keeper === 'none' && started?.bootId === bootId) return { kind: 'accept-end', name };
+  return { kind: 'start', name };
+}
+
+function towardsStopped({ vm, keeper }: VmSight): HostAction | undefined {
+  const { name, desired, graceful, started } = vm;
+  if (keeper === 'alive') return { kind: 'stop', name, graceful };
+  if (keeper !== 'none') return { kind: 'sweep', name };
+  if (desired === 'deleted') return { kind: 'forget', name };
+  return started === null ? undefined : { kind: 'note-end', name };
+}
+
+/** What failed is tried again after 1, 2, 4, … seconds, at most five minutes. */
+function dueAtMsOf({ failures, failedAtMs }: VmSight): number {
+  if (failures === 0) return Number.NEGATIVE_INFINITY;
+  return failedAtMs + Math.min(RETRY_MS * 2 ** (failures - 1), RETRY_MAX_MS);
+}

@@ -1,0 +1,183 @@
+import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { DatabaseSync } from 'node:sqlite';
+import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import type { HostEvent } from '../api/resources.ts';
+import { systemClock as clock } from '../base/clock.ts';
+import type { VmEvent } from '../control/vm-event.ts';
+import { AnswerStore } from './answer-store.ts';
+import { EventLog } from './event-log.ts';
+import { StateDatabase } from './state-database.ts';
+import { VmInventory } from './vm-inventory.ts';
+
+let folder: string;
+let path: string;
+beforeEach(() => {
+  folder = mkdtempSync(join(tmpdir(), 'us-state-'));
+  path = join(folder, 'state/host.db');
+});
+afterEach(() => rmSync(folder, { recursive: true }));
+
+const withCode = (code: string) => expect.objectContaining({ code, hint: expect.stringMatching(/\S/) });
+const A = { name: 'a', spec: 'name: a', directory: '/', desired: 'running' } as const;
+
+describe('the state of a host', () => {
+  it('is there again when it is opened again, for its owner only', () => {
+    const first = StateDatabase.open(path);
+    new VmInventory(first, { clock }).declare(A);
+    first[Symbol.dispose]();
+    expect(statSync(path).mode & 0o777).toBe(0o600);
+    using second = StateDatabase.open(path);
+    expect(new VmInventory(second, { clock }).get('a')).toMatchObject({ ...A, version: 1, started: null });
+  });
+
+  it('belongs to one process at a time', () => {
+    using _first = StateDatabase.open(path);
+    expect(() => StateDatabase.open(path)).toThrow(withCode('HOST_ALREADY_RUNS'));
+  });
+
+  it('is refused when it is damaged', () => {
+    const database = StateDatabase.open(path);
+    const inventory = new VmInventory(database, { clock });
+    for (let index = 0; index < 200; index++)
+      inventory.declare({ ...A, name: `vm-${index}`, spec: 'x'.repeat(500) });
+    database[Symbol.dispose]();
+    const bytes = readFileSync(path);
+    writeFileSync(path, bytes.fill(0xff, 4096 + 100, 4096 * 8));
+    expect(() => StateDatabase.open(path)).toThrow(withCode('HOST_STATE_CORRUPT'));
+    writeFileSync(path, 'no database at all, but long enough to be looked at as one');
+    expect(() => StateDatabase.open(path)).toThrow(withCode('HOST_STATE_CORRUPT'));
+  });
+
+  it('is refused when a newer program wrote it', () => {
+    StateDatabase.open(path)[Symbol.dispose]();
+    const raw = new DatabaseSync(path);
+    raw.exec('PRAGMA user_version = 999');
+    raw.close();
+    expect(() => StateDatabase.open(path)).toThrow(withCode('HOST_STATE_NEWER'));
+  });
+
+  it('is refused where it cannot be written', () => {
+    writeFileSync(join(folder, 'file'), '');
+    expect(() => StateDatabase.open(join(folder, 'file/host.db'))).toThrow(withCode('HOST_STATE_UNREADABLE'));
+  });
+
+  it('can be backed up while it is written to, and the copy opens like the original', async () => {
+    using database = StateDatabase.open(path);
+    const inventory = new VmInventory(database, { clock });
+    inventory.declare(A);
+    const copied = database.backup(join(folder, 'copy.db'));
+    inventory.declare({ ...A, name: 'b' });
+    await copied;
+    using copy = StateDatabase.open(join(folder, 'copy.db'));
+    expect(new VmInventory(copy, { clock }).get('a')).toMatchObject(A);
+  });
+
+  it('keeps all of a transaction or nothing of it', () => {
+    using database = StateDatabase.open(path);
+    const inventory = new VmInventory(database, { clock });
+    expect(() =>
+      database.transaction(() => {
+        database.sql.exec("INSERT INTO answers VALUES ('k', 'r', 200, '{}', '', 0)");
+        throw new Error('in the middle');
+      }),
+    ).toThrow('in the middle');
+    expect(new AnswerStore(database, { clock }).recall('k')).toBeUndefined();
+    inventory.declare(A);
+  });
+});
+
+describe('the declared VMs', () => {
+  it('have names of their own and are read page by page', () => {
+    using database = StateDatabase.open(path);
+    const inventory = new VmInventory(database, { clock });
+    for (const name of ['c', 'a', 'b']) inventory.declare({ ...A, name });
+    expect(() => inventory.declare(A)).toThrow(withCode('HOST_VM_EXISTS'));
+    expect(inventory.page({ after: '', limit: 2 }).map(({ name }) => name)).toEqual(['a', 'b']);
+    expect(inventory.page({ after: 'b', limit: 2 }).map(({ name }) => name)).toEqual(['c']);
+  });
+
+  it('change only for those who know their present version', () => {
+    using database = StateDatabase.open(path);
+    const inventory = new VmInventory(database, { clock });
+    inventory.declare(A);
+    const changed = inventory.change('a', { spec: 'name: a # new', directory: '/etc' }, { ifVersion: 1 });
+    expect(changed).toMatchObject({ version: 2, spec: 'name: a # new', directory: '/etc' });
+    expect(() => inventory.change('a', A, { ifVersion: 1 })).toThrow(withCode('HOST_VM_CHANGED'));
+    expect(() => inventory.desire('a', 'deleted', { ifVersion: 1 })).toThrow(withCode('HOST_VM_CHANGED'));
+    expect(inventory.get('a')).toMatchObject({ version: 2, desired: 'running' });
+  });
+
+  it('are unknown to others from the moment that they are to be deleted, and their name is free when they are gone', () => {
+    using database = StateDatabase.open(path);
+    const inventory = new VmInventory(database, { clock });
+    inventory.declare(A);
+    inventory.desire('a', 'deleted');
+    expect(() => inventory.get('a')).toThrow(withCode('HOST_VM_UNKNOWN'));
+    expect(() => inventory.declare(A)).toThrow(withCode('HOST_VM_EXISTS'));
+    expect(inventory.all()).toHaveLength(1);
+    inventory.forget('a');
+    inventory.declare(A);
+  });
+});
+
+describe('the event log', () => {
+  const fromKeeper = (seq: number): VmEvent => ({
+    seq,
+    time: '2026-01-01T00:00:00.000Z',
+    vm: 'a',
+    kind: 'protected',
+    epoch: 7,
+    facts: { seq },
+  });
+
+  it('numbers what happens and takes each event of a keeper once, over restarts too', () => {
+    const heard: HostEvent[] = [];
+    {
+      using database = StateDatabase.open(path);
+      const log = new EventLog(database, { clock });
+      log.onEvent((event) => heard.push(event));
+      log.publish('host-started');
+      for (const seq of [1, 2, 2, 1]) log.take(fromKeeper(seq), { keeper: 'k1' });
+    }
+    using database = StateDatabase.open(path);
+    const log = new EventLog(database, { clock });
+    log.onEvent((event) => heard.push(event));
+    log.take(fromKeeper(2), { keeper: 'k1' });
+    expect(log.lastTaken('a', { keeper: 'k1' })).toBe(2);
+    expect(log.lastTaken('a', { keeper: 'k2' })).toBe(0);
+    log.take(fromKeeper(1), { keeper: 'k2' });
+    expect(heard.map(({ id, kind, facts }) => [id, kind, facts.seq])).toEqual([
+      [1, 'host-started', undefined],
+      [2, 'protected', 1],
+      [3, 'protected', 2],
+      [4, 'protected', 1],
+    ]);
+    expect(log.since(1, { limit: 2, vm: 'a' })).toEqual(heard.slice(1, 3));
+  });
+
+  it('forgets the oldest of very many', () => {
+    using database = StateDatabase.open(path);
+    const log = new EventLog(database, { clock });
+    log.publish('first');
+    database.sql.exec("UPDATE sqlite_sequence SET seq = 100998 WHERE name = 'events'");
+    log.publish('kept');
+    log.publish('the one that trims');
+    expect(log.since(0, { limit: 10, vm: undefined }).map(({ kind }) => kind)).toEqual([
+      'kept',
+      'the one that trims',
+    ]);
+  });
+});
+
+it('an answer is recalled for a day', () => {
+  let wallMs = 1_000_000;
+  using database = StateDatabase.open(path);
+  const answers = new AnswerStore(database, { clock: { ...clock, wallMs: () => wallMs } });
+  const answer = { request: 'hash', status: 201, headers: { etag: '"1"' }, body: '{}' };
+  answers.store('key', answer);
+  expect(answers.recall('key')).toEqual(answer);
+  wallMs += 24 * 3600 * 1000;
+  expect(answers.recall('key')).toBeUndefined();
+});

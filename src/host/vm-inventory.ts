@@ -1,0 +1,162 @@
+import type { Clock } from '../base/clock.ts';
+import { HostError } from './host-error.ts';
+import type { StateDatabase } from './state-database.ts';
+
+/** `deleted`: stopped first and then forgotten; nobody but the reconciler sees it any more. */
+export type Desired = 'running' | 'stopped' | 'deleted';
+
+/** A VM as somebody declared it. */
+export interface DeclaredVm {
+  readonly name: string;
+  /** YAML, checked when it was declared. */
+  readonly spec: string;
+  /** Where relative paths in it begin. */
+  readonly directory: string;
+  /** Counts the changes of the specification. */
+  readonly version: number;
+  readonly desired: Desired;
+  /** How it is stopped when it is to be. */
+  readonly graceful: boolean;
+  /** What its keeper was last started with; null before the first time. */
+  readonly started: { readonly version: number; readonly bootId: string } | null;
+  readonly createdMs: number;
+  readonly changedMs: number;
+}
+
+/** The declared VMs of a host. */
+export class VmInventory {
+  readonly #database: StateDatabase;
+  readonly #clock: Clock;
+
+  constructor(database: StateDatabase, { clock }: { clock: Clock }) {
+    this.#database = database;
+    this.#clock = clock;
+  }
+
+  all(): DeclaredVm[] {
+    return this.#query('SELECT * FROM vms ORDER BY name');
+  }
+
+  /** Those that are not being deleted, by name. */
+  page({ after, limit }: { after: string; limit: number }): DeclaredVm[] {
+    return this.#query(
+      "SELECT * FROM vms WHERE name > ? AND desired <> 'deleted' ORDER BY name LIMIT ?",
+      after,
+      limit,
+    );
+  }
+
+  /** @throws HostError HOST_VM_UNKNOWN */
+  get(name: string): DeclaredVm {
+    const found = this.find(name);
+    if (found !== undefined && found.desired !== 'deleted') return found;
+    throw new HostError('HOST_VM_UNKNOWN', `no VM named ${name} is declared on this host`, {
+      hint: '`understudy ls` lists them.',
+      facts: { vm: name },
+    });
+  }
+
+  find(name: string): DeclaredVm | undefined {
+    return this.#query('SELECT * FROM vms WHERE name = ?', name)[0];
+  }
+
+  /** @throws HostError HOST_VM_EXISTS */
+  declare(vm: Pick<DeclaredVm, 'name' | 'spec' | 'directory'> & { readonly desired: Desired }): DeclaredVm {
+    return this.#database.transaction(() => {
+      const present = this.find(vm.name);
+      if (present !== undefined) throw exists(present);
+      const nowMs = this.#clock.wallMs();
+      this.#run(
+        'INSERT INTO vms (name, spec, directory, version, desired, graceful, createdMs, changedMs) VALUES (?, ?, ?, 1, ?, 1, ?, ?)',
+        ...[vm.name, vm.spec, vm.directory, vm.desired, nowMs, nowMs],
+      );
+      return this.get(vm.name);
+    });
+  }
+
+  /** @throws HostError HOST_VM_UNKNOWN, HOST_VM_CHANGED */
+  change(
+    name: string,
+    { spec, directory }: Pick<DeclaredVm, 'spec' | 'directory'>,
+    { ifVersion }: { ifVersion: number },
+  ): DeclaredVm {
+    return this.#database.transaction(() => {
+      this.#assertVersion(name, ifVersion);
+      this.#run(
+        'UPDATE vms SET spec = ?, directory = ?, version = version + 1, changedMs = ? WHERE name = ?',
+        ...[spec, directory, this.#clock.wallMs(), name],
+      );
+      return this.get(name);
+    });
+  }
+
+  /** @throws HostError HOST_VM_UNKNOWN, HOST_VM_CHANGED */
+  desire(
+    name: string,
+    desired: Desired,
+    { graceful = true, ifVersion }: { graceful?: boolean; ifVersion?: number | undefined } = {},
+  ): void {
+    this.#database.transaction(() => {
+      if (ifVersion === undefined) this.get(name);
+      else this.#assertVersion(name, ifVersion);
+      this.#run('UPDATE vms SET desired = ?, graceful = ? WHERE name = ?', desired, graceful ? 1 : 0, name);
+    });
+  }
+
+  noteStarted(name: string, { version, bootId }: { version: number; bootId: string }): void {
+    this.#run('UPDATE vms SET startedVersion = ?, startedBoot = ? WHERE name = ?', version, bootId, name);
+  }
+
+  noteEnded(name: string): void {
+    this.#run('UPDATE vms SET startedVersion = NULL, startedBoot = NULL WHERE name = ?', name);
+  }
+
+  forget(name: string): void {
+    this.#database.transaction(() => {
+      this.#run('DELETE FROM vms WHERE name = ?', name);
+      this.#run('DELETE FROM keeperEvents WHERE vm = ?', name);
+    });
+  }
+
+  #assertVersion(name: string, version: number): void {
+    const present = this.get(name).version;
+    if (present === version) return;
+    throw new HostError('HOST_VM_CHANGED', `${name} is at version ${present}, not ${version}`, {
+      hint: 'Somebody changed it meanwhile: read it again and decide anew.',
+      facts: { vm: name, version: present },
+    });
+  }
+
+  #run(statement: string, ...values: (string | number)[]): void {
+    this.#database.sql.prepare(statement).run(...values);
+  }
+
+  #query(statement: string, ...values: (string | number)[]): DeclaredVm[] {
+    return this.#database.sql
+      .prepare(statement)
+      .all(...values)
+      .map((row) => ({
+        name: String(row.name),
+        spec: String(row.spec),
+        directory: String(row.directory),
+        version: Number(row.version),
+        desired: row.desired as Desired,
+        graceful: row.graceful === 1,
+        started:
+          row.startedVersion === null || row.startedBoot === null
+            ? null
+            : { version: Number(row.startedVersion), bootId: String(row.startedBoot) },
+        createdMs: Number(row.createdMs),
+        changedMs: Number(row.changedMs),
+      }));
+  }
+}
+
+function exists({ name, desired }: DeclaredVm): HostError {
+  const message = desired === 'deleted' ? `${name} is being deleted` : `${name} is declared already`;
+  return new HostError('HOST_VM_EXISTS', message, {
+    hint:
+      desired === 'deleted' ? 'Try again when it is gone.' : 'Change or delete it, or choose another name.',
+    facts: { vm: name },
+  });
+}

@@ -1,0 +1,14 @@
+import { KeeperError } from '../control/keeper-error.ts';
+import type { Phase } from '../shadow/protection.ts';
+
+export function notProtected(vm: string, phase: Phase): KeeperError {
+  return new KeeperError('KEEPER_NOT_PROTECTED', `${vm} has no shadow in sync (${phase})`, {
+    hint: 'Wait until `understudy status` says protected, then try again.',
+  });
+}
+
+export function noConsole(vm: string): KeeperError {
+  return new KeeperError('KEEPER_NO_CONSOLE', `${vm} has no serial console`, {
+    hint: 'Set console: true in its specification and start it again.',
+  });
+}
