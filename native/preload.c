@@ -2,10 +2,12 @@
  * Loaded into QEMU with LD_PRELOAD. When QEMU maps the guest memory file, the mapping is registered with
  * userfaultfd for asynchronous write protection, so that another process can ask which pages were written
  * (PAGEMAP_SCAN); when QEMU gives guest memory back (balloon, free page reporting), that is reported, because
- * no page table tells it. Nothing else runs inside QEMU, and nothing here ever makes a call of QEMU's fail.
+ * no page table tells it. QEMU also ends with its keeper: without one its guest would run on unseen.
+ * Nothing else runs inside QEMU, and nothing here ever makes a call of QEMU's fail.
  *
- *   UNDERSTUDY_MEMORY  path of the guest memory file
- *   UNDERSTUDY_FD      an inherited SOCK_SEQPACKET socket; each message on it is a struct message
+ *   UNDERSTUDY_MEMORY      path of the guest memory file
+ *   UNDERSTUDY_FD          an inherited SOCK_SEQPACKET socket; each message on it is a struct message
+ *   UNDERSTUDY_KEEPER_PID  the process that QEMU is a child of and must not outlive
  *
  * The kernel is called directly: looking up the next definition could map memory itself.
  */
@@ -14,11 +16,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -215,6 +219,7 @@ static void leave_environment(void)
 
     unsetenv("UNDERSTUDY_MEMORY");
     unsetenv("UNDERSTUDY_FD");
+    unsetenv("UNDERSTUDY_KEEPER_PID");
     if (!list || !dladdr((void *)leave_environment, &self))
         return;
     char *rest = calloc(1, strlen(list) + 1), *copy = strdup(list), *position = NULL;
@@ -235,11 +240,28 @@ static void leave_environment(void)
     free(rest);
 }
 
+/*
+ * The kernel sends the signal when the THREAD ends that started us, not only its process. Node starts children from
+ * the thread that asks for them, and a keeper does so from its main thread, which lives as long as it does.
+ */
+static void end_with_keeper(void)
+{
+    const char *keeper = getenv("UNDERSTUDY_KEEPER_PID");
+
+    if (!keeper)
+        return;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    /* It may have ended before it could be watched: then somebody else is our parent by now. */
+    if (getppid() != atoi(keeper))
+        _exit(EXIT_FAILURE);
+}
+
 __attribute__((constructor)) static void start(void)
 {
     const char *path = getenv("UNDERSTUDY_MEMORY"), *number = getenv("UNDERSTUDY_FD");
     struct stat file;
 
+    end_with_keeper();
     if (path && number) {
         channel = atoi(number);
         fcntl(channel, F_SETFD, FD_CLOEXEC);

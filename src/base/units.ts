@@ -8,6 +8,7 @@ export const PAGE_BYTES = 4096;
 export const KIB = 1024;
 export const MIB = 1024 * KIB;
 export const GIB = 1024 * MIB;
+export const TIB = 1024 * GIB;
 
 const SUFFIX_BYTES: Readonly<Record<string, number>> = {
   '': 1,
@@ -18,6 +19,8 @@ const SUFFIX_BYTES: Readonly<Record<string, number>> = {
   MiB: MIB,
   G: GIB,
   GiB: GIB,
+  T: TIB,
+  TiB: TIB,
 };
 
 /** Reads sizes as people write them: `256MiB`, `4G`, `1048576`. Undefined if it is no size. */
@@ -32,6 +35,7 @@ export function parseBytes(text: string): number | undefined {
 /** `268435456` → `256 MiB`. */
 export function formatBytes(bytes: number): string {
   for (const [unit, size] of [
+    ['TiB', TIB],
     ['GiB', GIB],
     ['MiB', MIB],
     ['KiB', KIB],

@@ -1,7 +1,6 @@
-import { readFileSync } from 'node:fs';
 import { dirname, resolve } from 'node:path';
 import type { Vm } from '../api/resources.ts';
-import { loadVmSpec } from '../config/vm-spec.ts';
+import { readVmSpec } from '../config/vm-spec.ts';
 import { EXIT_CODES } from './exit-codes.ts';
 import { type Goal, hostClient, untilVm } from './host-connection.ts';
 import type { Output } from './output.ts';
@@ -17,9 +16,10 @@ export async function create(
   options: StartOptions & { readonly stopped: boolean },
   out: Output,
 ): Promise<number> {
-  const { name, shadow } = loadVmSpec(specPath);
+  const { spec, text } = readVmSpec(specPath);
+  const { name, shadow } = spec;
   const body = {
-    spec: readFileSync(specPath, 'utf8'),
+    spec: text,
     directory: dirname(resolve(specPath)),
     desired: options.stopped ? ('stopped' as const) : ('running' as const),
   };

@@ -1,7 +1,9 @@
-import { existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { accessSync, constants, existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { dirname } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseDocument } from 'yaml';
 import type { DemoGuest } from '../../guest/build.ts';
+import { messageOf } from '../base/errors.ts';
 import { CliError } from './cli-error.ts';
 import { EXIT_CODES } from './exit-codes.ts';
 import { Interruption } from './interruption.ts';
@@ -11,12 +13,7 @@ const TEMPLATE = fileURLToPath(new URL('../../examples/redis.yaml', import.meta.
 
 /** Builds the demo guest and, if asked to, writes a specification that runs it. */
 export async function buildGuest({ spec }: { spec?: string }, out: Output): Promise<number> {
-  if (spec !== undefined && existsSync(spec)) {
-    throw new CliError('CLI_FILE_EXISTS', `${spec} exists already`, {
-      hint: 'Choose another file, or remove it first.',
-      facts: { path: spec },
-    });
-  }
+  if (spec !== undefined) refuseUnwritable(spec);
   const { ensureDemoGuest } = await import('../../guest/build.ts');
   using interruption = new Interruption();
   const guest = await ensureDemoGuest({
@@ -33,6 +30,25 @@ export async function buildGuest({ spec }: { spec?: string }, out: Output): Prom
     ].join('\n'),
   );
   return EXIT_CODES.ok.code;
+}
+
+/** Before the guest is built, which takes a while. */
+function refuseUnwritable(path: string): void {
+  if (existsSync(path)) {
+    throw new CliError('CLI_FILE_EXISTS', `${path} exists already`, {
+      hint: 'Choose another file, or remove it first.',
+      facts: { path },
+    });
+  }
+  try {
+    accessSync(`${dirname(path)}/`, constants.W_OK | constants.X_OK);
+  } catch (cause) {
+    throw new CliError('CLI_USAGE', `${path} cannot be written: ${messageOf(cause)}`, {
+      hint: 'Give a file in a folder that exists and that you may write to.',
+      facts: { path },
+      cause,
+    });
+  }
 }
 
 /** The example with the guest's files, its comments kept. */

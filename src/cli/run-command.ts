@@ -1,5 +1,8 @@
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join, resolve } from 'node:path';
 import { type Clock, systemClock as clock } from '../base/clock.ts';
-import { loadVmSpec } from '../config/vm-spec.ts';
+import { readVmSpec } from '../config/vm-spec.ts';
 import type { ControlClient } from '../control/control-client.ts';
 import { KeeperError } from '../control/keeper-error.ts';
 import { KeeperProcess } from '../control/keeper-process.ts';
@@ -24,10 +27,10 @@ export interface RunOptions {
 
 /** Starts a VM and waits until it is as far as asked for. An interruption until then takes it back. */
 export async function run(specPath: string, options: RunOptions, out: Output): Promise<number> {
-  const spec = loadVmSpec(specPath);
+  const { spec, text } = readVmSpec(specPath);
   using interruption = new Interruption();
   out.progress(`starting ${spec.name}`);
-  const keeper = new KeeperProcess(specPath, { vm: spec.name });
+  const keeper = startKeeper(text, { vm: spec.name, source: resolve(specPath) });
   try {
     await interruption.orInterrupted(keeper.started());
   } catch (thrown) {
@@ -54,6 +57,19 @@ export async function run(specPath: string, options: RunOptions, out: Output): P
     throw thrown;
   }
   return await stayWith(keeper, { vm: spec.name, interruption, out });
+}
+
+/** Not from the specification's own path, which may be a pipe that has been read, or hold something else by now. */
+function startKeeper(text: string, { vm, source }: { vm: string; source: string }): KeeperProcess {
+  const folder = mkdtempSync(join(tmpdir(), 'understudy-run-'));
+  try {
+    const path = join(folder, `${vm}.yaml`);
+    writeFileSync(path, text);
+    return new KeeperProcess(path, { vm, source });
+  } finally {
+    // The keeper has it open.
+    rmSync(folder, { recursive: true });
+  }
 }
 
 /** Shows events until the VM ends. Ctrl-C stops it as `understudy stop` does, a second one at once. */

@@ -31,6 +31,7 @@ async function endWithKeeper(vm: FoundVm, { force, out }: { force: boolean; out:
   out.progress(force ? `ending ${vm.name}` : `asking ${vm.name} to power off`);
   const keeper = vm.record?.keeper;
   try {
+    using _watch = force ? undefined : new SilenceWatch(vm.name, out);
     using control = await openControl(vm.name);
     await control.stop({ graceful: !force, ...(force && { deadlineMs: FORCED_STOP_DEADLINE_MS }) });
   } catch (thrown) {
@@ -40,6 +41,31 @@ async function endWithKeeper(vm: FoundVm, { force, out }: { force: boolean; out:
   // The answer comes before the keeper has put everything away.
   if (keeper !== undefined) await waitForEnd(keeper, { deadlineMs: KEEPER_END_DEADLINE_MS, clock });
   return { outcome: 'stopped', endedPids: [] };
+}
+
+/**
+ * Tells whoever waits for a keeper that it hangs. The answer to `stop` may take long, because a guest powers off
+ * meanwhile; the one to another question may not.
+ */
+class SilenceWatch implements Disposable {
+  #over = false;
+
+  constructor(name: string, out: Output) {
+    // Waits for 5 seconds, and never longer than `stop` itself.
+    openControl(name)
+      .then(async (control) => {
+        using asked = control;
+        await asked.status();
+      })
+      .catch((thrown) => {
+        const isSilent = thrown instanceof KeeperError && thrown.code === 'KEEPER_NO_ANSWER';
+        if (isSilent && !this.#over) out.progress('no answer; --force ends it');
+      });
+  }
+
+  [Symbol.dispose](): void {
+    this.#over = true;
+  }
 }
 
 /** For a keeper that hangs. */

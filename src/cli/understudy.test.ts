@@ -1,4 +1,4 @@
-import { type ChildProcess, spawn } from 'node:child_process';
+import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -7,6 +7,7 @@ import { createInterface } from 'node:readline';
 import type { Readable } from 'node:stream';
 import { text } from 'node:stream/consumers';
 import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
 import { afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { ensureDemoGuest } from '../../guest/build.ts';
 import { systemClock as clock } from '../base/clock.ts';
@@ -43,8 +44,8 @@ afterEach(async () => {
   rmSync(folder, { recursive: true, force: true });
 });
 
-function begin(args: readonly string[], nodeOptions: readonly string[] = []) {
-  const child = spawn(process.execPath, [...nodeOptions, MAIN, ...args], { stdio: 'pipe' });
+function begin(args: readonly string[], nodeOptions: readonly string[] = [], env = process.env) {
+  const child = spawn(process.execPath, [...nodeOptions, MAIN, ...args], { stdio: 'pipe', env });
   children.push(child);
   return child;
 }
@@ -103,6 +104,7 @@ describe('understudy with wrong input', () => {
     [['stop', 'nobody'], 'KEEPER_NOT_RUNNING', 3],
     [['events', 'nobody'], 'KEEPER_NOT_RUNNING', 3],
     [['console', '../../etc'], 'KEEPER_NOT_RUNNING', 3],
+    [['guest', 'build', '--spec', '/nowhere/x.yaml'], 'CLI_USAGE', 2],
   ])('%j says %s with a hint and ends with %i', async (args, code, exitCode) => {
     const ended = await understudy(args);
     expect(ended).toMatchObject({ exitCode, stdout: '' });
@@ -130,6 +132,28 @@ describe('understudy with wrong input', () => {
     expect(stderr).toContain('error QEMU_MISSING: ');
     expect(exitCode).toBe(4);
     nothingIsLeft();
+  });
+
+  it.each([
+    ['QEMU_ARGUMENT_REFUSED', '[-name, x]'],
+    ['QEMU_UNPROTECTABLE', '[-device, vfio-pci]'],
+  ])('counts extra arguments that are refused (%s) as a wrong specification', async (code, words) => {
+    const path = writeSpec('a', `${guestSpec}qemu: {extraArgs: ${words}}\n`);
+    const { exitCode, stderr } = await understudy(['run', path]);
+    expect(stderr).toContain(`error ${code}: `);
+    expect(exitCode).toBe(2);
+    nothingIsLeft();
+  });
+
+  it('says before the demo guest is built that a user has no run directory', async () => {
+    const { UNDERSTUDY_RUN_DIR, XDG_RUNTIME_DIR, ...rest } = process.env;
+    const cache = join(folder, 'cache');
+    const nobody = 'data:text/javascript,process.geteuid = () => 65534';
+    const child = begin(['demo'], ['--import', nobody], { ...rest, UNDERSTUDY_CACHE: cache });
+    const exited = once(child, 'exit');
+    expect(await text(child.stderr)).toMatch(/error KEEPER_DIRECTORY_REFUSED: .*XDG_RUNTIME_DIR.*\nhint: /);
+    expect((await exited)[0]).toBe(4);
+    expect(existsSync(cache)).toBe(false);
   });
 
   it('explains itself to an old Node', async () => {
@@ -182,6 +206,35 @@ describe('a VM on the command line', () => {
     nothingIsLeft();
   });
 
+  it('is started from a pipe, which can be read only once', async () => {
+    const shell = [
+      '-c',
+      '"$0" "$1" run <(cat "$2") --json',
+      process.execPath,
+      MAIN,
+      writeSpec('a', guestSpec),
+    ];
+    const { stdout } = await promisify(execFile)('bash', shell);
+    expect(JSON.parse(stdout)).toMatchObject({ name: 'a', phase: 'protected' });
+  });
+
+  it('tells of each promotion its own figures', async () => {
+    await startVm('a');
+    const told: unknown[] = [];
+    for (const round of [1, 2, 3]) {
+      const { promoteMs, outageMs } = JSON.parse((await understudy(['promote', 'a', '--json'])).stdout);
+      told.push({ promoteMs, outageMs });
+      await expect
+        .poll(() => understudy(['status', 'a', '--json']).then(({ stdout }) => JSON.parse(stdout)), {
+          timeout: 60_000,
+        })
+        .toMatchObject({ phase: 'protected', promotions: round });
+    }
+    const events = (await understudy(['events', 'a', '--json'])).stdout.trim().split('\n');
+    const promoted = events.map((line) => JSON.parse(line)).filter(({ kind }) => kind === 'promoted');
+    expect(told).toEqual(promoted.map(({ facts: { promoteMs, outageMs } }) => ({ promoteMs, outageMs })));
+  });
+
   it('is spoken to through its console, also with piped input', async () => {
     await startVm('a');
     const watching = begin(['console', 'a']);
@@ -211,14 +264,22 @@ describe('a VM on the command line', () => {
     expect(status.exitCode).toBe(3);
     expect((await understudy(['events', 'a'])).stdout).toContain('protected');
     const { endedPids } = JSON.parse((await understudy(['stop', 'a', '--json'])).stdout);
-    expect(endedPids.sort()).toEqual([primary?.pid, shadow?.pid].sort());
-    for (const pid of endedPids) expect(identityOf(pid)).toBeUndefined();
+    // They end with their keeper; what does not is ended by `stop`.
+    const pids = [primary?.pid, shadow?.pid];
+    expect(pids).toEqual(expect.arrayContaining(endedPids));
+    for (const pid of pids) expect(pid && identityOf(pid)).toBeUndefined();
     nothingIsLeft();
   });
 
-  it('whose keeper hangs is ended by stop --force', async () => {
+  it('whose keeper hangs is ended by stop --force, as stop says', async () => {
     const { keeperPid } = await startVm('a');
     process.kill(keeperPid, 'SIGSTOP');
+    const waiting = begin(['stop', 'a']);
+    const ended = once(waiting, 'exit');
+    await lineOf(waiting.stderr, /^no answer; --force ends it$/);
+    expect(waiting.exitCode, 'it goes on waiting').toBeNull();
+    waiting.kill('SIGKILL');
+    await ended;
     const stopped = await understudy(['stop', 'a', '--force', '--json']);
     expect(JSON.parse(stopped.stdout)).toMatchObject({ outcome: 'cleared away' });
     expect(identityOf(keeperPid)).toBeUndefined();
@@ -275,6 +336,27 @@ describe('understudy doctor', () => {
     for (const { title, mark, found, advice } of findings) {
       expect([title, found]).not.toContain('');
       expect(advice === undefined).toBe(mark === 'ok');
+    }
+  });
+
+  it('does not promise network namespaces that can be made but not used', async () => {
+    const calls = join(folder, 'calls');
+    const refusing = `#!/bin/sh\necho "$*" >>${calls}\ncase $1 in -n) echo 'RTNETLINK: not permitted' >&2; exit 2 ;; esac\n`;
+    writeFileSync(join(folder, 'ip'), refusing, { mode: 0o755 });
+    const path = process.env.PATH;
+    try {
+      process.env.PATH = `${folder}:${path}`;
+      const { findings } = JSON.parse((await understudy(['doctor', '--json'])).stdout);
+      expect(findings).toContainEqual(
+        expect.objectContaining({
+          id: 'netns',
+          mark: 'warn',
+          found: expect.stringMatching(/link set lo up: RTNETLINK: not permitted$/),
+        }),
+      );
+      expect(readFileSync(calls, 'utf8').trim().split('\n').at(-1)).toMatch(/^netns delete us-doctor-/);
+    } finally {
+      process.env.PATH = path;
     }
   });
 

@@ -12,15 +12,23 @@ export interface SpecText {
   readonly source: string;
 }
 
+/** More would help nobody, and finding the lines of all could take minutes. */
+const PROBLEMS_MAX = 100;
+const SHOWN_MAX = 80;
+
+/** As many problems as are told. */
+export function firstOf<Problem>(problems: readonly Problem[]): readonly Problem[] {
+  return problems.slice(0, PROBLEMS_MAX);
+}
+
 /** What the schema found wrong, as `demo.yaml:7: nics[0].uplink.kind: expected one of tap, passt, none`, in order of lines. */
 export function specProblems(
   issues: readonly z.core.$ZodIssue[],
   schema: z.ZodType,
   text: SpecText,
 ): string[] {
-  return issues
-    .flatMap((issue) => describe(issue, schema, text))
-    .sort((a, b) => a.line - b.line)
+  return firstOf(firstOf(issues).flatMap((issue) => describe(issue, schema, text)))
+    .toSorted((a, b) => a.line - b.line)
     .map(({ line, field, what }) => `${text.source}:${line}: ${field}: ${what}`);
 }
 
@@ -35,7 +43,7 @@ function describe(issue: z.core.$ZodIssue, schema: z.ZodType, text: SpecText): P
     return [{ line: lineOf(issue.path, text), field: fieldName(issue.path), what: whatIsWrong(issue, text) }];
   }
   const known = fieldsAt(schema, issue.path);
-  return issue.keys.map((key) => {
+  return firstOf(issue.keys).map((key) => {
     const path = [...issue.path, key];
     const meant = didYouMean(key, known);
     const advice = meant === undefined ? `known here: ${known.join(', ')}` : `did you mean ${meant}?`;
@@ -48,8 +56,7 @@ function whatIsWrong(issue: z.core.$ZodIssue, text: SpecText): string {
   if (given.rest.length > 0) return issue.path.length === 0 ? issue.message : 'is missing';
   switch (issue.code) {
     case 'invalid_type': {
-      const value = given.node?.toJS(text.document);
-      return `expected ${issue.expected === 'int' ? 'a whole number' : issue.expected}, not ${JSON.stringify(value) ?? 'nothing'}`;
+      return `expected ${issue.expected === 'int' ? 'a whole number' : issue.expected}, not ${shown(given.node, text)}`;
     }
     case 'invalid_value':
       return `expected ${issue.values.length > 1 ? 'one of ' : ''}${issue.values.join(', ')}`;
@@ -67,6 +74,16 @@ function whatIsWrong(issue: z.core.$ZodIssue, text: SpecText): string {
     default:
       return issue.message;
   }
+}
+
+/** A value in few words. Not the whole of it: it may be large, and through an alias hold itself. */
+function shown(node: Found['node'], { document }: SpecText): string {
+  const value = isAlias(node) ? node.resolve(document) : node;
+  if (isMap(value)) return 'a map';
+  if (isSeq(value)) return 'a list';
+  if (!isScalar(value)) return 'nothing';
+  const text = JSON.stringify(value.value) ?? 'nothing';
+  return text.length > SHOWN_MAX ? `${text.slice(0, SHOWN_MAX)}…` : text;
 }
 
 /** `['nics', 0, 'mac']` → `nics[0].mac`. */

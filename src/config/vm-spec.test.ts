@@ -176,6 +176,29 @@ describe('a specification that is wrong', () => {
     expect(problems(text).length).toBeGreaterThan(0);
   });
 
+  test('refuses a field given twice inside of another, however many others there are', () => {
+    expect(problems(`${SMALL}  kernel: other\n`)).toEqual(['5: Map keys must be unique']);
+    const many = Array.from({ length: 80_000 }, (_, index) => `k${index}: 1\n`).join('');
+    expect(problems(`${SMALL}${many}k7: 1\n`)).toEqual(['80005: Map keys must be unique']);
+  });
+
+  test('tells a hundred problems and no more, in the order of lines', () => {
+    const many = Array.from({ length: 80_000 }, (_, index) => `k${index}: 1\n`).join('');
+    const told = problems(`${SMALL}${many}`);
+    expect(told).toHaveLength(100);
+    expect(told[99]).toMatch(/^104: k99: unknown field/);
+    expect(problems(`${SMALL}nics: [${'1, '.repeat(10_000)}]\n`).length).toBeLessThanOrEqual(100);
+    expect(problems('['.repeat(100) + ']]'.repeat(1000)).length).toBeLessThanOrEqual(100);
+  });
+
+  test.each([
+    ['name: &n [*n]', '1: name: expected string, not a list'],
+    ['name: &n {a: *n}', '1: name: expected string, not a map'],
+    ['name: &n [x]\nvcpus: *n', '2: vcpus: expected number, not a list'],
+  ])('refuses a value that holds itself or stands elsewhere: %s', (lines, problem) => {
+    expect(problems(`${lines}\nmemory: 64M\nboot: {kernel: a}\n`)).toContainEqual(problem);
+  });
+
   test('refuses aliases that multiply', () => {
     const lines = ['a0: &a0 [x, x, x, x, x, x, x, x, x, x]'];
     for (let i = 1; i < 9; i += 1)

@@ -1,8 +1,8 @@
 import { existsSync, readFileSync } from 'node:fs';
 import { dirname, resolve } from 'node:path';
-import { LineCounter, parseDocument } from 'yaml';
+import { type Document, isScalar, LineCounter, parseDocument, visit } from 'yaml';
 import { ConfigError } from './config-error.ts';
-import { type SpecText, specProblems } from './spec-problems.ts';
+import { firstOf, type SpecText, specProblems } from './spec-problems.ts';
 import { type BootSpec, type DiskSpec, type VmSpec, vmSpecSchema } from './vm-spec-schema.ts';
 
 /** Longer texts are no specification. Protects the parser. */
@@ -13,7 +13,13 @@ const SPEC_BYTES_MAX = 1024 * 1024;
  * @throws {ConfigError} CONFIG_NOT_FOUND, CONFIG_INVALID, CONFIG_UNPROTECTABLE, CONFIG_FILE_MISSING
  */
 export function loadVmSpec(path: string): VmSpec {
-  const spec = parseVmSpec(readSpec(path), { source: path });
+  return readVmSpec(path).spec;
+}
+
+/** The same with the text, for whoever hands it on: a pipe can be read only once. */
+export function readVmSpec(path: string): { readonly spec: VmSpec; readonly text: string } {
+  const text = readSpec(path);
+  const spec = parseVmSpec(text, { source: path });
   const missing = namedFiles(spec).filter(({ file }) => !existsSync(file));
   if (missing.length > 0) {
     throw new ConfigError(
@@ -25,7 +31,7 @@ export function loadVmSpec(path: string): VmSpec {
       },
     );
   }
-  return spec;
+  return { spec, text };
 }
 
 export interface ParseOptions {
@@ -42,10 +48,12 @@ export interface ParseOptions {
 export function parseVmSpec(text: string, { source, directory = dirname(source) }: ParseOptions): VmSpec {
   if (text.length > SPEC_BYTES_MAX) throw invalid([`${source}:1: specification: is longer than 1 MiB`]);
   const lines = new LineCounter();
-  const document = parseDocument(text, { lineCounter: lines, prettyErrors: false });
-  if (document.errors.length > 0) {
+  const document = parseDocument(text, { lineCounter: lines, prettyErrors: false, uniqueKeys: false });
+  const errors = document.errors.map(({ pos, message }) => ({ offset: pos[0], message }));
+  const wrong = errors.length > 0 ? errors : keysGivenTwice(document);
+  if (wrong.length > 0) {
     throw invalid(
-      document.errors.map(({ pos, message }) => `${source}:${lines.linePos(pos[0]).line}: ${message}`),
+      firstOf(wrong).map(({ offset, message }) => `${source}:${lines.linePos(offset).line}: ${message}`),
     );
   }
   const specText: SpecText = { document, lines, source };
@@ -82,6 +90,23 @@ function invalid(problems: readonly string[], cause?: unknown): ConfigError {
     facts: { problems },
     cause,
   });
+}
+
+/** The parser has this check too, but compares each key with each: a minute for a specification full of them. */
+function keysGivenTwice(document: Document): { offset: number; message: string }[] {
+  const found: { offset: number; message: string }[] = [];
+  visit(document, {
+    Map: (_, { items }) => {
+      const seen = new Set<unknown>();
+      for (const { key } of items) {
+        if (!isScalar(key)) continue;
+        if (seen.has(key.value))
+          found.push({ offset: key.range?.[0] ?? 0, message: 'Map keys must be unique' });
+        seen.add(key.value);
+      }
+    },
+  });
+  return found;
 }
 
 /** Disks are not part of an epoch yet: a shadow that goes on with another disk content would corrupt it. */

@@ -1,14 +1,15 @@
 import { rmdirSync, rmSync } from 'node:fs';
-import { dirname } from 'node:path';
+import { dirname, join } from 'node:path';
 import type { Clock } from '../base/clock.ts';
 import { errnoNameOf } from '../linux/linux-error.ts';
 import { KeeperError } from './keeper-error.ts';
 import { readRecord } from './keeper-record.ts';
-import { emptyDirectory, removeIfEmpty } from './own-directory.ts';
+import { directoriesIn, emptyDirectory, removeIfEmpty } from './own-directory.ts';
 import { bootId, endProcess, isAlive, type ProcessIdentity, processesMapping } from './process-identity.ts';
 import { runPaths } from './run-paths.ts';
 
 const END_DEADLINE_MS = 5000;
+const CGROUP_ROOT = '/sys/fs/cgroup';
 const CGROUP_REMOVE_TRIES = 50;
 const CGROUP_RETRY_MS = 20;
 
@@ -29,6 +30,8 @@ export async function clearLeftovers(
   // QEMU maps its guest's memory: so it is found even if its keeper was killed before it wrote down the id.
   const ended = await endAll([...(known?.processes ?? []), ...processesMapping(paths.memory)], clock);
   for (const cgroup of known?.cgroups ?? []) await removeCgroup(cgroup, clock);
+  // What is not on record may also be another user's, and may not be ours to remove.
+  for (const cgroup of cgroupsOf(name)) await removeCgroup(cgroup, clock).catch(() => {});
   if (!keepMemory) emptyDirectory(paths.memory, []);
   emptyDirectory(paths.directory, ['lock']);
   return ended;
@@ -45,6 +48,20 @@ export async function endAll(processes: readonly ProcessIdentity[], clock: Clock
     });
   }
   return [...living.keys()];
+}
+
+/** The groups `understudy/NAME-<n>`, recorded or not: a keeper may be killed between making one and writing it down. */
+function cgroupsOf(name: string): string[] {
+  const roots = [CGROUP_ROOT, ...directoriesIn(CGROUP_ROOT).map((mount) => join(CGROUP_ROOT, mount))];
+  // The last hyphen ends the name: no other VM's group looks like this.
+  const isOurs = (group: string) => group.slice(0, group.lastIndexOf('-')) === name && /-\d+$/.test(group);
+  return roots
+    .map((root) => join(root, 'understudy'))
+    .flatMap((parent) =>
+      directoriesIn(parent)
+        .filter(isOurs)
+        .map((group) => join(parent, group)),
+    );
 }
 
 async function removeCgroup(directory: string, clock: Clock): Promise<void> {

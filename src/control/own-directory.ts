@@ -1,4 +1,14 @@
-import { chmodSync, mkdirSync, readdirSync, rmdirSync, rmSync, statSync } from 'node:fs';
+import {
+  closeSync,
+  constants,
+  fchmodSync,
+  fstatSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  rmdirSync,
+  rmSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { errnoNameOf } from '../linux/linux-error.ts';
 import { KeeperError } from './keeper-error.ts';
@@ -7,13 +17,23 @@ import { KeeperError } from './keeper-error.ts';
 export function makeOwnDirectory(path: string, { othersMayPass }: { othersMayPass: boolean }): void {
   try {
     mkdirSync(path, { recursive: true, mode: 0o700 });
-    const { uid, mode } = statSync(path);
-    if (uid !== process.geteuid?.()) throw refusedDirectory(`${path} belongs to another user`);
-    if ((mode & 0o022) !== 0) throw refusedDirectory(`${path} can be written by others`);
-    if (othersMayPass) chmodSync(path, mode | 0o011);
+    claim(path, othersMayPass);
   } catch (thrown) {
     if (thrown instanceof KeeperError) throw thrown;
     throw refusedDirectory(`cannot make ${path}`, { cause: thrown });
+  }
+}
+
+/** What is asked and what is changed is one and the same directory, and never what a link points to. */
+function claim(path: string, othersMayPass: boolean): void {
+  const fd = openSync(path, constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW);
+  try {
+    const { uid, mode } = fstatSync(fd);
+    if (uid !== process.geteuid?.()) throw refusedDirectory(`${path} belongs to another user`);
+    if ((mode & 0o022) !== 0) throw refusedDirectory(`${path} can be written by others`);
+    if (othersMayPass) fchmodSync(fd, (mode & 0o7777) | 0o011);
+  } finally {
+    closeSync(fd);
   }
 }
 

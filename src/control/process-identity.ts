@@ -43,6 +43,12 @@ export async function endProcess(identity: ProcessIdentity, options: WaitOptions
   return (await handle?.waitForExit(options)) ?? true;
 }
 
+/** Sends SIGKILL to exactly this process before anything else of this program runs; waits for nothing. */
+export function killNow(identity: ProcessIdentity): void {
+  using handle = hold(identity);
+  handle?.signal('SIGKILL');
+}
+
 /** False when the process still lives after `deadlineMs`. */
 export async function waitForEnd(identity: ProcessIdentity, options: WaitOptions): Promise<boolean> {
   using handle = hold(identity);

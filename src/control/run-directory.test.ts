@@ -8,10 +8,11 @@ import {
   readdirSync,
   rmSync,
   statSync,
+  symlinkSync,
   writeFileSync,
 } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { systemClock as clock } from '../base/clock.ts';
@@ -123,6 +124,29 @@ describe('a run directory', () => {
     });
   });
 
+  it('is refused where a link lies in its place, and what that points to stays as it was', async () => {
+    const victim = join(folder, 'victim');
+    mkdirSync(victim, { mode: 0o700 });
+    for (const link of [join(folder, 'run', 'a'), join(folder, 'memory', 'understudy-a')]) {
+      mkdirSync(dirname(link), { recursive: true, mode: 0o700 });
+      symlinkSync(victim, link);
+      await expect(RunDirectory.open('a', { clock, othersMayPass: true })).rejects.toMatchObject({
+        code: 'KEEPER_DIRECTORY_REFUSED',
+      });
+      expect(statSync(victim).mode & 0o777).toBe(0o700);
+      rmSync(link);
+    }
+  });
+
+  it('kills what is recorded before anything else can happen', async () => {
+    using directory = await RunDirectory.open('a', { clock });
+    const { pid } = start('sleep', ['600']);
+    directory.record({ processes: [pid] });
+    directory.killProcesses();
+    // The event loop does not get to run: only the kernel has to do its part.
+    while (identityOf(pid) !== undefined);
+  });
+
   it('keeps the logs of a VM that failed, and gives its memory and its name back', async () => {
     const failed = await RunDirectory.open('a', { clock });
     writeFileSync(failed.logPath, 'why');
@@ -196,6 +220,22 @@ describe('sweeping', () => {
     await RunDirectory.sweep('a', { clock });
     expect(existsSync(cgroup.directory)).toBe(false);
     expect(existsSync(foreign)).toBe(true);
+  });
+
+  it('removes cgroups of the VM that its keeper had no time to write down, and those of no other', async ({
+    skip,
+  }) => {
+    const detected = CgroupTree.detect();
+    if (detected.kind !== 'usable') return skip(`no cgroups here: ${detected.reason}`);
+    const name = `lost-${process.pid}`;
+    const [ours, other] = [`${name}-3`, `${name}-3-1`].map((group) => detected.tree.create(group));
+    try {
+      using _directory = await RunDirectory.open(name, { clock });
+      expect(existsSync(ours?.directory ?? '')).toBe(false);
+      expect(existsSync(other?.directory ?? '')).toBe(true);
+    } finally {
+      for (const group of [ours, other]) await group?.remove({ clock });
+    }
   });
 
   it('also happens when a keeper of the name starts again, and copes with a damaged record', async () => {

@@ -9,7 +9,7 @@ import { type KeeperRecord, readRecord, writeRecord } from './keeper-record.ts';
 import { clearLeftovers, endAll, removeDirectories } from './leftovers.ts';
 import { isLocked, NameLock } from './name-lock.ts';
 import { directoriesIn, makeOwnDirectory } from './own-directory.ts';
-import { bootId, identityOf, processesMapping } from './process-identity.ts';
+import { bootId, identityOf, killNow, type ProcessIdentity, processesMapping } from './process-identity.ts';
 import { type RunPaths, runPaths, runRoot } from './run-paths.ts';
 
 const VM_NAME = /^[a-z0-9][a-z0-9-]{0,39}$/;
@@ -154,9 +154,20 @@ export class RunDirectory implements Disposable {
     });
   }
 
-  /** Kills what is recorded, for a keeper that can no longer end it in good order. */
+  /** For a record that is no longer true and cannot be replaced. */
+  forgetRecord(): void {
+    rmSync(this.#paths.record, { force: true });
+  }
+
+  /** Kills what is recorded at once, without letting anything else happen: see {@link killNow}. */
+  killProcesses(): void {
+    for (const identity of this.#record.processes) killNow(identity);
+    for (const identity of this.#unrecorded()) killNow(identity);
+  }
+
+  /** Kills what is recorded, for a keeper that can no longer end it in good order, and waits for its end. */
   async endProcesses(clock: Clock): Promise<void> {
-    await endAll([...this.#record.processes, ...processesMapping(this.memoryPath)], clock);
+    await endAll([...this.#record.processes, ...this.#unrecorded()], clock);
   }
 
   /** The VM failed: its memory is given back, its logs stay until `understudy stop` or the next start. */
@@ -186,6 +197,11 @@ export class RunDirectory implements Disposable {
 
   [Symbol.dispose](): void {
     this.remove();
+  }
+
+  /** A QEMU that was just started. The keeper, which maps the memory as well, has things to do yet. */
+  #unrecorded(): ProcessIdentity[] {
+    return processesMapping(this.memoryPath).filter(({ pid }) => pid !== process.pid);
   }
 
   #update(changes: Partial<KeeperRecord>): void {

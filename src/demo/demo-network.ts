@@ -1,7 +1,7 @@
 import { execFile } from 'node:child_process';
 import { closeSync } from 'node:fs';
 import { promisify } from 'node:util';
-import { messageOf } from '../base/errors.ts';
+import { messageOf, UnderstudyError } from '../base/errors.ts';
 import { openTap } from '../linux/tap.ts';
 import { freePort } from '../net/free-port.ts';
 import { DemoError } from './demo-error.ts';
@@ -21,6 +21,8 @@ export interface DemoNetworkOptions {
   readonly name: string;
   /** By default TAP where this user may use it, else passt. */
   readonly kind?: 'tap' | 'passt' | undefined;
+  /** Told why it is not TAP. */
+  readonly onProgress?: (step: string) => void;
 }
 
 /**
@@ -36,27 +38,41 @@ export class DemoNetwork implements AsyncDisposable {
   /** Where clients find Redis. */
   readonly redis: { readonly netns?: string; readonly host: string; readonly port: number };
 
-  private constructor(uplink: DemoUplink, redis: DemoNetwork['redis']) {
+  /** Why there is no TAP; only where passt has to do instead. */
+  readonly #withoutTap: string | undefined;
+
+  private constructor(uplink: DemoUplink, redis: DemoNetwork['redis'], withoutTap?: string) {
     this.uplink = uplink;
     this.redis = redis;
+    this.#withoutTap = withoutTap;
   }
 
   /** @throws DemoError DEMO_NETWORK_FAILED when TAP was asked for and cannot be had */
-  static async open({ name, kind }: DemoNetworkOptions): Promise<DemoNetwork> {
+  static async open({ name, kind, onProgress }: DemoNetworkOptions): Promise<DemoNetwork> {
     if (kind === 'passt') return await DemoNetwork.#openPasst();
     try {
       return await DemoNetwork.#openTap(`us-${name}`);
     } catch (cause) {
-      if (kind === undefined) return await DemoNetwork.#openPasst();
-      throw new DemoError(
-        'DEMO_NETWORK_FAILED',
-        `cannot make a network namespace with a TAP: ${messageOf(cause)}`,
-        {
-          hint: 'Run it as root with /dev/net/tun and iproute2, or let it use passt.',
-          cause,
-        },
-      );
+      const reason = messageOf(cause);
+      if (kind === undefined) {
+        onProgress?.(`No TAP (${reason}), using passt`);
+        return await DemoNetwork.#openPasst(reason);
+      }
+      throw new DemoError('DEMO_NETWORK_FAILED', `cannot make a network namespace with a TAP: ${reason}`, {
+        hint: 'Run it as root with /dev/net/tun and iproute2, or let it use passt.',
+        cause,
+      });
     }
+  }
+
+  /** What to tell of an error of the VM: where passt fails that is only the second choice, why it is needed as well. */
+  explained(thrown: unknown): unknown {
+    if (this.#withoutTap === undefined || !(thrown instanceof UnderstudyError)) return thrown;
+    if (!thrown.code.startsWith('NET_PASST_')) return thrown;
+    return new DemoError('DEMO_NETWORK_FAILED', `no TAP (${this.#withoutTap}), and ${thrown.message}`, {
+      hint: `Run it as root with /dev/net/tun and iproute2. Or for passt: ${thrown.hint ?? 'see the message.'}`,
+      cause: thrown,
+    });
   }
 
   static async #openTap(netns: string): Promise<DemoNetwork> {
@@ -73,10 +89,10 @@ export class DemoNetwork implements AsyncDisposable {
     return new DemoNetwork(uplink, { netns, host: GUEST_ADDRESS, port: REDIS_PORT });
   }
 
-  static async #openPasst(): Promise<DemoNetwork> {
+  static async #openPasst(withoutTap?: string): Promise<DemoNetwork> {
     const port = await freePort();
     const uplink = { kind: 'passt', forward: [{ hostPort: port, guestPort: REDIS_PORT }] } as const;
-    return new DemoNetwork(uplink, { host: '127.0.0.1', port });
+    return new DemoNetwork(uplink, { host: '127.0.0.1', port }, withoutTap);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -85,5 +101,10 @@ export class DemoNetwork implements AsyncDisposable {
 }
 
 async function ip(...words: string[]): Promise<void> {
-  await promisify(execFile)('ip', words, { timeout: IP_DEADLINE_MS });
+  try {
+    await promisify(execFile)('ip', words, { timeout: IP_DEADLINE_MS });
+  } catch (cause) {
+    const said = cause instanceof Error && 'stderr' in cause ? String(cause.stderr).trim() : '';
+    throw new Error(`ip ${words.join(' ')}: ${said.replaceAll('\n', ', ') || messageOf(cause)}`, { cause });
+  }
 }

@@ -1,6 +1,7 @@
 import { randomBytes } from 'node:crypto';
 import { type DemoGuest, ensureDemoGuest } from '../../guest/build.ts';
 import type { Clock } from '../base/clock.ts';
+import { runRoot } from '../control/run-paths.ts';
 import type { VmStatus } from '../control/vm-status.ts';
 import { orAborted } from './abortable-wait.ts';
 import { DemoNetwork } from './demo-network.ts';
@@ -48,9 +49,11 @@ export interface DemoOutcome {
 export async function runDemo(options: DemoOptions): Promise<DemoOutcome> {
   const { onProgress, signal, keep = false } = options;
   const name = `demo-${process.pid}`;
+  // Where the VM's sockets cannot lie is said now, not after the minutes that the guest may take to build.
+  runRoot();
   const guest = await ensureDemoGuest({ onProgress, signal });
   await using opened = new AsyncDisposableStack();
-  const network = opened.use(await DemoNetwork.open({ name, kind: options.network }));
+  const network = opened.use(await DemoNetwork.open({ name, kind: options.network, onProgress }));
   const demo = new Demo(options, { name, guest, network });
   const unprotected = await demo.measureUnprotected();
   onProgress('Starting the guest again, this time with a shadow');
@@ -75,9 +78,13 @@ class Demo {
     this.#random = seededRandom(options.seed);
   }
 
-  startVm(spec: Readonly<Record<string, unknown>> = {}): Promise<DemoVm> {
+  async startVm(spec: Readonly<Record<string, unknown>> = {}): Promise<DemoVm> {
     const { clock, signal } = this.#options;
-    return DemoVm.start({ ...this.#setting, clock, signal, spec });
+    try {
+      return await DemoVm.start({ ...this.#setting, clock, signal, spec });
+    } catch (thrown) {
+      throw this.#setting.network.explained(thrown);
+    }
   }
 
   /** The same guest in a run of its own, so that no shadow that is being filled disturbs the measurement. */

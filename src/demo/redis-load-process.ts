@@ -14,8 +14,6 @@ const generator = new LoadGenerator({ host, port: Number(port) }, systemClock);
 
 process.on('message', (request: LoadRequest) => void answer(request));
 process.on('disconnect', () => process.exit());
-// A terminal sends Ctrl-C to the parent as well, which still wants the report.
-for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => {});
 
 async function answer({ id, method, args }: LoadRequest): Promise<void> {
   try {

@@ -1,4 +1,5 @@
 import { execFileSync } from 'node:child_process';
+import { readFileSync } from 'node:fs';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { systemClock as clock } from '../base/clock.ts';
 import { monotonicMs } from './monotonic-time.ts';
@@ -14,6 +15,23 @@ beforeEach(async () => {
   load = open.use(await RedisLoad.start({ ...redis, clock }));
 });
 afterEach(() => open.disposeAsync());
+
+/** Processes of this process that drive Redis. */
+function loadProcesses(): number[] {
+  const children = readFileSync(`/proc/${process.pid}/task/${process.pid}/children`, 'utf8');
+  return children
+    .split(' ')
+    .filter(
+      (pid) => pid !== '' && readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes('redis-load-process'),
+    )
+    .map(Number);
+}
+
+function processGroupOf(pid: number): string | undefined {
+  const stat = readFileSync(`/proc/${pid}/stat`, 'utf8');
+  // Behind the name, which may hold anything: state, parent, process group.
+  return stat.slice(stat.lastIndexOf(')') + 2).split(' ')[2];
+}
 
 async function someWrites(): Promise<void> {
   await load.begin();
@@ -107,6 +125,12 @@ describe('the load on Redis', () => {
   it('fails every call when its process dies', async () => {
     await load[Symbol.asyncDispose]();
     await expect(load.command('PING')).rejects.toMatchObject({ code: 'DEMO_LOAD_FAILED' });
+  });
+
+  it('is no member of our process group, to which a terminal sends Ctrl-C', async () => {
+    const [ours, ...theirs] = [process.pid, ...loadProcesses()].map(processGroupOf);
+    expect(theirs).toHaveLength(1);
+    expect(theirs).not.toContain(ours);
   });
 
   it('is given up when Redis does not answer in time', async () => {

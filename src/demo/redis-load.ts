@@ -61,7 +61,8 @@ export class RedisLoad implements AsyncDisposable {
     const node = [process.execPath, PROCESS, host, String(port)];
     const [program = '', ...words] =
       netns === undefined ? node : ['nsenter', `--net=/run/netns/${netns}`, '--', ...node];
-    this.#child = spawn(program, words, { stdio: ['ignore', 'ignore', 'inherit', 'ipc'] });
+    // A terminal's Ctrl-C is for us alone: we still want the report, or end the child ourselves.
+    this.#child = spawn(program, words, { stdio: ['ignore', 'ignore', 'inherit', 'ipc'], detached: true });
     this.#child.on('message', (answer: LoadAnswer) => this.#settle(answer));
     const { promise, resolve } = Promise.withResolvers<void>();
     this.#exited = promise;

@@ -7,6 +7,9 @@ import type { GuestClockStatus } from '../control/vm-status.ts';
  * guest's time through the guest agent: at least every `syncIntervalMs`, and sooner when the pauses since the
  * last time add up to `errorMaxMs`.
  *
+ * A time that is read late sets the guest's clock back. So the agent is asked first, and is given the time once it
+ * has answered; as long as it has not read what was sent, nothing is sent to it.
+ *
  * The channel speaks the QEMU guest agent's protocol (JSON lines), so that it works with qemu-ga in any
  * guest. Replies pass the output gate like all that a guest sends, so that they come late; what they say is
  * when the guest read its clock.
@@ -17,11 +20,15 @@ export interface GuestClockOptions {
   readonly errorMaxMs: number;
   /** Sends bytes to the guest agent. */
   readonly send: (bytes: Uint8Array) => void;
+  /** Whether something that was sent has not been read by the guest's side of the channel yet. */
+  readonly hasUnreadInput?: () => boolean;
 }
 
-/** How long an unanswered reading is waited for before the next one replaces it. */
+/** How long an unanswered reading is waited for before the next one replaces it; a later answer tells no error. */
 const ANSWER_TIMEOUT_MS = 5000;
-const LINE_CHARS_MAX = 64 * 1024;
+/** All that we ask for is answered by a number. */
+const ANSWER = /^\xff?\s*\{\s*"return"\s*:\s*(-?\d{1,19})\s*\}\s*$/;
+const LINE_CHARS_MAX = 256;
 
 /** A reading under way: answers come in the order of the commands, and the sync id tells where ours begin. */
 interface Reading {
@@ -72,10 +79,14 @@ export class GuestClock {
 
   /** Bytes from the guest agent; hostile input: bounded, and anything that is no answer of ours is passed over. */
   receive(bytes: Uint8Array): void {
-    this.#buffer += Buffer.from(bytes).toString('latin1');
-    const lines = this.#buffer.split('\n');
-    this.#buffer = (lines.pop() ?? '').slice(-LINE_CHARS_MAX);
-    for (const line of lines) this.#answer(line);
+    const text = this.#buffer + Buffer.from(bytes).toString('latin1');
+    let from = 0;
+    for (let end = text.indexOf('\n'); end !== -1; end = text.indexOf('\n', from)) {
+      if (end - from <= LINE_CHARS_MAX) this.#answer(text.slice(from, end));
+      from = end + 1;
+    }
+    // One character more than a line may have: what grows too long stays too long.
+    this.#buffer = text.slice(from, from + LINE_CHARS_MAX + 1);
   }
 
   status(): GuestClockStatus {
@@ -86,46 +97,49 @@ export class GuestClock {
     };
   }
 
-  /** Reads and sets the guest's time in one message: the reading shows the error that the setting corrects. */
+  /** Asks for the guest's time, so that its answer shows the error that is corrected then. */
   #sync(): void {
     const { clock, send, syncIntervalMs } = this.#options;
     this.#cancelNext();
     this.#cancelNext = clock.after(syncIntervalMs, () => this.#sync());
-    this.#pausedMsSinceSync = 0;
-    const nowMs = clock.nowMs();
-    const wallMs = clock.wallMs();
-    let message = '';
-    if (this.#reading === undefined || nowMs - this.#reading.sentMs > ANSWER_TIMEOUT_MS) {
-      const syncId = this.#nextSyncId++;
-      this.#reading = { sentMs: nowMs, sentWallMs: wallMs, syncId, synced: false };
-      message += `{"execute":"guest-sync","arguments":{"id":${syncId}}}\n{"execute":"guest-get-time"}\n`;
-    }
+    if (this.#mustWait()) return;
+    const syncId = this.#nextSyncId++;
+    this.#reading = { sentMs: clock.nowMs(), sentWallMs: clock.wallMs(), syncId, synced: false };
+    send(
+      Buffer.from(`{"execute":"guest-sync","arguments":{"id":${syncId}}}\n{"execute":"guest-get-time"}\n`),
+    );
+  }
+
+  #mustWait(): boolean {
+    const { clock, hasUnreadInput } = this.#options;
+    if (this.#reading !== undefined && clock.nowMs() - this.#reading.sentMs <= ANSWER_TIMEOUT_MS) return true;
+    return hasUnreadInput?.() ?? false;
+  }
+
+  #setTime(): void {
+    const { clock, send } = this.#options;
     // Nanoseconds since 1970 do not fit a double: whole microseconds with three zeros are exact as text.
-    message += `{"execute":"guest-set-time","arguments":{"time":${Math.round(wallMs * 1000)}000}}\n`;
-    send(Buffer.from(message));
+    const time = `${Math.round(clock.wallMs() * 1000)}000`;
+    send(Buffer.from(`{"execute":"guest-set-time","arguments":{"time":${time}}}\n`));
+    this.#pausedMsSinceSync = 0;
     this.#corrections += 1;
   }
 
   #answer(line: string): void {
-    const value = returnedNumber(line);
     const reading = this.#reading;
-    if (value === undefined || reading === undefined) return;
+    const value = reading === undefined ? undefined : ANSWER.exec(line)?.[1];
+    if (reading === undefined || value === undefined) return;
     if (!reading.synced) {
-      if (value === reading.syncId) this.#reading = { ...reading, synced: true };
+      if (Number(value) !== reading.syncId) return;
+      this.#reading = { ...reading, synced: true };
+      if (this.#running) this.#setTime();
       return;
     }
     this.#reading = undefined;
-    this.#answeredMs = this.#options.clock.nowMs();
-    this.#errorMs = value / 1e6 - reading.sentWallMs;
-  }
-}
-
-function returnedNumber(line: string): number | undefined {
-  try {
-    const message: unknown = JSON.parse(line.replace(/^\xff/, ''));
-    if (typeof message !== 'object' || message === null || !('return' in message)) return undefined;
-    return typeof message.return === 'number' ? message.return : undefined;
-  } catch {
-    return undefined;
+    const nowMs = this.#options.clock.nowMs();
+    // Nobody knows when it was read in the time that an answer took.
+    if (nowMs - reading.sentMs > ANSWER_TIMEOUT_MS) return;
+    this.#answeredMs = nowMs;
+    this.#errorMs = Number(value) / 1e6 - reading.sentWallMs;
   }
 }

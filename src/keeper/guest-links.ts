@@ -36,6 +36,11 @@ export class GuestLinks implements AsyncDisposable {
     this.#owned = owned;
   }
 
+  /** Whether the guest, or QEMU for it, has not read yet what was sent to it on this link. */
+  hasUnreadInput(name: string): boolean {
+    return this.all.find((link) => link.name === name)?.hasUnreadInput ?? false;
+  }
+
   /** @throws NetError when an uplink cannot be opened; nothing is left open then. */
   static async open(options: GuestLinksOptions): Promise<GuestLinks> {
     const { spec, clock, onHeld } = options;

@@ -1,8 +1,9 @@
-import { chmodSync, chownSync, copyFileSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';
+import { chmodSync, copyFileSync, lchownSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import type { Clock } from '../base/clock.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
 import type { Cgroup, CgroupTree } from '../linux/cgroup.ts';
+import { LinuxError } from '../linux/linux-error.ts';
 import type { DirtyLog } from '../memory/dirty-log.ts';
 import { openDirtyLog } from '../memory/dirty-log-choice.ts';
 import { GuestMemory } from '../memory/guest-memory.ts';
@@ -10,7 +11,7 @@ import { PreloadChannel } from '../memory/preload-channel.ts';
 import { frameFraming } from '../net/frame-codec.ts';
 import { byteFraming, type Framing } from '../net/framing.ts';
 import { QemuPort } from '../net/qemu-port.ts';
-import { BoundedLog } from '../qemu/bounded-log.ts';
+import { BoundedLog, jsonLossNote } from '../qemu/bounded-log.ts';
 import { type InstancePaths, instancePaths } from '../qemu/instance-paths.ts';
 import { type Accelerator, buildArguments } from '../qemu/launch-arguments.ts';
 import { Machine } from '../qemu/machine.ts';
@@ -81,7 +82,8 @@ export class Instance implements AsyncDisposable {
     const { spec, clock } = setting;
     await using starting = new AsyncDisposableStack();
     const paths = instancePaths({ ...setting, vm: spec.name, instance: number, nicCount: spec.nics.length });
-    mkdirSync(paths.directory, { mode: 0o700 });
+    const owner = spec.qemu.user === undefined ? undefined : identityOf(spec.qemu.user);
+    makeDirectories(paths, owner);
     starting.defer(() => rmSync(paths.directory, { recursive: true, force: true }));
     const memory = starting.use(
       keptMemory ? GuestMemory.open(paths.memory) : GuestMemory.create(paths.memory, spec.memoryBytes),
@@ -92,7 +94,6 @@ export class Instance implements AsyncDisposable {
       if (owned) memory.remove();
       rmSync(paths.deviceState, { force: true });
     });
-    const owner = spec.qemu.user === undefined ? undefined : identityOf(spec.qemu.user);
     const preloadLibrary =
       owner === undefined ? setting.preloadLibrary : handOver(setting.preloadLibrary, { paths, owner });
     const ports = new Map<string, QemuPort>();
@@ -101,18 +102,20 @@ export class Instance implements AsyncDisposable {
     }
     const channel = starting.use(new PreloadChannel());
     const machine = await launch({ ...setting, preloadLibrary }, { channel, paths, role, starting, signal });
-    const cgroup = setting.cgroups?.create(`${spec.name}-${number}`);
-    if (cgroup !== undefined) starting.defer(() => cgroup.remove({ clock }));
+    const cgroup = makeCgroup(setting, number);
+    // One that stays behind is removed before the next start.
+    starting.defer(async () => void (await cgroup?.remove({ clock }).catch(ignoreRefusal)));
     // Moves here, because a machine's processes must be gone before its cgroup can be removed.
     starting.use(machine);
-    await cgroup?.addProcess(machine.process.pid);
-    signal?.throwIfAborted();
-    await channel.awaitHello({ deadlineMs: HELLO_DEADLINE_MS, clock });
-    if (spec.shadow.enabled) await checkMachine(machine);
+    const orAborted = untilAborted(signal);
+    await orAborted(cgroup?.addProcess(machine.process.pid).catch(ignoreRefusal));
+    await orAborted(channel.awaitHello({ deadlineMs: HELLO_DEADLINE_MS, clock }));
+    if (spec.shadow.enabled) await orAborted(checkMachine(machine));
     const { log: dirtyLog } = openDirtyLog({ method: spec.shadow.dirtyLog, memory, channel });
     starting.use(dirtyLog);
-    for (const port of ports.values()) await port.awaitConnection({ deadlineMs: CONNECT_DEADLINE_MS, clock });
-    if (role === 'standby') await machine.beginIncoming(paths.incoming);
+    for (const port of ports.values())
+      await orAborted(port.awaitConnection({ deadlineMs: CONNECT_DEADLINE_MS, clock }));
+    if (role === 'standby') await orAborted(machine.beginIncoming(paths.incoming));
     owned = true;
     return new Instance({ number, machine, memory, dirtyLog, paths, ports, cgroup, owned: starting.move() });
   }
@@ -126,13 +129,18 @@ export class Instance implements AsyncDisposable {
     return this.machine.process.pid;
   }
 
-  /** From now on it gets no more than this fraction of a CPU; null: as much as there is. */
+  /** From now on it gets no more than this fraction of a CPU, if the kernel lets us say so; null: as much as there is. */
   limitCpu(fraction: number | null): void {
-    this.cgroup?.setCpuShare(fraction);
+    try {
+      this.cgroup?.setCpuShare(fraction);
+    } catch (thrown) {
+      ignoreRefusal(thrown);
+    }
   }
 
   /** Kills the process, which also works when it is stopped, and returns when the kernel says it is gone. */
   async kill(): Promise<void> {
+    this.machine.process.signal('SIGKILL');
     // A limited cgroup would make dying slow as well.
     this.limitCpu(null);
     await this.machine.process.kill();
@@ -148,6 +156,19 @@ type Parts = Pick<Instance, 'number' | 'machine' | 'memory' | 'dirtyLog' | 'path
   readonly owned: AsyncDisposableStack;
 };
 
+function makeCgroup({ cgroups, spec }: InstanceSetting, number: number): Cgroup | undefined {
+  try {
+    return cgroups?.create(`${spec.name}-${number}`);
+  } catch (thrown) {
+    return ignoreRefusal(thrown);
+  }
+}
+
+/** Of the kernel, about a cgroup: no share of a CPU is worth a start, kill or promotion that does not happen. */
+function ignoreRefusal(thrown: unknown): undefined {
+  if (!(thrown instanceof LinuxError)) throw thrown;
+}
+
 interface LaunchContext {
   readonly channel: PreloadChannel;
   readonly paths: InstancePaths;
@@ -161,12 +182,15 @@ function launch(
   { channel, paths, role, starting, signal }: LaunchContext,
 ): Promise<Machine> {
   const { spec, clock } = setting;
-  const qmpLog = starting.use(new BoundedLog(`${paths.directory}/qmp.log`));
+  const qmpLog = starting.use(new BoundedLog(join(paths.directory, 'qmp.log'), { lossNote: jsonLossNote }));
   return Machine.start({
     launch: {
       binary: setting.qemu.path,
       args: buildArguments(spec, { role, paths, accel: setting.accel }),
-      environment: channel.environment(paths.memory, setting.preloadLibrary),
+      environment: {
+        ...channel.environment(paths.memory, setting.preloadLibrary),
+        UNDERSTUDY_KEEPER_PID: String(process.pid),
+      },
       extraFds: [channel.childFd],
       user: spec.qemu.user,
       logPath: paths.log,
@@ -179,22 +203,51 @@ function launch(
   });
 }
 
+interface Owner {
+  readonly uid: number;
+  readonly gid: number;
+}
+
+/**
+ * What we make stays in a directory of ours: whoever owns a directory can put links into the places of its files, and
+ * we, as root, would follow them. QEMU's user gets one below it.
+ */
+function makeDirectories(paths: InstancePaths, owner: Owner | undefined): void {
+  mkdirSync(paths.directory, { mode: 0o700 });
+  mkdirSync(paths.qemuDirectory, { mode: 0o700 });
+  if (owner === undefined) return;
+  lchownSync(paths.qemuDirectory, owner.uid, owner.gid);
+  chmodSync(paths.directory, 0o711);
+}
+
 /**
  * Gives a QEMU that runs as another user what it opens by itself; the rest it inherits. The library is copied,
  * because our cache is usually closed to others. Returns where the copy is.
  */
-function handOver(
-  preloadLibrary: string,
-  { paths, owner }: { paths: InstancePaths; owner: { uid: number; gid: number } },
-): string {
+function handOver(preloadLibrary: string, { paths, owner }: { paths: InstancePaths; owner: Owner }): string {
   const copy = join(paths.directory, 'preload.so');
   copyFileSync(preloadLibrary, copy);
   chmodSync(copy, 0o755);
   // QEMU may not make files in the directory that this one lies in.
   writeFileSync(paths.deviceState, '', { mode: 0o600 });
-  for (const path of [paths.directory, paths.memory, paths.deviceState])
-    chownSync(path, owner.uid, owner.gid);
+  for (const path of [paths.memory, paths.deviceState]) lchownSync(path, owner.uid, owner.gid);
   return copy;
+}
+
+/** Waits that the signal ends, with its reason; what was waited for ends with the process that it came from. */
+function untilAborted(signal: AbortSignal | undefined) {
+  return async <Value>(wait: Promise<Value> | undefined): Promise<Value | undefined> => {
+    if (signal === undefined) return wait;
+    const aborted = Promise.withResolvers<never>();
+    const abort = () => aborted.reject(signal.reason);
+    signal.addEventListener('abort', abort, { once: true });
+    if (signal.aborted) abort();
+    try {
+      return await Promise.race([aborted.promise, wait]);
+    } finally {
+      signal.removeEventListener('abort', abort);
+    }
+  };
 }
 
 function* portPlan(

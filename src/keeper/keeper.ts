@@ -1,5 +1,6 @@
 import { join } from 'node:path';
 import { assert, unreachable } from '../base/assert.ts';
+import { ConditionWaiters } from '../base/condition-waiters.ts';
 import { DelayedTask } from '../base/delayed-task.ts';
 import { errorFacts, messageOf } from '../base/errors.ts';
 import type { ConsoleSession, ConsoleWatcher, KeeperControl } from '../control/keeper-control.ts';
@@ -7,16 +8,16 @@ import type { VmEvent } from '../control/vm-event.ts';
 import type { VmStatus } from '../control/vm-status.ts';
 import { type EpochId, FIRST_EPOCH, NO_EPOCH, nextEpoch } from '../epoch/epoch-id.ts';
 import { CgroupTree } from '../linux/cgroup.ts';
-import { assertRoom } from '../memory/guest-memory.ts';
 import type { GuestLink } from '../net/guest-link.ts';
 import type { StreamClient } from '../net/stream-end.ts';
-import { BoundedLog } from '../qemu/bounded-log.ts';
 import { checkSpec } from '../qemu/protectability.ts';
 import type { QmpEvent } from '../qemu/qmp-events.ts';
 import { EpochStats } from '../replication/epoch-stats.ts';
 import {
   DEFAULT_PROTECTION_POLICY,
   INITIAL_PROTECTION,
+  isActing,
+  isEnding,
   type LossReason,
   type ProtectionEffect,
   type ProtectionEvent,
@@ -24,27 +25,28 @@ import {
   type StopReason,
   stepProtection,
 } from '../shadow/protection.ts';
-import { EventJournal, HeldEvents } from './event-journal.ts';
+import { admit } from './admission.ts';
+import { EffectQueue } from './effect-queue.ts';
 import { GuestClock } from './guest-clock.ts';
 import { GuestLinks } from './guest-links.ts';
 import { epochsName, inheritShadow } from './inheritance.ts';
 import { Instance, type InstanceSetting } from './instance.ts';
 import type { KeeperOptions } from './keeper-options.ts';
-import { pressPowerButton } from './power-button.ts';
+import { askToPowerOff } from './power-button.ts';
 import { lossReasonOf, PrimaryWatch } from './primary-watch.ts';
 import { attachLinks, promoteShadow } from './promotion.ts';
-import { noConsole, notProtected } from './refusals.ts';
-import { roomNeededBytes, ShadowSession } from './shadow-session.ts';
+import { noConsole, notProtected, promoteFailed } from './refusals.ts';
+import { ShadowSession } from './shadow-session.ts';
 import { TakeoverStats } from './takeover-stats.ts';
 import { describeVm } from './vm-description.ts';
+import { VmEvents } from './vm-events.ts';
+import { recordVm } from './vm-record.ts';
 
 /** Keeps one VM: the QEMU that acts, the shadow behind it, and what happens when either dies. */
 export class Keeper implements KeeperControl {
   readonly #options: KeeperOptions;
   readonly #setting: InstanceSetting;
-  readonly #eventLog: BoundedLog;
-  readonly #journal: EventJournal;
-  readonly #heldEvents: HeldEvents<QmpEvent>;
+  readonly #events: VmEvents;
   readonly #guestClock: GuestClock;
   readonly #startedMs: number;
   readonly #finished = Promise.withResolvers<{ reason: StopReason }>();
@@ -63,14 +65,12 @@ export class Keeper implements KeeperControl {
   #nextEpoch: EpochId = FIRST_EPOCH;
   #committed: EpochId = NO_EPOCH;
   #lostAtMs = 0;
-  /** Effects are carried out one after the other. */
-  #work: Promise<void> = Promise.resolve();
-  readonly #changed = new Set<() => void>();
+  readonly #effects: EffectQueue;
+  readonly #waiters = new ConditionWaiters();
 
   private constructor(options: KeeperOptions) {
     this.#options = options;
     const { spec, clock, runDirectory } = options;
-    this.#eventLog = new BoundedLog(runDirectory.eventsPath);
     const cgroups = CgroupTree.detect();
     this.#startedMs = clock.nowMs();
     this.#shadowStart = new DelayedTask(clock);
@@ -80,13 +80,15 @@ export class Keeper implements KeeperControl {
       memoryDirectory: runDirectory.memoryPath,
       cgroups: cgroups.kind === 'usable' ? cgroups.tree : undefined,
     };
-    this.#journal = new EventJournal({
-      vm: spec.name,
-      wallMs: () => clock.wallMs(),
-      write: (line) => this.#eventLog.append(line),
+    const onGuestEvent = (event: QmpEvent) => this.#onGuestEvent(event);
+    this.#events = new VmEvents({ ...options, vm: spec.name, onGuestEvent });
+    this.#effects = new EffectQueue({
+      carryOut: (effect) => this.#carryOut(effect),
+      onFailed: (effect, cause) => this.#onEffectFailed(effect, cause),
     });
-    this.#heldEvents = new HeldEvents((event) => this.#onGuestEvent(event));
-    this.#guestClock = new GuestClock({ clock, ...spec.clock, send: (bytes) => this.#agent?.write(bytes) });
+    const send = (bytes: Uint8Array) => this.#agent?.write(bytes);
+    const hasUnreadInput = () => this.#links?.hasUnreadInput('agent') ?? false;
+    this.#guestClock = new GuestClock({ clock, ...spec.clock, send, hasUnreadInput });
     if (cgroups.kind === 'unusable')
       options.log.warn('standby runs without CPU limit', { reason: cgroups.reason });
   }
@@ -94,9 +96,9 @@ export class Keeper implements KeeperControl {
   /** Starts the VM. Resolves when its guest runs; protection follows. @throws what kept it from starting, or the signal's reason */
   static async start(options: KeeperOptions): Promise<Keeper> {
     checkSpec(options.spec);
-    const { heritage, memoryPath } = options.runDirectory;
-    // Where there is a heritage, most of what is needed is taken already.
-    if (heritage === undefined) assertRoom(memoryPath, roomNeededBytes(options.spec));
+    const { heritage } = options.runDirectory;
+    // Where there is a heritage, what is needed was promised already.
+    if (heritage === undefined) admit(options.spec);
     const keeper = new Keeper(options);
     try {
       keeper.#links = await GuestLinks.open({
@@ -126,29 +128,43 @@ export class Keeper implements KeeperControl {
   }
 
   eventsSince(seq: number): readonly VmEvent[] {
-    return this.#journal.since(seq);
+    return this.#events.journal.since(seq);
   }
 
   onEvent(listener: (event: VmEvent) => void): () => void {
-    return this.#journal.onEvent(listener);
+    return this.#events.journal.onEvent(listener);
   }
 
   async promote(): Promise<void> {
     const pipeline = this.#shadow?.pipeline;
     if (this.#state.phase !== 'protected' || pipeline === undefined)
       throw notProtected(this.#options.spec.name, this.#state.phase);
-    const promotions = this.#state.promotions;
+    const { promotions, restarts } = this.#state;
+    const isPromoted = () => this.#state.promotions > promotions;
     this.#losePrimary('planned', {});
-    await this.#until(() => this.#state.promotions > promotions || this.#state.phase === 'stopped');
+    await this.#waiters.until(() => isPromoted() || this.#state.restarts > restarts || isEnding(this.#state));
+    if (!isPromoted()) throw promoteFailed(this.#options.spec.name);
   }
 
   async stop({ graceful }: { graceful: boolean }): Promise<void> {
-    if (graceful && this.#primary !== undefined && this.#state.phase !== 'stopping') {
-      const off = this.#until(() => this.#state.phase === 'stopping' || this.#state.phase === 'stopped');
-      await pressPowerButton(this.#primary.machine, { ...this.#options, agent: this.#agent, off });
+    if (graceful) {
+      await askToPowerOff({
+        clock: this.#options.clock,
+        // In the middle of a takeover there is nobody to ask: it takes milliseconds.
+        acts: this.#waiters.until(() => isActing(this.#state) || isEnding(this.#state)),
+        ask: () => this.#primary?.machine.powerdown(),
+        agent: this.#agent,
+        off: this.#waiters.until(() => isEnding(this.#state)),
+      });
     }
     this.#dispatch({ kind: 'stop-requested' });
     await this.#finished.promise;
+  }
+
+  /** Nothing is decided or begun any more, for whoever ends the processes of this VM by force. */
+  freeze(): void {
+    this.#effects.freeze();
+    this.#watch?.[Symbol.dispose]();
   }
 
   openConsole(watcher: ConsoleWatcher): ConsoleSession {
@@ -173,8 +189,6 @@ export class Keeper implements KeeperControl {
     });
   }
 
-  // --- decisions -------------------------------------------------------------------------------------------
-
   #dispatch(event: ProtectionEvent): void {
     const policy = { ...DEFAULT_PROTECTION_POLICY, enabled: this.#options.spec.shadow.enabled };
     const before = this.#state;
@@ -183,37 +197,37 @@ export class Keeper implements KeeperControl {
     if (next.phase !== before.phase) {
       this.#publish(next.phase, next.lost === undefined ? {} : { reason: next.lost });
     }
-    for (const effect of effects) this.#work = this.#work.then(() => this.#carryOut(effect));
-    for (const check of this.#changed) check();
+    for (const effect of effects) this.#effects.push(effect);
+    this.#waiters.check();
   }
 
-  async #carryOut(effect: ProtectionEffect): Promise<void> {
-    try {
-      switch (effect.kind) {
-        case 'pass-output':
-          return this.#passOutput();
-        case 'start-shadow':
-          return this.#startShadowLater(effect.afterMs);
-        case 'drop-shadow':
-          return await this.#dropShadow();
-        case 'fence':
-          return await this.#fence();
-        case 'promote':
-          return await this.#promoteShadow();
-        case 'restart':
-          return await this.#restart();
-        case 'stop':
-          return await this.#stopAll();
-        default:
-          return unreachable(effect);
-      }
-    } catch (cause) {
-      // Nobody knows how far it came. Stopping is the only thing that cannot make two machines act.
-      this.#options.log.error('an effect failed', { effect: effect.kind, error: messageOf(cause) });
-      this.#publish('failed', { during: effect.kind, error: messageOf(cause) });
-      if (effect.kind !== 'stop') this.#dispatch({ kind: 'start-failed' });
-      else this.#finished.resolve({ reason: 'failed' });
+  #carryOut(effect: ProtectionEffect): Promise<void> | void {
+    switch (effect.kind) {
+      case 'pass-output':
+        return this.#passOutput();
+      case 'start-shadow':
+        return this.#startShadowLater(effect.afterMs);
+      case 'drop-shadow':
+        return this.#dropShadow();
+      case 'fence':
+        return this.#fence();
+      case 'promote':
+        return this.#promoteShadow();
+      case 'restart':
+        return this.#restart();
+      case 'stop':
+        return this.#stopAll();
+      default:
+        return unreachable(effect);
     }
+  }
+
+  /** Stopping is the only thing that cannot make two machines act. */
+  #onEffectFailed({ kind }: ProtectionEffect, cause: unknown): void {
+    this.#options.log.error('an effect failed', { effect: kind, error: messageOf(cause) });
+    this.#publish('failed', { during: kind, error: messageOf(cause) });
+    if (kind !== 'stop') this.#dispatch({ kind: 'start-failed' });
+    else this.#finished.resolve({ reason: 'failed' });
   }
 
   get #allLinks(): readonly GuestLink[] {
@@ -221,19 +235,8 @@ export class Keeper implements KeeperControl {
   }
 
   #publish(kind: string, facts: Readonly<Record<string, unknown>> = {}): void {
-    this.#options.log.info(kind, { epoch: this.#committed, ...facts });
-    this.#journal.publish(kind, this.#committed, facts);
+    this.#events.publish(kind, this.#committed, facts);
   }
-
-  async #until(holds: () => boolean): Promise<void> {
-    if (holds()) return;
-    const { promise, resolve } = Promise.withResolvers<void>();
-    const check = () => holds() && resolve();
-    this.#changed.add(check);
-    await promise.finally(() => this.#changed.delete(check));
-  }
-
-  // --- the primary -----------------------------------------------------------------------------------------
 
   async #startPrimary(signal?: AbortSignal): Promise<void> {
     const instance = await this.#startInstance('primary', signal);
@@ -285,15 +288,14 @@ export class Keeper implements KeeperControl {
       isBusy: () => this.#shadow?.pipeline !== undefined,
       onLost: (reason, facts) => this.#losePrimary(reason, facts),
       onGuestEvent: (event) => {
-        this.#heldEvents.add(event);
+        this.#events.held.add(event);
         if (event.name === 'SHUTDOWN') this.#shadow?.pipeline?.demand();
       },
     });
   }
 
   #losePrimary(reason: LossReason, facts: Readonly<Record<string, unknown>>): void {
-    const phase = this.#state.phase;
-    if (phase !== 'alone' && phase !== 'syncing' && phase !== 'protected') return;
+    if (!isActing(this.#state)) return;
     this.#lostAtMs = this.#options.clock.nowMs();
     this.#publish('primary-lost', { reason, ...facts });
     this.#dispatch({ kind: 'primary-lost', reason, nowMs: this.#lostAtMs });
@@ -309,10 +311,8 @@ export class Keeper implements KeeperControl {
 
   #passOutput(): void {
     for (const link of this.#allLinks) link.passOutput();
-    this.#heldEvents.pass();
+    this.#events.held.pass();
   }
-
-  // --- the shadow ------------------------------------------------------------------------------------------
 
   #startShadowLater(afterMs: number): void {
     this.#shadowStart.schedule(afterMs, async (signal) => {
@@ -347,13 +347,13 @@ export class Keeper implements KeeperControl {
     standby.limitCpu(spec.shadow.standbyCpuShare);
     await session.fill(fill);
     signal.throwIfAborted();
-    this.#heldEvents.hold();
+    this.#events.held.hold();
     session.begin({
       clock: this.#options.clock,
       failpoints,
       stats: this.#epochs,
       links: this.#allLinks,
-      participants: [this.#heldEvents],
+      participants: [this.#events.held],
       policy: spec.shadow,
       primary,
       firstEpoch: this.#nextEpoch,
@@ -391,11 +391,11 @@ export class Keeper implements KeeperControl {
     this.#record();
   }
 
-  // --- taking over -----------------------------------------------------------------------------------------
-
   /** After this the old primary can neither send a frame nor run an instruction, whatever state it was in. */
   async #fence(): Promise<void> {
     const old = this.#primary;
+    // First: an epoch that is cut without its links would lack the output in it.
+    this.#shadow?.pipeline?.freeze();
     this.#watch?.[Symbol.dispose]();
     for (const link of this.#allLinks) link.detach();
     await this.#options.failpoints.hit('fence.before-kill');
@@ -410,15 +410,17 @@ export class Keeper implements KeeperControl {
     const startMs = clock.nowMs();
     try {
       assert(session !== undefined, 'there is a shadow to promote');
-      this.#heldEvents.forget();
+      this.#events.held.forget();
       await promoteShadow(session, { links: this.#allLinks, failpoints, onCommitted: () => this.#record() });
-      this.#finishPromotion(session, startMs);
     } catch (cause) {
       this.#publish('promote-failed', errorFacts(cause));
       for (const link of this.#allLinks) link.detach();
       await this.#removeOldPrimary();
       this.#dispatch({ kind: 'promote-failed' });
+      return;
     }
+    // It acts: nothing from here on may be taken for a failed promotion.
+    this.#finishPromotion(session, startMs);
   }
 
   #finishPromotion(session: ShadowSession, startMs: number): void {
@@ -459,17 +461,15 @@ export class Keeper implements KeeperControl {
       link.forget();
       link.resumeInput();
     }
-    this.#heldEvents.forget();
+    this.#events.held.forget();
     await this.#startPrimary();
     this.#publish('restarted-cold', { outageMs: this.#options.clock.nowMs() - this.#lostAtMs });
   }
 
-  // --- the end ---------------------------------------------------------------------------------------------
-
   async #stopAll(): Promise<void> {
     await this.#dispose();
     this.#dispatch({ kind: 'stopped' });
-    this.#eventLog[Symbol.dispose]();
+    this.#events[Symbol.dispose]();
     this.#finished.resolve({ reason: this.#state.stopReason ?? 'requested' });
   }
 
@@ -479,22 +479,18 @@ export class Keeper implements KeeperControl {
     for (const link of this.#allLinks) link.detach();
     const primary = this.#primary;
     this.#primary = undefined;
-    await primary?.kill();
-    await this.#dropShadow();
-    await primary?.[Symbol.asyncDispose]();
-    await this.#links?.[Symbol.asyncDispose]();
-    this.#links = undefined;
+    // In reverse, and each of them also when another one fails: no QEMU may outlive its keeper.
+    await using ending = new AsyncDisposableStack();
+    ending.defer(() => this.#links?.[Symbol.asyncDispose]());
+    ending.defer(() => primary?.[Symbol.asyncDispose]());
+    ending.defer(() => this.#dropShadow());
+    ending.defer(() => primary?.kill());
   }
 
   /** Written down for whoever has to clean up after a keeper that was killed, or can go on from what it left. */
   #record(): void {
-    const living = [this.#primary, this.#shadow?.standby].filter((instance) => instance !== undefined);
-    this.#options.runDirectory.record({
-      spec: this.#options.spec,
-      processes: living.map((instance) => instance.pid),
-      cgroups: living.flatMap((instance) => instance.cgroup?.directory ?? []),
-      // Only while all output waits for the shadow: else it would be behind what the world has seen.
-      shadow: this.#state.phase === 'protected' ? (this.#shadow?.standby.number ?? null) : null,
-    });
+    const { log, runDirectory, spec } = this.#options;
+    const isProtected = this.#state.phase === 'protected';
+    recordVm(runDirectory, { log, spec, primary: this.#primary, shadow: this.#shadow, isProtected });
   }
 }

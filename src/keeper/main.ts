@@ -22,7 +22,7 @@ import type { VmSpec } from '../config/vm-spec-schema.ts';
 import { ControlServer } from '../control/control-server.ts';
 import { KeeperError } from '../control/keeper-error.ts';
 import { RunDirectory } from '../control/run-directory.ts';
-import { BoundedLog } from '../qemu/bounded-log.ts';
+import { BoundedLog, jsonLossNote } from '../qemu/bounded-log.ts';
 import { Keeper } from './keeper.ts';
 import { prepareHost } from './vm-host.ts';
 
@@ -54,6 +54,12 @@ class StopSignals {
     if (this.#received > 0) void keeper.stop({ graceful: false });
   }
 
+  /** Of the keeper there is nothing more to expect. */
+  freeze(): void {
+    this.#keeper?.freeze();
+    this.#keeper = undefined;
+  }
+
   #onSignal(): void {
     this.#received += 1;
     this.#start.abort(
@@ -66,6 +72,7 @@ class StopSignals {
 }
 
 const signals = new StopSignals();
+let hasFault = false;
 // Whoever started this process may be gone by the time it has something to say.
 for (const stream of [process.stdout, process.stderr]) stream.on('error', () => {});
 process.exitCode = await main();
@@ -79,7 +86,7 @@ async function main(): Promise<number> {
     const othersMayPass = spec.qemu.user !== undefined;
     const directory = await RunDirectory.open(spec.name, { clock, othersMayPass, inheritAs: spec });
     directory.record({ spec });
-    using file = new BoundedLog(directory.logPath);
+    using file = new BoundedLog(directory.logPath, { lossNote: jsonLossNote });
     const log = jsonLogger((line) => file.append(line), clock.wallMs);
     for (const event of ['uncaughtException', 'unhandledRejection'] as const) {
       process.on(event, (fault: unknown) => void stopAfterFault(fault, directory, log));
@@ -132,8 +139,19 @@ async function listen(keeper: Keeper, directory: RunDirectory, log: Logger): Pro
   }
 }
 
-/** Nobody knows in which state things are: end the VM before two of it can act. */
+/**
+ * Nobody knows in which state things are: end the VM before two of it can act. Its processes are killed before
+ * anything that waits in the event loop can decide something.
+ */
 async function stopAfterFault(fault: unknown, directory: RunDirectory, log: Logger): Promise<void> {
+  if (!hasFault) {
+    hasFault = true;
+    try {
+      signals.freeze();
+    } finally {
+      directory.killProcesses();
+    }
+  }
   const stack = fault instanceof Error ? fault.stack : undefined;
   log.error('a fault of the keeper stops the VM', { error: messageOf(fault), stack });
   clock.after(EMERGENCY_DEADLINE_MS, () => process.exit(EXIT_FAULT));

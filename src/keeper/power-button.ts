@@ -1,19 +1,31 @@
 import type { Clock } from '../base/clock.ts';
 import type { StreamClient } from '../net/stream-end.ts';
-import type { Machine } from '../qemu/machine.ts';
 
 /** How long a guest may take to power off when it is asked to. */
 const POWERDOWN_DEADLINE_MS = 10_000;
 
-/** Asks the guest to power off in the two ways there are. Resolves with `off`, or when it has taken too long. */
-export async function pressPowerButton(
-  machine: Pick<Machine, 'powerdown'>,
-  { agent, off, clock }: { agent: StreamClient | undefined; off: Promise<void>; clock: Clock },
-): Promise<void> {
+export interface PowerOffOptions {
+  readonly clock: Clock;
+  /** Resolves when there is somebody to ask. */
+  readonly acts: Promise<void>;
+  /** Presses the power button. */
+  readonly ask: () => Promise<void> | undefined;
+  readonly agent: StreamClient | undefined;
+  /** Resolves when the guest is off. */
+  readonly off: Promise<void>;
+}
+
+/** Asks the guest to power off in the two ways there are. Resolves when it is off, or has taken too long. */
+export async function askToPowerOff({ clock, acts, ask, agent, off }: PowerOffOptions): Promise<void> {
   const late = Promise.withResolvers<void>();
   const cancel = clock.after(POWERDOWN_DEADLINE_MS, late.resolve);
-  // Either may be deaf: a guest without ACPI daemon, a guest without agent.
-  agent?.write(Buffer.from('{"execute":"guest-shutdown"}\n'));
-  await machine.powerdown().catch(() => late.resolve());
-  await Promise.race([off, late.promise]).finally(cancel);
+  try {
+    await Promise.race([acts, late.promise]);
+    // Either may be deaf: a guest without ACPI daemon, a guest without agent.
+    agent?.write(Buffer.from('{"execute":"guest-shutdown"}\n'));
+    await ask()?.catch(() => late.resolve());
+    await Promise.race([off, late.promise]);
+  } finally {
+    cancel();
+  }
 }

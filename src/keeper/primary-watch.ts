@@ -2,7 +2,7 @@ import type { Clock } from '../base/clock.ts';
 import { messageOf } from '../base/errors.ts';
 import { MemoryError } from '../memory/memory-error.ts';
 import { QemuError } from '../qemu/qemu-error.ts';
-import type { QmpEvent } from '../qemu/qmp-events.ts';
+import type { QmpEvent, QmpEventData } from '../qemu/qmp-events.ts';
 import type { LossReason } from '../shadow/protection.ts';
 import type { Instance } from './instance.ts';
 
@@ -62,6 +62,8 @@ export class PrimaryWatch implements Disposable {
         this.#lose('panicked', {});
         return;
       case 'SHUTDOWN':
+        // Somebody ended QEMU, with SIGTERM for one: it exits by itself, and that is a loss.
+        if ((event.data as QmpEventData['SHUTDOWN']).guest !== true) return;
         this.#guestEnded = true;
         this.#options.onGuestEvent(event);
         return;

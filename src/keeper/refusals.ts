@@ -7,6 +7,12 @@ export function notProtected(vm: string, phase: Phase): KeeperError {
   });
 }
 
+export function promoteFailed(vm: string): KeeperError {
+  return new KeeperError('KEEPER_PROMOTE_FAILED', `the shadow of ${vm} could not take over`, {
+    hint: `\`understudy events ${vm}\` shows why, and what became of the VM.`,
+  });
+}
+
 export function noConsole(vm: string): KeeperError {
   return new KeeperError('KEEPER_NO_CONSOLE', `${vm} has no serial console`, {
     hint: 'Set console: true in its specification and start it again.',

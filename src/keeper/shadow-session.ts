@@ -2,26 +2,16 @@ import { mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { assert } from '../base/assert.ts';
 import type { Failpoints } from '../base/failpoint.ts';
-import { PAGE_BYTES } from '../base/units.ts';
-import type { VmSpec } from '../config/vm-spec-schema.ts';
 import { readFirmware } from '../qemu/firmware.ts';
 import { EpochPipeline, type PipelineOptions, type PipelineSource } from '../replication/epoch-pipeline.ts';
 import type { StagedEpoch } from '../replication/epoch-slot.ts';
 import { copyWhileRunning } from '../replication/full-copy.ts';
 import { ShadowImage } from '../replication/shadow-image.ts';
+import { SPARE_SLOTS } from './admission.ts';
 import type { Instance } from './instance.ts';
-
-/** How much memory-backed room a VM may come to need: its memory, its shadow's, and the epochs between them. */
-export function roomNeededBytes({ memoryBytes, shadow }: VmSpec): number {
-  if (!shadow.enabled) return memoryBytes;
-  const epochBytes = Math.min(memoryBytes, shadow.dirtyPagesMax * PAGE_BYTES);
-  return 2 * memoryBytes + (shadow.epochsInFlightMax + SPARE_SLOTS) * epochBytes;
-}
 
 /** Left for the first cut by the copy: about a millisecond of pause. */
 const REST_PAGES_MAX = 1024;
-/** Staged epochs beyond those in flight: the latest one, and one that waits to be applied. */
-const SPARE_SLOTS = 2;
 const FIRMWARE = 'firmware';
 
 export interface FillOptions {
@@ -102,7 +92,7 @@ export class ShadowSession implements AsyncDisposable {
 
   /** Copies the running VM's memory. The copy becomes a state of the VM with the first committed epoch. */
   async fill({ primary, signal }: FillOptions): Promise<void> {
-    this.#firmware = await readFirmware(primary.machine, join(primary.paths.directory, 'firmware'));
+    this.#firmware = await readFirmware(primary.machine, primary.paths.firmware);
     writeFileSync(join(this.#epochsDirectory, FIRMWARE), this.#firmware, { mode: 0o600 });
     await copyWhileRunning({
       from: primary.memory,

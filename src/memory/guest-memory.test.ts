@@ -1,7 +1,8 @@
-import { mkdtempSync, rmSync, statSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { beforeEach, expect, onTestFinished, test } from 'vitest';
+import { SmallTmpfs } from '../../test/kit/small-tmpfs.ts';
 import { MIB, PAGE_BYTES } from '../base/units.ts';
 import { Mapping } from '../linux/mapping.ts';
 import { CompareLog } from './compare-log.ts';
@@ -101,4 +102,18 @@ test('too little room is found before anything is made, and told in figures', ()
     }),
   );
   expect(() => statSync(large)).toThrow();
+});
+
+test('too little room names the mount point, which is what can be enlarged', () => {
+  using small = new SmallTmpfs(4 * MIB);
+  const directory = join(small.path, 'understudy-a');
+  mkdirSync(directory);
+  expect(() => GuestMemory.create(join(directory, 'a.ram'), 8 * MIB)).toThrow(
+    expect.objectContaining({
+      code: 'MEMORY_NO_ROOM',
+      message: `${small.path} has 4 MiB free, and the memory needs 8 MiB`,
+      facts: expect.objectContaining({ directory, mountPoint: small.path }),
+      hint: expect.stringMatching(new RegExp(`remount,size=SIZE ${small.path}$`)),
+    }),
+  );
 });

@@ -1,4 +1,13 @@
-import { closeSync, constants, fstatSync, ftruncateSync, openSync, rmSync } from 'node:fs';
+import {
+  closeSync,
+  constants,
+  fstatSync,
+  ftruncateSync,
+  openSync,
+  realpathSync,
+  rmSync,
+  statSync,
+} from 'node:fs';
 import { dirname } from 'node:path';
 import { assert } from '../base/assert.ts';
 import { formatBytes, PAGE_BYTES } from '../base/units.ts';
@@ -12,11 +21,19 @@ import { mergeRuns, type PageRun, runOfBytes } from './page-runs.ts';
 export function assertRoom(directory: string, neededBytes: number): void {
   const freeBytes = freeBytesOf(directory);
   if (freeBytes >= neededBytes) return;
-  const message = `${directory} has ${formatBytes(freeBytes)} free, and the memory needs ${formatBytes(neededBytes)}`;
+  const mountPoint = mountPointOf(directory);
+  const message = `${mountPoint} has ${formatBytes(freeBytes)} free, and the memory needs ${formatBytes(neededBytes)}`;
   throw new MemoryError('MEMORY_NO_ROOM', message, {
-    facts: { directory, freeBytes, neededBytes },
-    hint: `Stop another VM, give this one less memory, or enlarge it: mount -o remount,size=SIZE ${directory}`,
+    facts: { directory, mountPoint, freeBytes, neededBytes },
+    hint: `Stop another VM, give this one less memory, or enlarge it: mount -o remount,size=SIZE ${mountPoint}`,
   });
+}
+
+/** Where the file system of `directory` is mounted. */
+function mountPointOf(directory: string): string {
+  let path = realpathSync(directory);
+  while (statSync(dirname(path)).dev === statSync(path).dev && path !== '/') path = dirname(path);
+  return path;
 }
 
 /**

@@ -85,6 +85,7 @@ export class FrameDecoder implements ItemDecoder {
 export const frameFraming: Framing = {
   kind: 'frames',
   inputChunkBytes: undefined,
+  isFlushedWhileStopped: false,
   encode: encodeFrame,
   decoder: () => new FrameDecoder(),
 };

@@ -15,6 +15,11 @@ export interface Framing {
    * QEMU has read the one before, so that at most one chunk can reach the guest twice.
    */
   readonly inputChunkBytes: number | undefined;
+  /**
+   * Whether QEMU keeps output that its socket had no room for, and hands it over when there is room: also while
+   * the VM stands still, and for virtio-serial that writes guest memory. A nic completes or drops it at the stop.
+   */
+  readonly isFlushedWhileStopped: boolean;
   encode(item: Uint8Array): Uint8Array;
   decoder(): ItemDecoder;
 }
@@ -26,6 +31,7 @@ export interface Framing {
 export const byteFraming: Framing = {
   kind: 'bytes',
   inputChunkBytes: 256,
+  isFlushedWhileStopped: true,
   encode: (item) => item,
   decoder: () => ({ push: (chunk, onItem) => onItem(chunk) }),
 };

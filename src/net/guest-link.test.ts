@@ -148,6 +148,50 @@ describe('output', () => {
     expect(link.stats()).toMatchObject({ heldItems: 200, heldBytes: 200_000 });
   });
 
+  test('stays in the socket during a cut, and a drain takes only what was there before it made room', async () => {
+    let sendMore = () => {};
+    const held = vi.fn(() => sendMore());
+    const { link, peer } = await protectedLink({ framing: byteFraming, onHeld: held });
+    peer.socket.write('before');
+    await vi.waitFor(() => expect(link.stats().heldBytes).toBe(6));
+    link.seal(FIRST);
+    expect(link.leaveUnread()).toBe(true);
+    peer.socket.write('until the stop');
+    // What Node is told meanwhile, e.g. by a commit, does not make it read.
+    link.commit(FIRST);
+    for (let turn = 0; turn < 20; turn += 1) await new Promise(setImmediate);
+    expect(link.stats().heldBytes).toBe(0);
+    sendMore = () => peer.socket.write('into the room');
+    link.drainOutput();
+    link.seal(SECOND);
+    expect(link.sealedOutput(SECOND).map((item) => Buffer.from(item).toString())).toEqual(['until the stop']);
+    for (let turn = 0; turn < 20; turn += 1) await new Promise(setImmediate);
+    expect(link.stats().heldBytes).toBe('until the stop'.length);
+    sendMore = () => {};
+    link.readOn();
+    await vi.waitFor(() => expect(link.stats().heldBytes).toBe('until the stopinto the room'.length));
+    expect(link.leaveUnread()).toBe(true);
+    expect(link.leaveUnread()).toBe(false);
+  });
+
+  test('is read on after a cut also where reading was paused before or during it', async () => {
+    const { link, left, peer } = await protectedLink({ limits: { heldBytes: 1000 } });
+    const frames = Array.from({ length: 400 }, (_, index) => `${index}`.padEnd(1000));
+    peer.sendFrames(...frames);
+    for (let epoch = 1; left.length < frames.length; epoch += 1) {
+      await new Promise(setImmediate);
+      link.leaveUnread();
+      await new Promise(setImmediate);
+      if (epoch % 2 === 0) link.drainOutput();
+      link.seal(epoch as EpochId);
+      if (epoch % 3 === 0) link.commit(epoch as EpochId);
+      await new Promise(setImmediate);
+      link.readOn();
+      if (epoch % 3 !== 0) link.commit(epoch as EpochId);
+    }
+    expect(left).toEqual(frames);
+  });
+
   test('that waits in too large a number makes QEMU wait, and nothing is lost', async () => {
     const { link, left, peer } = await protectedLink({ limits: { heldBytes: 100_000 } });
     const frames = Array.from({ length: 3000 }, (_, index) => `${index}`.padEnd(1000));

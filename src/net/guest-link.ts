@@ -66,7 +66,8 @@ const SAMPLE_DELAY_MAX_MS = 32;
  * One path between a VM and the world: a nic (Ethernet frames) or a byte channel (serial console, guest
  * agent). Output waits for commits; input is kept until a committed epoch holds its effect.
  *
- * A cut, seen from here:   pauseInput → QEMU `stop` → drainOutput → seal(e) → QEMU `cont` → resumeInput
+ * A cut, seen from here:   leaveUnread → pauseInput → QEMU `stop`, memory is read → drainOutput → seal(e) →
+ *                          QEMU `cont` → readOn, resumeInput
  * A failover:              detach → pauseInput → rollBack → attach(the shadow's port) → QEMU `cont` → resumeInput
  */
 export class GuestLink implements EpochParticipant, Disposable {
@@ -147,7 +148,24 @@ export class GuestLink implements EpochParticipant, Disposable {
     this.#pump();
   }
 
-  /** The VM stands still: takes in all that it sent before. */
+  /**
+   * A cut begins: what QEMU sends stays in the socket until `drainOutput` or `readOn`. Reading makes room, and what
+   * QEMU hands over then while the VM stands still changes guest memory after its device state was saved.
+   * Returns whether QEMU may be about to do so still: it has, once it has answered a command.
+   */
+  leaveUnread(): boolean {
+    const hasMadeRoom = this.#port?.leaveUnread() ?? false;
+    return hasMadeRoom && this.#options.framing.isFlushedWhileStopped;
+  }
+
+  readOn(): void {
+    this.#port?.readOn();
+  }
+
+  /**
+   * The VM stands still, and its memory and device state are taken: takes in all that it sent before, and nothing
+   * of what QEMU sends into the room that this makes, which is of the next epoch.
+   */
   drainOutput(): void {
     this.#port?.drain();
   }
@@ -188,6 +206,12 @@ export class GuestLink implements EpochParticipant, Disposable {
     assert(this.#port === undefined, `${this.name}: the old QEMU is fenced off before the VM begins anew`);
     this.#gate.forget();
     this.#log.forget();
+  }
+
+  /** Whether input waits that QEMU is not known to have read. */
+  get hasUnreadInput(): boolean {
+    if (!this.#inputPaused) this.#sample();
+    return this.#log.hasQueued || this.#log.hasUnread;
   }
 
   stats(): GuestLinkStats {

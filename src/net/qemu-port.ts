@@ -6,7 +6,7 @@ import type { Clock } from '../base/clock.ts';
 import { unreadBytes, unsentBytes } from '../linux/socket-queue.ts';
 import type { Framing, ItemDecoder } from './framing.ts';
 import { NetError } from './net-error.ts';
-import { descriptorOf } from './socket-descriptor.ts';
+import { descriptorOf, startReading, stopReading } from './socket-descriptor.ts';
 import { closeServer, listenUnix, type UnixServerOptions } from './unix-server.ts';
 
 export interface PortListener {
@@ -32,6 +32,8 @@ export class QemuPort implements AsyncDisposable {
   #error: NetError | undefined;
   #waiting: (() => void)[] = [];
   #readingPaused = false;
+  #leftUnread = false;
+  #hasMadeRoom = false;
 
   private constructor(path: string, framing: Framing) {
     this.path = path;
@@ -104,19 +106,41 @@ export class QemuPort implements AsyncDisposable {
   }
 
   /**
-   * Hands out everything that QEMU has written until now, without going through the event loop. After QEMU
-   * answered `stop`, that is everything the guest sent before it. Reads on although reading is paused: at
-   * most what fits into the socket.
+   * Nothing is taken from the socket until `readOn`, but by `drain`: no room is made in it.
+   * Returns whether room was made since the last time, of which QEMU may not have made use yet.
+   */
+  leaveUnread(): boolean {
+    const hasMadeRoom = this.#hasMadeRoom;
+    this.#hasMadeRoom = false;
+    this.#leftUnread = true;
+    if (this.#socket !== undefined) stopReading(this.#socket);
+    return hasMadeRoom;
+  }
+
+  readOn(): void {
+    if (!this.#leftUnread) return;
+    this.#leftUnread = false;
+    if (this.#socket !== undefined) startReading(this.#socket);
+  }
+
+  /**
+   * Hands out what QEMU has written until now, without going through the event loop. After QEMU answered `stop`,
+   * that is everything the guest sent before it. Reads on although reading is paused: at most what fits into
+   * the socket. What QEMU writes into the room that this makes stays where it is.
    */
   drain(): void {
     // What Node read before it was paused comes first; `read` hands it out as a 'data' event.
     while (this.#socket?.read() != null);
-    for (;;) {
+    const atFirst = this.#descriptor;
+    let bytes = atFirst === undefined ? 0 : unreadBytes(atFirst);
+    while (bytes > 0) {
       const fd = this.#descriptor;
-      const bytes = fd === undefined ? 0 : unreadBytes(fd);
-      if (fd === undefined || bytes === 0) return;
+      if (fd === undefined) return;
       const chunk = Buffer.allocUnsafe(bytes);
-      this.#decode(chunk.subarray(0, readSync(fd, chunk)));
+      const got = readSync(fd, chunk);
+      assert(got > 0, 'what lies in a socket can be read');
+      bytes -= got;
+      this.#decode(chunk.subarray(0, got));
     }
   }
 
@@ -158,12 +182,14 @@ export class QemuPort implements AsyncDisposable {
     socket.on('error', () => {});
     socket.on('close', () => this.#onClosed(socket));
     if (!this.#readingPaused) socket.resume();
+    if (this.#leftUnread) stopReading(socket);
     for (const resolve of this.#waiting.splice(0)) resolve();
     this.#listener?.onRoom();
   }
 
   #decode(chunk: Uint8Array): void {
     if (this.#descriptor === undefined) return;
+    this.#hasMadeRoom = true;
     try {
       this.#decoder.push(chunk, (item) => this.#listener?.onItem(item));
     } catch (thrown) {

@@ -1,4 +1,4 @@
-import { chownSync, rmSync } from 'node:fs';
+import { lchownSync, rmSync } from 'node:fs';
 import { createServer, type Server, type Socket } from 'node:net';
 import { messageOf } from '../base/errors.ts';
 import { NetError } from './net-error.ts';
@@ -29,7 +29,8 @@ export async function listenUnix(path: string, { onConnection, owner }: UnixServ
       process.umask(umask);
     }
     await listening;
-    if (owner !== undefined) chownSync(path, owner.uid, owner.gid);
+    // Of the socket itself: if somebody put a link in its place, what that points to stays whose it is.
+    if (owner !== undefined) lchownSync(path, owner.uid, owner.gid);
     return server;
   } catch (cause) {
     server.close();

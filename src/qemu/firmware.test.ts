@@ -1,4 +1,4 @@
-import { copyFileSync, readFileSync } from 'node:fs';
+import { copyFileSync, existsSync, linkSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { readFirmware, withFirmware } from './firmware.ts';
@@ -37,6 +37,18 @@ describe('the firmware of a machine', () => {
     expect([...firmware.subarray(-16, -11)]).toEqual([0xea, 0x5b, 0xe0, 0x00, 0xf0]);
     await takeOver((saved) => withFirmware(saved, firmware));
     expect(Buffer.from(await firmwareOf(standby.machine)).equals(firmware)).toBe(true);
+  });
+
+  it.each([
+    ['symbolic', symlinkSync],
+    ['second hard', linkSync],
+  ])('is not read through a %s link that was put in its place', async (_, plant) => {
+    const [secret, path] = [join(fixture.folder, 'secret'), join(fixture.folder, 'firmware')];
+    writeFileSync(secret, 'not for the guest');
+    plant(secret, path);
+    await expect(firmwareOf(primary.machine)).rejects.toMatchObject({ code: 'QEMU_FIRMWARE_REFUSED' });
+    expect(existsSync(path)).toBe(false);
+    expect((await firmwareOf(primary.machine)).length).toBe(firmware.length);
   });
 
   it('is missing after a takeover with the device state alone', async () => {

@@ -1,7 +1,9 @@
-import { readFileSync, rmSync } from 'node:fs';
+import { closeSync, constants, fstatSync, openSync, readFileSync, rmSync } from 'node:fs';
 import { assert } from '../base/assert.ts';
+import { messageOf } from '../base/errors.ts';
 import { GIB, PAGE_BYTES } from '../base/units.ts';
 import type { Machine } from './machine.ts';
+import { QemuError } from './qemu-error.ts';
 
 /** The RAM block of the firmware. It ends where the 32-bit address space does. */
 const BLOCK = 'pc.bios';
@@ -18,15 +20,35 @@ const RAM_EOS = 0x10n;
 
 /**
  * Reads the firmware of a machine, running or not, through the file `path`, which QEMU must be able to write.
- * @throws {QemuError} the QMP codes
+ * @throws {QemuError} the QMP codes; QEMU_FIRMWARE_REFUSED when what lies there is no file of the firmware's size
  */
 export async function readFirmware(machine: Machine, path: string): Promise<Uint8Array> {
   const bytes = firmwareBytes(await machine.monitor('info ramblock'));
   try {
     await machine.qmp.execute('pmemsave', { val: END_ADDRESS - bytes, size: bytes, filename: path });
-    return readFileSync(path);
+    return readRegular(path, bytes);
   } finally {
     rmSync(path, { force: true });
+  }
+}
+
+/** QEMU may run as another user, who could have put a link or a pipe there: what we may read is not for its guest. */
+function readRegular(path: string, bytes: number): Uint8Array {
+  let fd: number | undefined;
+  try {
+    fd = openSync(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
+    const found = fstatSync(fd);
+    if (!found.isFile() || found.size !== bytes || found.nlink !== 1)
+      throw new Error(`that is no file of ${bytes} bytes with one name`);
+    return readFileSync(fd);
+  } catch (cause) {
+    throw new QemuError('QEMU_FIRMWARE_REFUSED', `${path} cannot be read as the firmware`, {
+      hint: 'Only QEMU may write there: look which other processes run as its user.',
+      facts: { path, reason: messageOf(cause) },
+      cause,
+    });
+  } finally {
+    if (fd !== undefined) closeSync(fd);
   }
 }
 

@@ -6,8 +6,13 @@ const SOCKET_PATH_BYTES_MAX = 107;
 
 /** The files and sockets of one QEMU process. A VM's primary and standby are instances with paths of their own. */
 export interface InstancePaths {
-  /** Holds the sockets and the log. */
+  /** Ours alone, whoever QEMU runs as: holds the sockets that we listen on, and the logs. */
   readonly directory: string;
+  /**
+   * For what QEMU makes by itself; belongs to the user that it runs as. Nothing in it is to be trusted: a file may be
+   * a link to something else.
+   */
+  readonly qemuDirectory: string;
   /** Guest memory; on tmpfs. */
   readonly memory: string;
   /** QEMU listens. */
@@ -22,6 +27,8 @@ export interface InstancePaths {
   readonly incoming: string;
   /** Where QEMU saves its device state. On tmpfs, as it is written while the guest stands still. */
   readonly deviceState: string;
+  /** Where QEMU puts its firmware for us to read. */
+  readonly firmware: string;
   readonly log: string;
 }
 
@@ -40,17 +47,20 @@ export interface InstancePathsOptions {
 export function instancePaths(options: InstancePathsOptions): InstancePaths {
   const { runDirectory, memoryDirectory, vm, instance, nicCount } = options;
   const directory = join(runDirectory, String(instance));
+  const qemuDirectory = join(directory, 'qemu');
   const socket = (name: string) => withinSocketLimit(join(directory, name));
   const inMemory = join(memoryDirectory, `us-${vm}-${instance}`);
   return {
     directory,
+    qemuDirectory,
     memory: `${inMemory}.ram`,
-    qmp: socket('qmp'),
+    qmp: socket('qemu/qmp'),
     nics: Array.from({ length: nicCount }, (_, index) => socket(`nic${index}`)),
     console: socket('console'),
     agent: socket('agent'),
-    incoming: socket('incoming'),
+    incoming: socket('qemu/incoming'),
     deviceState: `${inMemory}.state`,
+    firmware: join(qemuDirectory, 'firmware'),
     log: join(directory, 'qemu.log'),
   };
 }

@@ -70,7 +70,7 @@ test('console and agent are left out when they are not wanted', () => {
 test('a socket path that the kernel would cut off is refused before anything is started', () => {
   const inside = (bytes: number) => () =>
     instancePaths({
-      runDirectory: `/${'r'.repeat(bytes - '//1/incoming'.length)}`,
+      runDirectory: `/${'r'.repeat(bytes - '//1/qemu/incoming'.length)}`,
       memoryDirectory: '/dev/shm',
       vm: 'a',
       instance: 1,

@@ -103,7 +103,7 @@ export class MachineFixture implements AsyncDisposable {
       instance: this.#instances,
       nicCount: this.spec.nics.length,
     });
-    mkdirSync(paths.directory, { recursive: true });
+    mkdirSync(paths.qemuDirectory, { recursive: true });
     for (const path of [...paths.nics, paths.console, paths.agent]) this.#owned.use(await listen(path));
     return paths;
   }

@@ -2,6 +2,7 @@ import {
   closeSync,
   constants,
   copyFileSync,
+  existsSync,
   openSync,
   readdirSync,
   readFileSync,
@@ -13,8 +14,10 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { join } from 'node:path';
-import { afterEach, describe, expect, test } from 'vitest';
-import type { Machine } from './machine.ts';
+import { afterEach, describe, expect, test, vi } from 'vitest';
+import { systemClock } from '../base/clock.ts';
+import { buildArguments } from './launch-arguments.ts';
+import { Machine } from './machine.ts';
 import { COUNT_ADDRESS, type FixtureOptions, MachineFixture } from './machine-fixture.ts';
 
 const EVERYTHING = 'vcpus: 2\nnics: [{uplink: {kind: none}}, {uplink: {kind: none}}]';
@@ -81,6 +84,36 @@ describe('a machine with everything that a specification can ask for', () => {
     expect(await counting(standby.paths.memory, saved)).toBeGreaterThan(saved);
     expect(await standby.machine.status()).toEqual({ running: true, status: 'running' });
   });
+});
+
+test('the start of a machine that is given up does not wait for a QEMU that says nothing', async () => {
+  given();
+  const [binary, heard] = [join(fixture.folder, 'mute'), join(fixture.folder, 'heard')];
+  const listen = `require('node:net').createServer(() => require('node:fs').writeFileSync('${heard}', String(process.pid))).listen(process.argv[1])`;
+  writeFileSync(
+    binary,
+    `#!/bin/sh\nfor arg; do case "$arg" in *id=qmp,*) p=\${arg#*path=}; p=\${p%%,server*};; esac; done\n` +
+      `exec ${process.execPath} -e "${listen}" "$(echo "$p" | sed s/,,/,/g)"\n`,
+    { mode: 0o755 },
+  );
+  const paths = await fixture.prepare();
+  const controller = new AbortController();
+  const starting = Machine.start({
+    launch: {
+      binary,
+      args: buildArguments(fixture.spec, { role: 'primary', paths, accel: 'tcg' }),
+      logPath: paths.log,
+    },
+    qmpPath: paths.qmp,
+    clock: systemClock,
+    deadlineMs: 600_000,
+    signal: controller.signal,
+  });
+  const ended = expect(starting).rejects.toThrow('no longer wanted');
+  await vi.waitFor(() => expect(readFileSync(heard, 'utf8')).toMatch(/./), { timeout: 20_000 });
+  controller.abort(new Error('no longer wanted'));
+  await ended;
+  expect(existsSync(`/proc/${readFileSync(heard, 'utf8')}`)).toBe(false);
 });
 
 describe('saving device state', () => {

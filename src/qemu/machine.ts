@@ -49,11 +49,15 @@ export class Machine implements AsyncDisposable {
     const process = await QemuProcess.launch({ ...launch, clock });
     const ended = new AbortController();
     void process.exited.then(() => ended.abort());
+    // With the process everything ends that waits for it, also for what QEMU would say by itself.
+    const giveUp = () => process.signal('SIGKILL');
+    options.signal?.addEventListener('abort', giveUp, { once: true });
     try {
+      options.signal?.throwIfAborted();
       const qmp = await QmpClient.connect(qmpPath, {
         deadlineMs,
         clock,
-        signal: options.signal === undefined ? ended.signal : AbortSignal.any([ended.signal, options.signal]),
+        signal: ended.signal,
         ...(commandDeadlineMs === undefined ? {} : { commandDeadlineMs }),
         ...(qmpLog === undefined ? {} : { log: qmpLog }),
       });
@@ -62,6 +66,8 @@ export class Machine implements AsyncDisposable {
       const failure = options.signal?.aborted ? options.signal.reason : await process.startFailure(cause);
       await process[Symbol.asyncDispose]();
       throw failure;
+    } finally {
+      options.signal?.removeEventListener('abort', giveUp);
     }
   }
 

@@ -1,5 +1,6 @@
 import {
   closeSync,
+  mkdirSync,
   mkdtempSync,
   openSync,
   readFileSync,
@@ -11,6 +12,7 @@ import {
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { SmallTmpfs } from '../../test/kit/small-tmpfs.ts';
 import { BoundedLog } from './bounded-log.ts';
 import { QemuFinder } from './qemu-binary.ts';
 import { type LaunchOptions, QemuProcess } from './qemu-process.ts';
@@ -140,6 +142,27 @@ test('a log keeps one predecessor, and never more than twice its bound', () => {
   expect(readFileSync(path, 'utf8').endsWith('line 49\n')).toBe(true);
   expect(statSync(path).size).toBeLessThanOrEqual(100);
   expect(statSync(`${path}.1`).size).toBeLessThanOrEqual(100);
+});
+
+test('a log on a full disk loses entries, whole ones, and says so once there is room again', () => {
+  using tmpfs = new SmallTmpfs(64 * 1024);
+  const [path, filler] = [join(tmpfs.path, 'log'), join(tmpfs.path, 'filler')];
+  using log = new BoundedLog(path, { lossNote: (entries, reason) => `lost ${entries}: ${reason}\n` });
+  log.append('first\n');
+  writeFileSync(filler, Buffer.alloc(60 * 1024));
+  const entry = `${'x'.repeat(5000)}\n`;
+  for (let times = 0; times < 3; times += 1) log.append(entry);
+  rmSync(filler);
+  log.append('last\n');
+  expect(readFileSync(path, 'utf8')).toMatch(/^first\nlost 3: ENOSPC.*\nlast\n$/);
+});
+
+test('a log whose directory is gone when it is renamed loses entries and throws nothing', () => {
+  const inside = join(folder, 'gone');
+  mkdirSync(inside);
+  using log = new BoundedLog(join(inside, 'log'), { bytesMax: 10 });
+  rmSync(inside, { recursive: true });
+  for (let line = 0; line < 9; line += 1) log.append('a line\n');
 });
 
 function statUid(user: string): string | undefined {

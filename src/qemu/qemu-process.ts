@@ -51,7 +51,9 @@ export class QemuProcess implements AsyncDisposable {
   static async launch(options: LaunchOptions): Promise<QemuProcess> {
     const { binary, args, environment = {}, extraFds = [], user, clock = systemClock } = options;
     const identity = user === undefined ? {} : identityOf(user);
-    const log = new BoundedLog(options.logPath);
+    const log = new BoundedLog(options.logPath, {
+      lossNote: (entries, reason) => `[${entries} pieces of output were lost here: ${reason}]\n`,
+    });
     const child = spawn(binary, args, {
       ...identity,
       detached: true,

@@ -83,6 +83,7 @@ export class EpochPipeline {
   #lastDirtyPages = 0;
   /** What a look for dirty pages takes: it grows with the VM's memory. */
   #scanMs = 0;
+  #frozen = false;
 
   constructor(options: PipelineOptions) {
     this.#options = options;
@@ -107,11 +108,18 @@ export class EpochPipeline {
     this.#step({ kind: 'demand', nowMs: this.#nowMs() });
   }
 
+  /**
+   * The VM is about to be fenced off: from this moment nothing is sealed and no further epoch is committed. An epoch
+   * that is sealed after its links were closed lacks what they held. `halt` still has to be waited for.
+   */
+  freeze(): void {
+    this.#frozen = true;
+    this.#endCuts();
+  }
+
   /** Makes no further cut and resolves when one that is under way has come to its end. */
   async halt(): Promise<void> {
-    this.#step({ kind: 'halt' });
-    this.#cancelWake();
-    this.#cancelPeek();
+    this.#endCuts();
     await this.#cutting;
     await this.#acknowledging;
   }
@@ -124,6 +132,12 @@ export class EpochPipeline {
   get pauseShare(): number {
     const elapsedMs = this.#nowMs() - this.#startedMs;
     return elapsedMs > 0 ? this.#pausedMs / elapsedMs : 0;
+  }
+
+  #endCuts(): void {
+    this.#step({ kind: 'halt' });
+    this.#cancelWake();
+    this.#cancelPeek();
   }
 
   #nowMs(): number {
@@ -190,14 +204,16 @@ export class EpochPipeline {
     if (source.dirtyLog.atomic && expectedPages >= COPY_AHEAD_PAGES_MIN) {
       await this.#copyAhead(slot, staging);
     }
+    const roomWasMade = source.links.map((link) => link.leaveUnread()).includes(true);
     // A QEMU that has just sent something is awake; the threads of an idle one take a millisecond to wake up, which
-    // need not be one in which its guest stands still.
-    if (!this.#state.outputHeld) await source.machine.wake();
+    // need not be one in which its guest stands still. An answer also says that it has used the room it was given.
+    if (!this.#state.outputHeld || roomWasMade) await source.machine.wake();
+    if (this.#frozen) return;
     const startMs = this.#nowMs();
     for (const link of source.links) link.pauseInput();
     const stopMs = await this.#stage(slot, staging);
-    if (source.hasPanicked()) {
-      // Who watches the guest was told before it stood still, and ends these epochs.
+    if (this.#frozen || source.hasPanicked()) {
+      // Who froze them, or watches the guest and was told before it stood still, ends these epochs.
       this.#cutting = undefined;
       this.#step({ kind: 'halt' });
       return;
@@ -221,7 +237,6 @@ export class EpochPipeline {
     await stopped;
     const stopMs = this.#nowMs() - startMs;
     await failpoints.hit('cut.after-pause');
-    for (const link of source.links) link.drainOutput();
     await failpoints.hit('cut.before-scan');
     // While QEMU writes its device state, most of memory is taken …
     if (this.#mayScanTwice()) this.#captureDirty(slot, staging);
@@ -231,9 +246,10 @@ export class EpochPipeline {
       staging.failure = cause;
     });
     await failpoints.hit('cut.after-save');
-    // … and at last what the saving itself has written, in memory or to a link.
-    for (const link of source.links) link.drainOutput();
+    // … and at last what the saving itself has written.
     this.#captureDirty(slot, staging);
+    // Only now: QEMU uses the room that this makes to go on with its queues, also while the VM stands still.
+    for (const link of source.links) link.drainOutput();
     await failpoints.hit('cut.after-stage');
     return stopMs;
   }
@@ -281,7 +297,10 @@ export class EpochPipeline {
   async #resume(startMs: number, stopMs: number): Promise<void> {
     const { source, onPause, failpoints } = this.#options;
     if (source.mayContinue()) await source.machine.cont();
-    for (const link of source.links) link.resumeInput();
+    for (const link of source.links) {
+      link.readOn();
+      link.resumeInput();
+    }
     // The answer may have waited for us while we completed the epoch: QEMU knows when the guest ran again.
     const standstillMs = Math.max(0, source.machine.standstillMs ?? Number.POSITIVE_INFINITY);
     const pausedMs = Math.min(this.#nowMs() - startMs, stopMs + standstillMs);
@@ -321,6 +340,7 @@ export class EpochPipeline {
   async #acknowledge(slot: EpochSlot, epoch: EpochId, startMs: number): Promise<void> {
     const { image, failpoints, onCommit } = this.#options;
     await failpoints.hit('commit.before-acknowledge');
+    if (this.#frozen) return;
     image.acknowledge(slot, epoch);
     await failpoints.hit('commit.after-acknowledge');
     this.#stageFailures = 0;
@@ -349,9 +369,7 @@ export class EpochPipeline {
     // A bug is no loss: it ends the keeper, and the VM with it.
     if (cause instanceof InvariantViolation) throw cause;
     this.#cutting = undefined;
-    this.#step({ kind: 'halt' });
-    this.#cancelWake();
-    this.#cancelPeek();
+    this.#endCuts();
     report(cause);
   }
 

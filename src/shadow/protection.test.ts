@@ -70,7 +70,7 @@ describe('the protection of a VM', () => {
   it('restarts cold when the primary dies without a shadow in sync', () => {
     const alone = play([{ kind: 'started' }, { kind: 'shadow-starting' }]).state;
     expect(play([lost('exited'), { kind: 'fenced' }, { kind: 'started' }], alone).transcript).toEqual([
-      'primary-lost: fencing drop-shadow fence',
+      'primary-lost: fencing fence',
       'fenced: restarting drop-shadow restart',
       'started: alone pass-output start-shadow',
     ]);

@@ -106,6 +106,15 @@ export const INITIAL_PROTECTION: ProtectionState = {
   shadowFailures: 0,
 };
 
+/** A QEMU of the VM runs, and none is being exchanged for another. */
+export function isActing({ phase }: ProtectionState): boolean {
+  return phase === 'alone' || phase === 'syncing' || phase === 'protected';
+}
+
+export function isEnding({ phase }: ProtectionState): boolean {
+  return phase === 'stopping' || phase === 'stopped';
+}
+
 export function stepProtection(
   state: ProtectionState,
   event: ProtectionEvent,
@@ -234,7 +243,8 @@ function restartAfterFence(
   if (recent.length >= policy.restartsMax) return stop({ ...state, lost: reason }, 'failed');
   return {
     next: { ...state, phase: 'fencing', lost: reason, after: 'restart', restartedAtMs: [...recent, nowMs] },
-    effects: [{ kind: 'drop-shadow' }, { kind: 'fence' }],
+    // The shadow goes afterwards: one that hangs while it starts must not keep the old primary alive.
+    effects: [{ kind: 'fence' }],
   };
 }
 

@@ -1,4 +1,5 @@
-import { spawnSync } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
 import {
   chmodSync,
   copyFileSync,
@@ -12,12 +13,15 @@ import {
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { createInterface } from 'node:readline';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { REPOSITORY } from '../kit/static-checks.ts';
 
 // Installing for real would change the machine. So `run` gets a PATH on which only these stand-ins stand; each
 // writes down how it was called, and what apt-get "installs" appears beside it.
-const PLAIN_TOOLS = 'sh cat chmod cmp cp cut dirname env id mkdir readlink sed touch tr uname'.split(' ');
+const PLAIN_TOOLS = 'sh cat chmod cmp cp cut dirname env id mkdir readlink sed sleep touch tr uname'.split(
+  ' ',
+);
 
 const PROGRAM_OF_PACKAGE: Record<string, string> = {
   npm: 'npm',
@@ -35,10 +39,24 @@ const HEADER = `#!/bin/sh\nbasename_of() { echo "\${1##*/}"; }\n${RECORD}\n`;
 
 const NPM = `${HEADER}
 case $1 in
-  ci) [ -z "\${NPM_CI_FAILS:-}" ] || exit 1; mkdir -p node_modules/.bin; echo 'npm talks' ;;
-  run) echo "script output in $(pwd)" ;;
+  ci)
+    [ -z "\${NPM_CI_FAILS:-}" ] || exit 1
+    mkdir -p node_modules/.bin
+    cp ../node node_modules/.bin/
+    echo 'npm talks' ;;
 esac
 `;
+
+/** Answers a signal only when it is the very process that was started as \`run\`. */
+const NODE = `#!/bin/sh
+echo "\${UNDERSTUDY_SOAK:+UNDERSTUDY_SOAK=$UNDERSTUDY_SOAK }node $*" >>"$CALLS"
+echo "script output in $(pwd)"
+[ -z "\${WAIT_FOR_SIGNAL:-}" ] || { trap 'echo ended; exit 7' TERM; while :; do sleep 0.05; done; }
+`;
+
+const SCRIPTS: Record<string, string> = JSON.parse(
+  readFileSync(join(REPOSITORY, 'package.json'), 'utf8'),
+).scripts;
 
 const aptGet = (bin: string): string => `${HEADER}
 case "$*" in
@@ -66,6 +84,7 @@ beforeEach(() => {
     executable(join(folder, 'packages', name, program), program === 'npm' ? NPM : programText(program));
   }
   executable(join(bin, 'apt-get'), aptGet(bin));
+  executable(join(folder, 'node'), NODE);
   mkdirSync(join(folder, 'project'));
   copyFileSync(join(REPOSITORY, 'run'), join(folder, 'project', 'run'));
   writeFileSync(join(folder, 'project', 'package-lock.json'), '{}');
@@ -75,7 +94,7 @@ beforeEach(() => {
 afterEach(() => rmSync(folder, { recursive: true, force: true }));
 
 describe('the run script', () => {
-  it('installs on a bare system exactly what is missing, says so, and then runs the npm script', () => {
+  it('installs on a bare system exactly what is missing, says so, and then runs the program', () => {
     const { status, stdout, stderr } = run(['test', '--bail']);
     expect(status).toBe(0);
     for (const name of PACKAGES) expect(stderr).toContain(`installing Debian package ${name} (`);
@@ -83,7 +102,7 @@ describe('the run script', () => {
       `apt-get --simulate install --no-install-recommends ${PACKAGES.join(' ')}`,
       `apt-get -qq -y install --no-install-recommends ${PACKAGES.join(' ')}`,
       'npm ci --no-audit --no-fund --loglevel=error',
-      'npm run --silent test -- --bail',
+      'node test/kit/suite.ts --bail',
     ]);
     expect(stdout, 'standard output belongs to the script').toBe(`script output in ${folder}/project\n`);
   });
@@ -94,7 +113,37 @@ describe('the run script', () => {
     const { status, stderr } = run(['demo', '--json']);
     expect(status).toBe(0);
     expect(stderr).toBe('');
-    expect(calls()).toEqual(['npm run --silent demo -- --json']);
+    expect(calls()).toEqual(['node src/cli/main.ts demo --json']);
+  });
+
+  it.each(['demo', 'test', 'check', 'bench', 'soak'])('runs for %s what npm would run', (command) => {
+    run([command, 'x y']);
+    expect(calls().at(-1)).toBe(`${SCRIPTS[command]} x y`);
+  });
+
+  it('is the program in the end, so that signals reach it', async () => {
+    const child = spawn(join(folder, 'project', 'run'), ['demo'], {
+      cwd: folder,
+      env: { PATH: bin, CALLS: join(folder, 'calls'), WAIT_FOR_SIGNAL: '1' },
+      stdio: ['ignore', 'pipe', 'ignore'],
+    });
+    const exited = once(child, 'exit');
+    try {
+      for await (const line of createInterface({ input: child.stdout })) {
+        if (line.startsWith('script output')) child.kill('SIGTERM');
+        if (line === 'ended') break;
+      }
+      expect(await exited).toEqual([7, null]);
+    } finally {
+      child.kill('SIGKILL');
+    }
+  });
+
+  it('finds its own folder through a symbolic link', () => {
+    symlinkSync(join(folder, 'project', 'run'), join(folder, 'linked'));
+    const { status, stdout } = run(['demo'], {}, 'linked');
+    expect(status).toBe(0);
+    expect(stdout).toBe(`script output in ${folder}/project\n`);
   });
 
   it('installs the one package that is missing', () => {
@@ -174,8 +223,8 @@ describe('the run script', () => {
   });
 });
 
-function run(args: string[], environment: Record<string, string> = {}) {
-  return spawnSync(join(folder, 'project', 'run'), args, {
+function run(args: string[], environment: Record<string, string> = {}, script = 'project/run') {
+  return spawnSync(join(folder, script), args, {
     cwd: folder,
     env: { PATH: bin, CALLS: join(folder, 'calls'), ...environment },
     encoding: 'utf8',

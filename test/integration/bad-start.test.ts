@@ -1,4 +1,4 @@
-import { execFileSync } from 'node:child_process';
+import { execFileSync, spawnSync } from 'node:child_process';
 import {
   chmodSync,
   copyFileSync,
@@ -7,6 +7,7 @@ import {
   readdirSync,
   readFileSync,
   rmSync,
+  statSync,
   writeFileSync,
 } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -103,7 +104,34 @@ describe('a start that is given up', () => {
     await expect(starting).rejects.toThrow('no longer wanted');
     expect(existsSync(`/proc/${readFileSync(pidFile, 'utf8').trim()}`)).toBe(false);
   });
+
+  it('does not wait for the handshake', async () => {
+    // The library is loaded into the shell, which maps no memory; the QEMU behind it answers and ends with it.
+    const behind = `[ "$1" = --version ] && exec ${QEMU} "$@"; setpriv --pdeathsig KILL ${QEMU} "$@"; exit 1`;
+    const controller = new AbortController();
+    const starting = TestVm.start({
+      clients: 0,
+      yaml: `qemu: {binary: ${script(behind)}}`,
+      signal: controller.signal,
+    });
+    const ended = expect(starting).rejects.toThrow('no longer wanted');
+    await vi.waitFor(() => expect(filesBelowRun()).toContainEqual(expect.stringMatching(/qemu\/qmp$/)), {
+      timeout: 20_000,
+    });
+    const log = filesBelowRun().find((path) => path.endsWith('/qmp.log')) ?? '';
+    await vi.waitFor(() => expect(readFileSync(log, 'utf8')).toMatch(/"return"/), { timeout: 20_000 });
+    controller.abort(new Error('no longer wanted'));
+    await ended;
+  });
 });
+
+/** While a TestVm starts or runs. */
+function filesBelowRun(): string[] {
+  const run = process.env.UNDERSTUDY_RUN_DIR ?? '';
+  return existsSync(run)
+    ? readdirSync(run, { recursive: true, encoding: 'utf8' }).map((name) => join(run, name))
+    : [];
+}
 
 describe('a VM whose QEMU runs as another user than root', () => {
   it('is protected and taken over all the same', async () => {
@@ -116,6 +144,15 @@ describe('a VM whose QEMU runs as another user than root', () => {
     const nobody = Number(execFileSync('id', ['-u', 'nobody'], { encoding: 'utf8' }));
     const pid = vm.primaryPid;
     expect(readFileSync(`/proc/${pid}/status`, 'utf8')).toMatch(new RegExp(`^Uid:\\s+${nobody}\\s`, 'm'));
+    const instance = join(process.env.UNDERSTUDY_RUN_DIR ?? '', vm.status.name, '1');
+    const victim = join(folder, 'victim');
+    writeFileSync(victim, '');
+    // Else root would give whatever such a link points to to that user.
+    for (const name of ['nic0', 'qemu.log', 'preload.so', 'qemu', '../2']) {
+      const planted = spawnSync('ln', ['-sfT', victim, join(instance, name)], { uid: nobody });
+      expect(planted.status).not.toBe(0);
+    }
+    expect(statSync(join(instance, 'qemu')).uid).toBe(nobody);
     // User-mode userfaultfd is enough for write protection: the log must not fall back to a slower one.
     const userfaultfd = probeUserfaultfd();
     if (userfaultfd.kind === 'supported' && userfaultfd.features.includes('WP_ASYNC'))

@@ -176,7 +176,9 @@ export class TestVm implements AsyncDisposable {
   /** The files that hold staged epochs for the memory of this QEMU's guest. */
   epochPaths(instance: { instance: number } | null): string[] {
     const folder = join(this.#memoryDirectory, `epochs-${instance?.instance}`);
-    return readdirSync(folder).map((name) => join(folder, name));
+    return readdirSync(folder)
+      .filter((name) => name.startsWith('epoch-'))
+      .map((name) => join(folder, name));
   }
 
   /** Everything that this VM has on the machine: processes, network devices, cgroups, files. */

@@ -153,7 +153,6 @@ function surroundingsOfNobody(): {
   const [cache, run] = [join(folder, 'cache'), join(folder, 'run')];
   cpSync(cacheDirectory(), cache, { recursive: true });
   mkdirSync(run);
-  execFileSync('chown', ['-R', `${NOBODY.uid}:${NOBODY.gid}`, folder]);
   const env = {
     ...process.env,
     HOME: folder,
@@ -162,5 +161,8 @@ function surroundingsOfNobody(): {
     UNDERSTUDY_RUN_DIR: run,
   };
   const readable = spawnSync(process.execPath, ['--check', MAIN], { ...NOBODY, env }).status === 0;
-  return { env, run, user: readable ? NOBODY : {} };
+  // Below /root nobody can read the clone. We stay who we are then, and so does the owner of the folder.
+  if (!readable) return { env, run, user: {} };
+  execFileSync('chown', ['-R', `${NOBODY.uid}:${NOBODY.gid}`, folder]);
+  return { env, run, user: NOBODY };
 }

@@ -92,7 +92,7 @@ describe('a primary that cannot be trusted any more', () => {
     const cut = vm.holdAt('cut.before-pause');
     await cut.reached;
     const pid = vm.primaryPid;
-    using socket = borrowSocket(pid, `/${vm.status.primary?.instance}/qmp`);
+    using socket = borrowSocket(pid, `/${vm.status.primary?.instance}/qemu/qmp`);
     socket.write(Buffer.from('this is not QMP\n'));
     await fence.reached;
     const { releasedItems, heldItems } = vm.link('nic0');
@@ -111,7 +111,7 @@ describe('a primary that cannot be trusted any more', () => {
 
   it.each([
     ['garbled', 'nic0', Buffer.from([0xff, 0xff, 0xff, 0xff, 1, 2, 3])],
-    ['qmp-closed', 'qmp', Buffer.from('this is not QMP\n')],
+    ['qmp-closed', 'qemu/qmp', Buffer.from('this is not QMP\n')],
   ])(
     'because of garbage (%s) on its socket %s is fenced, and its shadow goes on',
     async (reason, name, garbage) => {

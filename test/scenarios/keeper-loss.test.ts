@@ -15,8 +15,8 @@ import { type DemoGuest, ensureDemoGuest } from '../../guest/build.ts';
 import { systemClock as clock } from '../../src/base/clock.ts';
 import { ControlClient } from '../../src/control/control-client.ts';
 import { KeeperProcess } from '../../src/control/keeper-process.ts';
-import { endProcess, identityOf } from '../../src/control/process-identity.ts';
-import { controlSocketOf, RunDirectory } from '../../src/control/run-directory.ts';
+import { endProcess, identityOf, waitForEnd } from '../../src/control/process-identity.ts';
+import { controlSocketOf, eventsPathOf, RunDirectory } from '../../src/control/run-directory.ts';
 import { DemoNetwork } from '../../src/demo/demo-network.ts';
 import { RedisLoad } from '../../src/demo/redis-load.ts';
 
@@ -99,6 +99,15 @@ async function protectedRedis({ clients = 3 } = {}): Promise<LostVm> {
 }
 
 describe('a VM whose keeper is killed', () => {
+  it('ends with it: its QEMUs are not left to run for ever, though nobody clears them away', async () => {
+    const vm = await protectedRedis({ clients: 1 });
+    const processes = RunDirectory.list()[0]?.record?.processes ?? [];
+    expect(processes).toHaveLength(2);
+    await vm.killKeeper();
+    for (const qemu of processes)
+      expect(await waitForEnd(qemu, { deadlineMs: DEADLINE_MS, clock })).toBe(true);
+  });
+
   it('goes on from its shadow with the next keeper: nothing acknowledged is lost, and its connections live on', async () => {
     const vm = await protectedRedis();
     await vm.load.begin();
@@ -158,6 +167,26 @@ describe('a VM whose keeper is killed', () => {
     expect(await vm.kinds()).not.toContain('inherited');
     await vm.until('protected');
     expect(readdirSync(process.env.UNDERSTUDY_MEMORY_DIR ?? '')).toHaveLength(1);
+  });
+});
+
+describe('a VM whose keeper has a fault', () => {
+  it('is ended as a whole, and nothing takes over meanwhile', async () => {
+    const plant = join(folder, 'fault.mjs');
+    const isKeeper = "process.argv[1]?.endsWith('keeper/main.ts')";
+    writeFileSync(plant, `if (${isKeeper}) process.on('SIGUSR2', () => { throw new Error('planted'); });`);
+    vi.stubEnv('NODE_OPTIONS', `--import ${plant}`);
+    await protectedRedis({ clients: 1 });
+    const { name, record } = RunDirectory.list()[0] ?? {};
+    if (name === undefined || record === undefined) throw new Error('there is no VM');
+    process.kill(record.keeper.pid, 'SIGUSR2');
+    for (const each of [record.keeper, ...record.processes])
+      expect(await waitForEnd(each, { deadlineMs: DEADLINE_MS, clock })).toBe(true);
+    expect(RunDirectory.find(name)?.record?.failed).toBe(true);
+    const events = readFileSync(eventsPathOf(name), 'utf8').trim().split('\n');
+    const kinds = events.map((line) => JSON.parse(line).kind);
+    expect(kinds).toContain('protected');
+    for (const kind of ['primary-lost', 'promoted', 'shadow-lost']) expect(kinds).not.toContain(kind);
   });
 });
 

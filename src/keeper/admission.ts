@@ -1,0 +1,55 @@
+import { readdirSync, statSync } from 'node:fs';
+import { join } from 'node:path';
+import { z } from 'zod';
+import { PAGE_BYTES } from '../base/units.ts';
+import type { VmSpec } from '../config/vm-spec-schema.ts';
+import { RunDirectory } from '../control/run-directory.ts';
+import { memoryRoot, runPaths } from '../control/run-paths.ts';
+import { assertRoom } from '../memory/guest-memory.ts';
+
+/** Staged epochs beyond those in flight: the latest one, and one that waits to be applied. */
+export const SPARE_SLOTS = 2;
+
+type Needs = Pick<VmSpec, 'memoryBytes'> & {
+  readonly shadow: Pick<VmSpec['shadow'], 'enabled' | 'dirtyPagesMax' | 'epochsInFlightMax'>;
+};
+
+const needsSchema: z.ZodType<Needs> = z.object({
+  memoryBytes: z.number(),
+  shadow: z.object({ enabled: z.boolean(), dirtyPagesMax: z.number(), epochsInFlightMax: z.number() }),
+});
+
+/**
+ * Sees that memory is promised once: what the VM may come to need has to be free beyond what the other VMs of this user
+ * were promised and have not used yet. A file system in memory that fills up kills the QEMUs on it.
+ * @throws MemoryError MEMORY_NO_ROOM
+ */
+export function admit(spec: VmSpec): void {
+  const promised = RunDirectory.list()
+    .filter(({ name, keeper }) => keeper === 'alive' && name !== spec.name)
+    .map(({ name, record }) => ({ name, needs: needsSchema.safeParse(record?.spec).data }))
+    .reduce((sum, { name, needs }) => sum + (needs === undefined ? 0 : unusedBytes(name, needs)), 0);
+  assertRoom(memoryRoot(), roomNeededBytes(spec) + promised);
+}
+
+/** How much memory-backed room a VM may come to need: its memory, its shadow's, and the epochs between them. */
+export function roomNeededBytes({ memoryBytes, shadow }: Needs): number {
+  if (!shadow.enabled) return memoryBytes;
+  const epochBytes = Math.min(memoryBytes, shadow.dirtyPagesMax * PAGE_BYTES);
+  return 2 * memoryBytes + (shadow.epochsInFlightMax + SPARE_SLOTS) * epochBytes;
+}
+
+function unusedBytes(name: string, needs: Needs): number {
+  return Math.max(0, roomNeededBytes(needs) - usedBytes(runPaths(name).memory));
+}
+
+function usedBytes(directory: string): number {
+  try {
+    return readdirSync(directory, { recursive: true, encoding: 'utf8' })
+      .map((entry) => statSync(join(directory, entry)).blocks * 512)
+      .reduce((sum, bytes) => sum + bytes, 0);
+  } catch {
+    // It ends just now.
+    return 0;
+  }
+}

@@ -1,0 +1,93 @@
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { beforeEach, describe, expect, it, onTestFinished } from 'vitest';
+import { systemClock } from '../base/clock.ts';
+import { Failpoints } from '../base/failpoint.ts';
+import { PAGE_BYTES } from '../base/units.ts';
+import { type EpochId, FIRST_EPOCH } from '../epoch/epoch-id.ts';
+import { CompareLog } from '../memory/compare-log.ts';
+import { GuestMemory } from '../memory/guest-memory.ts';
+import { EpochPipeline } from './epoch-pipeline.ts';
+import { EpochStats } from './epoch-stats.ts';
+import { ShadowImage } from './shadow-image.ts';
+
+const MEMORY_BYTES = 16 * PAGE_BYTES;
+const POLICY = {
+  ...{ maxIntervalMs: 60_000, dirtyPagesMax: 16, epochsInFlightMax: 2 },
+  ...{ pauseShare: 0.5, pauseBurstMs: 1000 },
+};
+
+let directory: string;
+let owned: AsyncDisposableStack;
+
+beforeEach(() => {
+  directory = mkdtempSync('/dev/shm/understudy-pipeline-');
+  owned = new AsyncDisposableStack();
+  owned.defer(() => rmSync(directory, { recursive: true }));
+  onTestFinished(() => owned.disposeAsync());
+});
+
+/** Epochs of a VM that does what it is told at once, and what became of them. */
+function pipelineOf(failpoints: Failpoints) {
+  const memory = owned.use(GuestMemory.create(join(directory, 'primary.ram'), MEMORY_BYTES));
+  const copy = owned.use(GuestMemory.create(join(directory, 'shadow.ram'), MEMORY_BYTES));
+  const image = owned.use(ShadowImage.create({ memory: copy, directory, slotCount: 4, failpoints }));
+  const deviceStatePath = join(directory, 'state');
+  const story: string[] = [];
+  const note = (what: string) => (epoch: EpochId) => story.push(`${what} ${epoch}`);
+  const pipeline = new EpochPipeline({
+    source: {
+      ...{ memory, deviceStatePath, dirtyLog: owned.use(new CompareLog({ memory })), links: [] },
+      participants: [{ seal: note('sealed'), commit: note('committed'), abort: note('aborted') }],
+      mayContinue: () => true,
+      hasPanicked: () => false,
+      machine: {
+        standstillMs: 0,
+        wake: async () => {},
+        cont: async () => {},
+        stopAndSave: (path) => {
+          writeFileSync(path, 'device state');
+          return { stopped: Promise.resolve(), saved: Promise.resolve() };
+        },
+      },
+    },
+    ...{ image, policy: POLICY, firstEpoch: FIRST_EPOCH, clock: systemClock, failpoints },
+    ...{ stats: new EpochStats(), onCommit: () => {}, onPause: () => {} },
+    onPrimaryLost: () => story.push('primary lost'),
+    onShadowLost: () => story.push('shadow lost'),
+  });
+  owned.defer(() => pipeline.halt());
+  return { pipeline, image, story };
+}
+
+describe('a pipeline that is frozen', () => {
+  it.each([
+    { failpoint: 'cut.before-pause', story: [] },
+    { failpoint: 'cut.after-pause', story: [] },
+    { failpoint: 'cut.after-stage', story: [] },
+    { failpoint: 'cut.before-resume', story: ['sealed 1'] },
+    { failpoint: 'commit.before-acknowledge', story: ['sealed 1'] },
+    { failpoint: 'commit.after-acknowledge', story: ['sealed 1', 'committed 1'] },
+  ])('at $failpoint seals and commits nothing from then on', async ({ failpoint, story: expected }) => {
+    const failpoints = new Failpoints();
+    const { pipeline, image, story } = pipelineOf(failpoints);
+    const frozen = new Promise<void>((resolve) => {
+      failpoints.arm(failpoint, () => {
+        pipeline.freeze();
+        resolve();
+      });
+    });
+    pipeline.start();
+    await frozen;
+    await pipeline.halt();
+    pipeline.demand();
+    await pipeline.halt();
+    expect(story).toEqual(expected);
+    const isCommitted = expected.includes('committed 1');
+    const settled = await image.settle().then(
+      ({ epoch }) => epoch,
+      () => undefined,
+    );
+    expect(settled).toBe(isCommitted ? 1 : undefined);
+  });
+});
