@@ -50,8 +50,9 @@ esac
 /** Answers a signal only when it is the very process that was started as \`run\`. */
 const NODE = `#!/bin/sh
 echo "\${UNDERSTUDY_SOAK:+UNDERSTUDY_SOAK=$UNDERSTUDY_SOAK }node $*" >>"$CALLS"
+[ -z "\${WAIT_FOR_SIGNAL:-}" ] || trap 'echo ended; exit 7' TERM
 echo "script output in $(pwd)"
-[ -z "\${WAIT_FOR_SIGNAL:-}" ] || { trap 'echo ended; exit 7' TERM; while :; do sleep 0.05; done; }
+[ -z "\${WAIT_FOR_SIGNAL:-}" ] || while :; do sleep 0.05; done
 `;
 
 const SCRIPTS: Record<string, string> = JSON.parse(
