@@ -1,6 +1,6 @@
 import { closeSync, mkdirSync, openSync } from 'node:fs';
 import { dirname } from 'node:path';
-import { backup, DatabaseSync } from 'node:sqlite';
+import { DatabaseSync } from 'node:sqlite';
 import { messageOf } from '../base/errors.ts';
 import { tryLockExclusive } from '../linux/file.ts';
 import { HostError } from './host-error.ts';
@@ -100,9 +100,9 @@ export class StateDatabase implements Disposable {
     }
   }
 
-  /** A copy that opens like the original, while this one is being written to. `target` must not exist. */
-  async backup(target: string): Promise<void> {
-    await backup(this.sql, target);
+  /** A copy that opens like the original, of this moment. `target` must not exist. */
+  backup(target: string): void {
+    this.sql.prepare('VACUUM INTO ?').run(target);
   }
 
   [Symbol.dispose](): void {

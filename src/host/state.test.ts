@@ -63,15 +63,15 @@ describe('the state of a host', () => {
     expect(() => StateDatabase.open(join(folder, 'file/host.db'))).toThrow(withCode('HOST_STATE_UNREADABLE'));
   });
 
-  it('can be backed up while it is written to, and the copy opens like the original', async () => {
+  it('can be backed up while it is open, and the copy opens like the original', () => {
     using database = StateDatabase.open(path);
     const inventory = new VmInventory(database, { clock });
     inventory.declare(A);
-    const copied = database.backup(join(folder, 'copy.db'));
+    database.backup(join(folder, 'copy.db'));
     inventory.declare({ ...A, name: 'b' });
-    await copied;
     using copy = StateDatabase.open(join(folder, 'copy.db'));
-    expect(new VmInventory(copy, { clock }).get('a')).toMatchObject(A);
+    expect(new VmInventory(copy, { clock }).all()).toMatchObject([A]);
+    expect(() => database.backup(join(folder, 'copy.db'))).toThrow('already exists');
   });
 
   it('keeps all of a transaction or nothing of it', () => {
@@ -107,6 +107,19 @@ describe('the declared VMs', () => {
     expect(() => inventory.change('a', A, { ifVersion: 1 })).toThrow(withCode('HOST_VM_CHANGED'));
     expect(() => inventory.desire('a', 'deleted', { ifVersion: 1 })).toThrow(withCode('HOST_VM_CHANGED'));
     expect(inventory.get('a')).toMatchObject({ version: 2, desired: 'running' });
+  });
+
+  it('are to be started anew when they are desired to run again, whatever is known of their last start', () => {
+    using database = StateDatabase.open(path);
+    const inventory = new VmInventory(database, { clock });
+    inventory.declare(A);
+    inventory.noteStarted('a', { version: 1, bootId: 'boot' });
+    inventory.desire('a', 'running');
+    expect(inventory.get('a').started).toEqual({ version: 1, bootId: 'boot' });
+    inventory.desire('a', 'stopped');
+    expect(inventory.get('a').started).toEqual({ version: 1, bootId: 'boot' });
+    inventory.desire('a', 'running');
+    expect(inventory.get('a').started).toBeNull();
   });
 
   it('are unknown to others from the moment that they are to be deleted, and their name is free when they are gone', () => {

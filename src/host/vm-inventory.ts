@@ -99,6 +99,8 @@ export class VmInventory {
     this.#database.transaction(() => {
       if (ifVersion === undefined) this.get(name);
       else this.#assertVersion(name, ifVersion);
+      // What shall run again is not taken for one that ended by itself, however soon it comes after the stop.
+      if (desired === 'running' && this.get(name).desired !== 'running') this.noteEnded(name);
       this.#run('UPDATE vms SET desired = ?, graceful = ? WHERE name = ?', desired, graceful ? 1 : 0, name);
     });
   }
