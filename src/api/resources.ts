@@ -1,4 +1,5 @@
 import { z } from 'zod';
+import { PHASES } from '../shadow/protection.ts';
 
 /**
  * What the API of a host speaks of. These schemas are the only description of it: the server validates with them,
@@ -11,27 +12,11 @@ export const vmNameSchema = z
   .meta({ description: 'Name of a VM, unique on its host.', examples: ['redis-demo'] });
 
 /** What the VM does, as far as the host knows. */
-export const observedStateSchema = z
-  .enum([
-    'absent',
-    'starting',
-    'alone',
-    'syncing',
-    'protected',
-    'fencing',
-    'promoting',
-    'restarting',
-    'stopping',
-    'stopped',
-    'lost',
-    'failed',
-    'no-answer',
-  ])
-  .meta({
-    description:
-      'absent: nothing of it exists. lost: its keeper was killed. failed: it ended by a fault and left its logs. ' +
-      'no-answer: its keeper does not answer. All others: the phase that its keeper reports.',
-  });
+export const observedStateSchema = z.enum(['absent', ...PHASES, 'lost', 'failed', 'no-answer']).meta({
+  description:
+    'absent: nothing of it exists. lost: its keeper was killed. failed: it ended by a fault and left its logs. ' +
+    'no-answer: its keeper does not answer. All others: the phase that its keeper reports.',
+});
 
 export const desiredStateSchema = z.enum(['running', 'stopped']);
 

@@ -3,21 +3,11 @@ import { ControlClient } from '../control/control-client.ts';
 import { type ProcessIdentity, waitForEnd } from '../control/process-identity.ts';
 import { controlSocketOf } from '../control/run-directory.ts';
 import type { VmEvent } from '../control/vm-event.ts';
-import type { Phase } from '../shadow/protection.ts';
+import { PHASES, type Phase } from '../shadow/protection.ts';
 
 /** A keeper that lives and does not answer is asked again after so long. */
 const RETRY_MS = 1000;
-const PHASES: ReadonlySet<string> = new Set<Phase>([
-  'starting',
-  'alone',
-  'syncing',
-  'protected',
-  'fencing',
-  'promoting',
-  'restarting',
-  'stopping',
-  'stopped',
-]);
+const PHASE_EVENTS: ReadonlySet<string> = new Set(PHASES);
 
 export interface KeeperWatchOptions {
   readonly vm: string;
@@ -83,7 +73,7 @@ export class KeeperWatch implements Disposable {
     onChange();
     for await (const event of client.events({ since: this.#seen, follow: true })) {
       this.#seen = event.seq;
-      if (PHASES.has(event.kind)) this.#phase = event.kind as Phase;
+      if (PHASE_EVENTS.has(event.kind)) this.#phase = event.kind as Phase;
       onEvent(event);
       onChange();
     }

@@ -11,16 +11,19 @@ export type LossReason = 'exited' | 'qmp-closed' | 'hung' | 'garbled' | 'panicke
 
 export type StopReason = 'requested' | 'powered-off' | 'failed';
 
-export type Phase =
-  | 'starting'
-  | 'alone'
-  | 'syncing'
-  | 'protected'
-  | 'fencing'
-  | 'promoting'
-  | 'restarting'
-  | 'stopping'
-  | 'stopped';
+export const PHASES = [
+  'starting',
+  'alone',
+  'syncing',
+  'protected',
+  'fencing',
+  'promoting',
+  'restarting',
+  'stopping',
+  'stopped',
+] as const;
+
+export type Phase = (typeof PHASES)[number];
 
 export interface ProtectionState {
   readonly phase: Phase;
