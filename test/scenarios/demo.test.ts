@@ -84,7 +84,8 @@ function flawlessReport({ kills, clients }: { kills: number; clients: number }):
   return {
     accel: expect.stringMatching(/^(?:tcg|kvm)$/),
     qemu: expect.stringMatching(/^\d+\.\d+/),
-    kills,
+    // More when none of them met a request whose reply had to wait for the shadow.
+    kills: expect.toSatisfy((value) => value >= kills && value <= kills + 5),
     epochs: positive,
     pauseMs: { p50: positive, p99: positive, max: positive },
     pauseShare: positive,
