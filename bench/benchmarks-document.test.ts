@@ -1,5 +1,7 @@
 import { readFileSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
+import { adoption } from './adoption.ts';
+import { api } from './api.ts';
 import { checkpoint } from './checkpoint.ts';
 import { failover } from './failover.ts';
 import { overhead } from './overhead.ts';
@@ -13,7 +15,10 @@ function figuresOfSection(name: string): string[] {
 }
 
 describe('docs/benchmarks.md', () => {
-  it.each([checkpoint, failover, overhead])('has the figures of $name, all of them', ({ name, figures }) => {
-    expect(figuresOfSection(name)).toEqual(Object.keys(figures));
-  });
+  it.each([checkpoint, failover, overhead, api, adoption])(
+    'has the figures of $name, all of them',
+    ({ name, figures }) => {
+      expect(figuresOfSection(name)).toEqual(Object.keys(figures));
+    },
+  );
 });

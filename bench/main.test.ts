@@ -39,7 +39,7 @@ describe('npm run bench', () => {
   it('lists the benchmarks without a name', async () => {
     const ended = await end(start());
     expect(ended.code).toBe(0);
-    expect(ended.stdout).toMatch(/^checkpoint .*\nfailover .*\noverhead .*\n$/);
+    expect(ended.stdout).toMatch(/^checkpoint .*\nfailover .*\noverhead .*\napi .*\nadoption .*\n$/);
   });
 
   it('explains every figure and ratio with --help', async () => {
@@ -51,7 +51,7 @@ describe('npm run bench', () => {
   });
 
   it.each([
-    [['nonsense'], 'checkpoint, failover, overhead'],
+    [['nonsense'], 'checkpoint, failover, overhead, api, adoption'],
     [['failover', '--kills', '0'], '--help'],
     [['failover', 'overhead'], '--help'],
     [['failover', '--fast'], '--help'],
@@ -62,6 +62,25 @@ describe('npm run bench', () => {
       code: 'BENCH_USAGE',
       hint: expect.stringContaining(advice),
     });
+  });
+
+  it('measures the API of a real daemon, and every reader of its events gets all of them once', async () => {
+    const ended = await end(start('api', '--quick', '--json'));
+    expect(ended, ended.stderr).toMatchObject({ code: 0 });
+    const { figures, samples, notes } = lastLine(ended);
+    expect(figures).toMatchObject({ sseClients: 2000, sseLost: 0, sseDoubled: 0, virshListP50Ms: null });
+    expect(notes).toContainEqual(expect.stringMatching(/^virshListP50Ms: /));
+    for (const figure of ['readP99Ms', 'daemonRssAnonMiB', 'keeperRssAnonMiB'])
+      expect(figures[figure], figure).toBeGreaterThan(0);
+    expect(samples.readMs.n).toBe(samples.bareMs.n);
+  });
+
+  it('measures how a host that was killed has its VMs back, and none was lost', async () => {
+    const ended = await end(start('adoption', '--quick', '--json'));
+    expect(ended, ended.stderr).toMatchObject({ code: 0 });
+    const { figures } = lastLine(ended);
+    expect(figures).toMatchObject({ vms: 5, lostVms: 0 });
+    expect(figures.adoptAllMs).toBeGreaterThan(0);
   });
 
   it('measures failovers next to a cold restart and prints one JSON object as its last line', async () => {

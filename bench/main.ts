@@ -8,6 +8,8 @@ import { messageOf } from '../src/base/errors.ts';
 import { exitCodeOf } from '../src/cli/exit-codes.ts';
 import { Interruption } from '../src/cli/interruption.ts';
 import { Output, table } from '../src/cli/output.ts';
+import { adoption } from './adoption.ts';
+import { api } from './api.ts';
 import { BenchError } from './bench-error.ts';
 import { checkpoint } from './checkpoint.ts';
 import { failover } from './failover.ts';
@@ -16,7 +18,7 @@ import { machineFacts, versions } from './machine-facts.ts';
 import { overhead } from './overhead.ts';
 import { reportMarkdown, reportText, targetText } from './report.ts';
 
-const BENCHMARKS: readonly Benchmark[] = [checkpoint, failover, overhead];
+const BENCHMARKS: readonly Benchmark[] = [checkpoint, failover, overhead, api, adoption];
 const KILLS_MAX = 1000;
 
 const USAGE = `\

@@ -27,7 +27,9 @@ describe('the client', () => {
     expect(changed).toMatchObject({ version: 2, directory: '/srv' });
     expect(await client.call('stopVm', { params: { name: 'alpha' } })).toMatchObject({ desired: 'stopped' });
     expect(await client.call('listVms', { query: { limit: 1 } })).toMatchObject({ vms: [{ name: 'alpha' }] });
-    expect(await client.call('getHost', {})).toMatchObject({ vms: { declared: 1 } });
+    const { hosts } = await client.call('listHosts', {});
+    expect(hosts).toMatchObject([{ name: 'here', vms: { declared: 1 } }]);
+    expect(await client.call('getHost', { params: { name: 'here' } })).toEqual(hosts[0]);
     expect(await client.call('deleteVm', { params: { name: 'alpha' } })).toBeNull();
     expect(api.service.vms.size).toBe(0);
   });

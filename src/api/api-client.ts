@@ -22,8 +22,8 @@ export interface ApiClientOptions {
 }
 
 export interface EventsAsked {
-  /** Number of the last event that is known already; 0 for all. */
-  readonly after: number;
+  /** Number of the last event that is known already; 0 for all; without it only those from now on. */
+  readonly after?: number;
   readonly vm?: string;
   readonly signal?: AbortSignal;
 }
@@ -39,6 +39,12 @@ interface LooseQuestion {
   readonly query?: Readonly<Record<string, unknown>>;
   readonly headers?: Readonly<Record<string, string | undefined>>;
   readonly body?: unknown;
+}
+
+/** What a stream tells at once: from where it goes on when it breaks, and mostly an event. */
+interface StreamStep {
+  readonly id?: number;
+  readonly event?: HostEvent;
 }
 
 /** Speaks with a host over its unix socket. Every call is a connection of its own: nothing is to be closed. */
@@ -79,7 +85,7 @@ export class ApiClient {
   }
 
   /**
-   * Events after number `after`, and those to come, each once and in order. Where the connection breaks it goes on
+   * Events after number `after`, if it is given, and those to come, each once and in order. Where the connection breaks it goes on
    * with the next event, as soon as the host is there again. Ends by `signal` only, with its reason.
    * @throws ApiError like `call`; API_UNREACHABLE also when the host stays away
    */
@@ -90,17 +96,16 @@ export class ApiClient {
     let brokenSinceMs: number | undefined;
     for (let connected = false; ; ) {
       try {
-        for await (const event of this.#stream({
-          after: lastId,
+        for await (const { id, event } of this.#stream({
+          ...(lastId !== undefined && { after: lastId }),
           ...(vm && { vm }),
           ...(signal && { signal }),
         })) {
           connected = true;
           brokenSinceMs = undefined;
           waitMs = RESUME_AFTER_MS;
-          if (event === 'connected') continue;
-          lastId = event.id;
-          yield event;
+          lastId = id ?? lastId;
+          if (event !== undefined) yield event;
         }
       } catch (thrown) {
         signal?.throwIfAborted();
@@ -113,9 +118,9 @@ export class ApiClient {
     }
   }
 
-  /** One connection: 'connected', then events until it breaks or the host ends it. */
-  async *#stream({ after, vm, signal }: EventsAsked): AsyncGenerator<HostEvent | 'connected', void> {
-    const question = { query: { vm }, headers: { 'last-event-id': String(after) } };
+  /** One connection: where it begins, then events until it breaks or the host ends it. */
+  async *#stream({ after, vm, signal }: EventsAsked): AsyncGenerator<StreamStep, void> {
+    const question = { query: { vm }, headers: { 'last-event-id': after?.toString() } };
     const silence = new AbortController();
     const either = AbortSignal.any(signal === undefined ? [silence.signal] : [signal, silence.signal]);
     let cancel = () => {};
@@ -126,13 +131,16 @@ export class ApiClient {
     try {
       heard();
       const response = await this.#send({ id: 'streamEvents', question, signal: either });
-      yield 'connected';
+      yield {};
       const frames = new FrameReader();
       for await (const text of response.setEncoding('utf8')) {
         heard();
         const complete = frames.push(text as string);
         if (complete === undefined) throw noAnswer('that makes sense');
-        for (const data of complete) yield eventFrom(data);
+        for (const { id, data } of complete) {
+          const event = data === undefined ? undefined : eventFrom(data);
+          yield { ...(id !== undefined && { id }), ...(event && { event, id: event.id }) };
+        }
       }
     } catch (thrown) {
       throw thrown instanceof ApiError ? thrown : noAnswer('to the end', thrown);

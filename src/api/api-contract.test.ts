@@ -71,7 +71,11 @@ const put = (tag: string, more: Partial<RawRequest> = {}): RawRequest => ({
 const talk: readonly [string, RawRequest, number][] = [
   ['getHealth', { path: '/v1/health' }, 200],
   ['getHealth', { path: '/v1/health', headers: { 'x-much': 'x'.repeat(20_000) } }, 431],
-  ['getHost', { path: '/v1/host' }, 200],
+  ['listHosts', { path: '/v1/hosts' }, 200],
+  ['listHosts', { path: '/v1/hosts?limit=x' }, 400],
+  ['getHost', { path: '/v1/hosts/here' }, 200],
+  ['getHost', { path: '/v1/hosts/elsewhere' }, 404],
+  ['getHost', { path: '/v1/hosts/a%2Fb' }, 400],
   ['getOpenApi', { path: '/openapi.json' }, 200],
   ['declareVm', post('/v1/vms', { body }), 201],
   ['declareVm', post('/v1/vms', { body }), 409],
@@ -120,16 +124,19 @@ describe('the OpenAPI document', () => {
     api.service.emit('alpha', 'vm-started', { pid: 7 });
     const request = httpRequest({
       socketPath: api.socketPath,
-      path: '/v1/events/stream',
+      path: '/v1/events/stream?after=0',
       agent: false,
     }).end();
     const [response] = (await once(request, 'response')) as [IncomingMessage];
     const operation = operations(described).get('streamEvents');
     const mediaType = response.headers['content-type'] ?? '';
     expect(operation?.responses[200]?.content).toHaveProperty([mediaType]);
-    const [bytes] = (await once(response, 'data')) as [Buffer];
-    request.destroy();
-    const data = /^data: (.*)$/m.exec(bytes.toString())?.[1] ?? '';
+    let text = '';
+    for await (const bytes of response) {
+      text += bytes;
+      if (/^data: .*\n\n/m.test(text)) break;
+    }
+    const data = /^data: (.*)$/m.exec(text)?.[1] ?? '';
     const event = checkerOf(described.components.schemas.Event ?? {}, described);
     expect(event.safeParse(JSON.parse(data)).error).toBeUndefined();
   });

@@ -4,7 +4,7 @@ import type { Socket } from 'node:net';
 import swagger from '@fastify/swagger';
 import { type FastifyInstance, type FastifyReply, type FastifyRequest, fastify } from 'fastify';
 import { serializerCompiler, validatorCompiler } from 'fastify-type-provider-zod';
-import { InvariantViolation } from '../base/assert.ts';
+import { assert, InvariantViolation } from '../base/assert.ts';
 import type { Clock } from '../base/clock.ts';
 import { messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
@@ -172,9 +172,23 @@ export class ApiServer implements AsyncDisposable {
       return undefined;
     }
     const handle = handlers[id] as (service: HostService, asked: unknown) => ReturnType<Handler>;
-    const answer = await handle(this.#options.service, { params, query, headers, body });
-    reply.code(routeOf(id).status).headers(answer.headers ?? {});
-    return answer.body ?? undefined;
+    const { service } = this.#options;
+    const asked = { params, query, headers, body };
+    const { status } = routeOf(id);
+    const keyed = this.#keyed.get(request);
+    if (keyed === undefined) return replyWith(await handle(service, asked), { reply, status });
+    // What was done and that it was answered is written at once: a host that is killed in between would refuse the
+    // repeated request because of its own effect.
+    const answer = service.transaction(() => {
+      const outcome = handle(service, asked);
+      if (outcome instanceof Promise) return outcome;
+      const body = replyWith(outcome, { reply, status });
+      const text = body === undefined ? '' : jsonOf(body, { reply, status });
+      this.#finish(keyed, { request, reply, text });
+      return { text };
+    });
+    // One that waits for a VM cannot be part of a transaction; it is remembered when it is sent.
+    return 'text' in answer ? answer.text : replyWith(await answer, { reply, status });
   }
 
   #openStream({ id, query, headers }: { id: string } & Asked<'streamEvents'>, reply: FastifyReply): void {
@@ -188,7 +202,7 @@ export class ApiServer implements AsyncDisposable {
       connection: 'close',
     });
     // A reader that comes back names what it saw last; what it asked for at first is older.
-    const after = headers['last-event-id'] ?? query.after;
+    const after = headers['last-event-id'] ?? query.after ?? this.#options.service.newestEvent();
     this.#streams.open(response, { after, vm: query.vm, requestId: id });
   }
 
@@ -208,15 +222,18 @@ export class ApiServer implements AsyncDisposable {
   /** The answer is stored before it is sent: who has seen it gets the same again. */
   #remember(request: FastifyRequest, reply: FastifyReply, payload: unknown): unknown {
     const keyed = this.#keyed.get(request);
-    if (keyed === undefined) return payload;
-    this.#keyed.delete(request);
+    if (keyed !== undefined) this.#finish(keyed, { request, reply, text: String(payload) });
+    return payload;
+  }
+
+  #finish(keyed: KeyedRequest, { request, reply, text }: FinishOptions): void {
     const stored = STORED_HEADERS.filter((name) => reply.hasHeader(name));
     this.#idempotency.finish(keyed, {
       status: reply.statusCode,
       headers: Object.fromEntries(stored.map((name) => [name, String(reply.getHeader(name))])),
-      body: String(payload),
+      body: text,
     });
-    return payload;
+    this.#keyed.delete(request);
   }
 
   #setCommonHeaders(request: FastifyRequest, reply: FastifyReply): void {
@@ -271,6 +288,29 @@ export class ApiServer implements AsyncDisposable {
       ms: Number(reply.elapsedTime.toFixed(1)),
     });
   }
+}
+
+interface FinishOptions {
+  readonly request: FastifyRequest;
+  readonly reply: FastifyReply;
+  readonly text: string;
+}
+
+/** Status and headers go into `reply`; what it returns is the body, undefined for none. */
+function replyWith(
+  { headers = {}, body }: Awaited<ReturnType<Handler>>,
+  { reply, status }: { reply: FastifyReply; status: number },
+): unknown {
+  reply.code(status).headers(headers);
+  return body ?? undefined;
+}
+
+/** The answer as it will be sent, checked against the document like every other. */
+function jsonOf(body: unknown, { reply, status }: { reply: FastifyReply; status: number }): string {
+  const serialize = reply.getSerializationFunction(String(status), 'application/json');
+  assert(serialize !== undefined, 'every answer of a route is described');
+  reply.type('application/json; charset=utf-8');
+  return serialize(body as Record<string, unknown>);
 }
 
 function requestIdOf(given: string | string[] | undefined): string {

@@ -11,18 +11,35 @@ export function encodeFrame(event: HostEvent): string {
   return `id: ${event.id}\nevent: ${event.kind}\ndata: ${JSON.stringify(event)}\n\n`;
 }
 
+/** Where a reader is that has seen no event yet: sets what it will give as `Last-Event-ID`, and dispatches nothing. */
+export function encodePlace(id: number): string {
+  return `id: ${id}\n\n`;
+}
+
+/** What one frame says. Either is undefined where the frame has no such line. */
+export interface Frame {
+  readonly id: number | undefined;
+  readonly data: string | undefined;
+}
+
 /** Takes a stream apart, however it was split on the way. Reads what `encodeFrame` writes, and comments. */
 export class FrameReader {
   #rest = '';
 
-  /** `data` of each event that is complete now; undefined when this is no stream of events. */
-  push(text: string): string[] | undefined {
+  /** The frames that are complete now, without comments; undefined when this is no stream of events. */
+  push(text: string): Frame[] | undefined {
     const frames = (this.#rest + text).split('\n\n');
     this.#rest = frames.pop() ?? '';
     if (this.#rest.length > FRAME_CHARACTERS_MAX) return undefined;
     return frames.flatMap((frame) => {
-      const line = frame.split('\n').find((candidate) => candidate.startsWith('data: '));
-      return line === undefined ? [] : [line.slice('data: '.length)];
+      const lines = frame.split('\n');
+      const [id, data] = [fieldOf(lines, 'id: '), fieldOf(lines, 'data: ')];
+      if (id === undefined && data === undefined) return [];
+      return [{ id: id !== undefined && /^\d{1,15}$/.test(id) ? Number(id) : undefined, data }];
     });
   }
+}
+
+function fieldOf(lines: readonly string[], field: string): string | undefined {
+  return lines.find((line) => line.startsWith(field))?.slice(field.length);
 }

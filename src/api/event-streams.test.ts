@@ -19,13 +19,14 @@ function read(api: ServedApi, path: string, headers: Record<string, string> = {}
   return socket;
 }
 
-const ids = ({ got }: { got: string }) => [...got.matchAll(/^id: (\d+)$/gm)].map(([, id]) => Number(id));
+const ids = ({ got }: { got: string }) =>
+  [...got.matchAll(/^id: (\d+)\nevent: /gm)].map(([, id]) => Number(id));
 
 describe('the stream of events', () => {
   it('is one of server-sent events', async () => {
     await using api = await serveApi();
     api.service.emit('alpha', 'vm-started', { text: 'two\nlines' });
-    using reader = disposable(read(api, '/v1/events/stream', { 'X-Request-Id': 'r1' }));
+    using reader = disposable(read(api, '/v1/events/stream?after=0', { 'X-Request-Id': 'r1' }));
     await expect.poll(() => ids(reader.socket)).toEqual([1]);
     const { got } = reader.socket;
     expect(got).toMatch(/^HTTP\/1\.1 200 .*content-type: text\/event-stream\r\n/s);
@@ -52,10 +53,22 @@ describe('the stream of events', () => {
     }
   });
 
+  it('begins with what is to come where nobody says after what, and a reader that is cut off at once misses nothing', async () => {
+    await using api = await serveApi();
+    for (const _ of range(1, 5)) api.service.emit('alpha', 'early');
+    using first = disposable(read(api, '/v1/events/stream'));
+    await expect.poll(() => first.socket.got).toContain('\nid: 5\n\n');
+    api.service.emit('alpha', 'live');
+    await expect.poll(() => ids(first.socket)).toEqual([6]);
+    // As the standard has it, one that saw no event gives the place that it was told.
+    using second = disposable(read(api, '/v1/events/stream', { 'Last-Event-ID': '5' }));
+    await expect.poll(() => ids(second.socket)).toEqual([6]);
+  });
+
   it('is of one VM on request', async () => {
     await using api = await serveApi();
     for (const vm of ['alpha', 'beta', 'alpha']) api.service.emit(vm, 'early');
-    using reader = disposable(read(api, '/v1/events/stream?vm=alpha'));
+    using reader = disposable(read(api, '/v1/events/stream?after=0&vm=alpha'));
     await expect.poll(() => ids(reader.socket)).toEqual([1, 3]);
     for (const vm of ['beta', null, 'alpha']) api.service.emit(vm, 'live');
     await expect.poll(() => ids(reader.socket)).toEqual([1, 3, 6]);
@@ -64,7 +77,7 @@ describe('the stream of events', () => {
   it('tells an event once that is announced after it was read in the journal', async () => {
     await using api = await serveApi();
     const event = api.service.record('alpha', 'tick');
-    using reader = disposable(read(api, '/v1/events/stream'));
+    using reader = disposable(read(api, '/v1/events/stream?after=0'));
     await expect.poll(() => ids(reader.socket)).toEqual([1]);
     api.service.announce(event);
     api.service.emit('alpha', 'tick');
@@ -79,7 +92,7 @@ describe('the stream of events', () => {
       const filler = 'x'.repeat(50_000);
       const emitAll = () => range(1, 60).forEach(() => void api.service.emit('alpha', 'tick', { filler }));
       if (which === 'that were there before') emitAll();
-      using reader = disposable(read(api, '/v1/events/stream'));
+      using reader = disposable(read(api, '/v1/events/stream?after=0'));
       reader.socket.pause();
       await expect.poll(() => asked[0]).toBe(0);
       if (which === 'that come in') emitAll();

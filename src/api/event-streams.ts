@@ -4,7 +4,7 @@ import type { Clock } from '../base/clock.ts';
 import { errorFacts } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { ApiError } from './api-error.ts';
-import { encodeFrame, HEARTBEAT } from './event-frames.ts';
+import { encodeFrame, encodePlace, HEARTBEAT } from './event-frames.ts';
 import type { HostService } from './host-service.ts';
 import type { HostEvent } from './resources.ts';
 
@@ -93,8 +93,8 @@ class EventStream implements Disposable {
     this.#response.on('drain', () => this.#drained());
     // A reader that goes away is nothing to report; `close` follows.
     this.#response.on('error', () => {});
-    this.#response.flushHeaders();
     this.#beatLater();
+    this.#write(encodePlace(this.#lastId));
     this.#catchUp();
   }
 

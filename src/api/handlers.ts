@@ -20,7 +20,10 @@ export type HandledId = Exclude<RouteId, 'streamEvents' | 'getOpenApi'>;
 
 export const handlers: { readonly [Id in HandledId]: Handler<Id> } = {
   getHealth: (service) => ({ body: service.health() }),
-  getHost: (service) => ({ body: service.describe() }),
+  listHosts: (service, { query }) => ({
+    body: service.listHosts({ after: query.after, limit: query.limit }),
+  }),
+  getHost: (service, { params }) => ({ body: service.getHost(params.name) }),
   listVms: (service, { query }) => ({
     body: shortenedPage(service.listVms({ after: query.after, limit: query.limit })),
   }),

@@ -1,9 +1,23 @@
-import type { ChangeVm, DeclareVm, EventPage, Health, Host, HostEvent, Vm, VmPage } from './resources.ts';
+import type {
+  ChangeVm,
+  DeclareVm,
+  EventPage,
+  Health,
+  Host,
+  HostEvent,
+  HostPage,
+  Vm,
+  VmPage,
+} from './resources.ts';
 
 /** What the API needs of a host. All of it throws UnderstudyErrors with stable codes. */
 export interface HostService {
   health(): Health;
   describe(): Host;
+  /** By name, those after `after`. */
+  listHosts(page: { readonly after: string | undefined; readonly limit: number }): HostPage;
+  /** @throws HostError HOST_UNKNOWN */
+  getHost(name: string): Host;
 
   /** By name, those after `after`. */
   listVms(page: { readonly after: string | undefined; readonly limit: number }): VmPage;
@@ -31,9 +45,16 @@ export interface HostService {
     readonly limit: number;
     readonly vm: string | undefined;
   }): EventPage;
+  /** Number of the newest event; 0 if there never was one. */
+  newestEvent(): number;
   /** Called for every event from now on, until the returned function is called. */
   onEvent(listener: (event: HostEvent) => void): () => void;
 
+  /**
+   * All that `work` changes is kept, or nothing of it: so that an effect and the answer to a repeated request are one.
+   * Whoever listens to events hears of them when they are there to stay.
+   */
+  transaction<Result>(work: () => Result): Result;
   /** What was answered before to a request with this key. */
   recallAnswer(key: string): StoredAnswer | undefined;
   storeAnswer(key: string, answer: StoredAnswer): void;

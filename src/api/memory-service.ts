@@ -1,7 +1,7 @@
 import { ConfigError } from '../config/config-error.ts';
 import { ApiError, type ApiErrorCode } from './api-error.ts';
 import type { HostService, StoredAnswer } from './host-service.ts';
-import type { ChangeVm, DeclareVm, EventPage, HostEvent, Vm, VmPage } from './resources.ts';
+import type { ChangeVm, DeclareVm, EventPage, Host, HostEvent, HostPage, Vm, VmPage } from './resources.ts';
 
 const TIME = '2026-01-01T00:00:00.000Z';
 
@@ -20,9 +20,21 @@ export class MemoryService implements HostService {
     return { status: 'ok' } as const;
   }
 
-  describe() {
-    const vms = { declared: this.vms.size, running: 0, protected: 0 };
-    return { version: '0.0.0', pid: process.pid, startedAt: TIME, vms };
+  describe(): Host {
+    return {
+      ...{ name: 'here', version: '0.0.0', pid: process.pid, startedAt: TIME, accel: null, cpus: 1 },
+      memory: { totalBytes: 0, freeBytes: 0 },
+      vms: { declared: this.vms.size, running: 0, protected: 0 },
+    };
+  }
+
+  listHosts({ after = '' }: { after: string | undefined }): HostPage {
+    return { hosts: [this.describe()].filter(({ name }) => name > after), next: null };
+  }
+
+  getHost(name: string): Host {
+    if (name !== 'here') throw hostError('HOST_UNKNOWN', name);
+    return this.describe();
   }
 
   listVms({ after, limit }: { after: string | undefined; limit: number }): VmPage {
@@ -88,9 +100,17 @@ export class MemoryService implements HostService {
     return { events, next: rest.length > limit ? (events.at(-1)?.id ?? null) : null };
   }
 
+  newestEvent(): number {
+    return this.events.length;
+  }
+
   onEvent(listener: (event: HostEvent) => void): () => void {
     this.#listeners.add(listener);
     return () => this.#listeners.delete(listener);
+  }
+
+  transaction<Result>(work: () => Result): Result {
+    return work();
   }
 
   recallAnswer(key: string): StoredAnswer | undefined {
@@ -106,7 +126,7 @@ export class MemoryService implements HostService {
   }
 
   record(vm: string | null, kind: string, facts: Record<string, unknown> = {}): HostEvent {
-    const event = { id: this.events.length + 1, time: TIME, vm, kind, epoch: null, facts };
+    const event = { id: this.events.length + 1, time: TIME, vm, kind, token: null, epoch: null, facts };
     this.events.push(event);
     return event;
   }

@@ -11,7 +11,7 @@ const PROBLEM_CHARACTERS_MAX = 200;
 /** Codes of all modules that a caller can do something about. A code that is not here is a fault of the host. */
 const CODES_BY_STATUS: Readonly<Record<number, readonly string[]>> = {
   400: ['API_BAD_REQUEST'],
-  404: ['API_NOT_FOUND', 'HOST_VM_UNKNOWN'],
+  404: ['API_NOT_FOUND', 'HOST_UNKNOWN', 'HOST_VM_UNKNOWN'],
   405: ['API_METHOD_NOT_ALLOWED'],
   408: ['API_REQUEST_TIMEOUT'],
   409: [

@@ -91,6 +91,15 @@ export const hostEventSchema = z
       .string()
       .regex(/^[a-z][a-z0-9-]*$/)
       .meta({ examples: ['promoted'] }),
+    token: z
+      .int()
+      .nonnegative()
+      .nullable()
+      .meta({
+        description:
+          'Grows each time that another QEMU of the VM begins to act, and never goes back: of two events the one with ' +
+          'the lower token comes from a machine that acts no more. null for what the host did.',
+      }),
     epoch: z
       .int()
       .nonnegative()
@@ -108,11 +117,26 @@ export const healthSchema = z
   .object({ status: z.enum(['ok', 'degraded']) })
   .meta({ id: 'Health', description: 'degraded: some VM is not as it is desired to be.' });
 
+/** As the kernel has it: labels, and what else people put there. */
+export const hostNameSchema = z
+  .string()
+  .regex(/^[\w.-]{1,255}$/, 'expected a host name')
+  .meta({ description: 'Name of a host.', examples: ['alpha'] });
+
 export const hostSchema = z
   .object({
-    version: z.string(),
+    name: hostNameSchema,
+    version: z.string().meta({ description: 'Of the daemon.' }),
     pid: z.int().positive(),
     startedAt: z.iso.datetime(),
+    accel: z.enum(['kvm', 'tcg']).nullable().meta({
+      description: 'What runs guests there, as a trial found out; null before the first VM was started.',
+    }),
+    cpus: z.int().positive(),
+    memory: z.object({
+      totalBytes: z.int().nonnegative(),
+      freeBytes: z.int().nonnegative().meta({ description: 'What programs may still take.' }),
+    }),
     vms: z.object({
       declared: z.int().nonnegative(),
       running: z.int().nonnegative(),
@@ -120,6 +144,10 @@ export const hostSchema = z
     }),
   })
   .meta({ id: 'Host' });
+
+export const hostPageSchema = z
+  .object({ hosts: z.array(hostSchema), next: hostNameSchema.nullable() })
+  .meta({ id: 'HostPage' });
 
 /** RFC 9457. */
 export const problemSchema = z
@@ -142,4 +170,5 @@ export type HostEvent = z.output<typeof hostEventSchema>;
 export type EventPage = z.output<typeof eventPageSchema>;
 export type Health = z.output<typeof healthSchema>;
 export type Host = z.output<typeof hostSchema>;
+export type HostPage = z.output<typeof hostPageSchema>;
 export type Problem = z.output<typeof problemSchema>;

@@ -4,6 +4,8 @@ import {
   declareVmSchema,
   eventPageSchema,
   healthSchema,
+  hostNameSchema,
+  hostPageSchema,
   hostSchema,
   stopVmSchema,
   vmNameSchema,
@@ -70,10 +72,19 @@ export const routes = {
     status: 200,
     answer: healthSchema,
   },
+  listHosts: {
+    method: 'GET',
+    path: '/v1/hosts',
+    summary: 'Hosts by name: the one that answers, as long as hosts do not know each other.',
+    query: z.strictObject({ after: hostNameSchema.optional(), limit }),
+    status: 200,
+    answer: hostPageSchema,
+  },
   getHost: {
     method: 'GET',
-    path: '/v1/host',
-    summary: 'The daemon and what it looks after.',
+    path: '/v1/hosts/{name}',
+    summary: 'One host: its daemon, its machine and what it looks after.',
+    params: z.strictObject({ name: hostNameSchema }),
     status: 200,
     answer: hostSchema,
   },
@@ -162,8 +173,10 @@ export const routes = {
   streamEvents: {
     method: 'GET',
     path: '/v1/events/stream',
-    summary: 'Events after `Last-Event-ID` or else `after`, and then those to come, as server-sent events.',
-    query: z.strictObject({ after: afterEvent, vm: ofVm }),
+    summary:
+      'Events to come, as server-sent events; with `Last-Event-ID` or else `after`, those after that number first. ' +
+      'Begins with an `id` of its own, so that a reader that is cut off before the first event can go on.',
+    query: z.strictObject({ after: decimal(z.int().nonnegative()).optional(), vm: ofVm }),
     headers: z.object({ 'last-event-id': decimal(z.int().nonnegative()).optional() }),
     status: 200,
     mediaType: 'text/event-stream',

@@ -24,6 +24,7 @@ const BY_ERROR_CODE: Readonly<Record<string, keyof typeof EXIT_CODES>> = {
   KEEPER_LOST: 'notFound',
   HOST_VM_UNKNOWN: 'notFound',
   HOST_NAME_FIXED: 'usage',
+  HOST_BACKUP_EXISTS: 'usage',
   API_UNREACHABLE: 'impossible',
   CLI_NODE_TOO_OLD: 'impossible',
   CLI_MACHINE_UNFIT: 'impossible',

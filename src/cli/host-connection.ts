@@ -9,7 +9,7 @@ import type { Output } from './output.ts';
 
 const POLL_MS = 100;
 
-export type Goal = 'protected' | 'started' | 'none';
+export type Goal = 'protected' | 'started' | 'absent' | 'none';
 
 export function hostClient(): ApiClient {
   return new ApiClient({ socketPath: hostSocket(), clock });
@@ -47,7 +47,9 @@ export async function untilVm(
 }
 
 function isReached(goal: Goal, state: Vm['observed']['state']): boolean {
-  if (goal === 'none' || state === 'protected') return true;
+  if (goal === 'none') return true;
+  if (goal === 'absent') return state === 'absent';
+  if (state === 'protected') return true;
   return goal === 'started' && (state === 'alone' || state === 'syncing');
 }
 

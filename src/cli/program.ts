@@ -42,6 +42,7 @@ export function buildProgram(out: Output, finish: (exitCode: number) => void): C
   addActions(program, out, finish);
   addDemo(program, out, finish);
   addDeclared(program, out, finish);
+  addState(program, out, finish);
   addHost(program, out, finish);
   addHelp(program);
   return program;
@@ -162,9 +163,41 @@ function addDeclared(program: Command, out: Output, finish: Finish): void {
       const { start } = await import('./declared-commands.ts');
       finish(await start(name, { wait, timeoutMs: timeout * 1000 }, out));
     });
+  waiting(command(program, 'change <name> <spec>', 'give a declared VM another specification'))
+    .option('--restart', 'stop and start the VM, so that it takes effect now', false)
+    .addHelpText(
+      'after',
+      examples(
+        'understudy change redis-demo redis.yaml',
+        'understudy change redis-demo redis.yaml --restart',
+      ),
+    )
+    .action(async (name: string, specPath: string, { wait, timeout, restart }) => {
+      const { change } = await import('./change-command.ts');
+      finish(await change(name, { specPath, restart, wait, timeoutMs: timeout * 1000 }, out));
+    });
   command(program, 'delete <name>', 'have the host end a declared VM and forget it')
     .addHelpText('after', examples('understudy delete redis-demo'))
     .action(async (name: string) => finish(await (await import('./declared-commands.ts')).remove(name, out)));
+}
+
+/** Hosts themselves, and what they remember. */
+function addState(program: Command, out: Output, finish: Finish): void {
+  command(program, 'hosts', 'the hosts that the daemon of this machine knows')
+    .addHelpText('after', examples('understudy hosts', 'understudy hosts --json'))
+    .action(async () => finish(await (await import('./hosts-command.ts')).hosts(out)));
+  command(program, 'backup <file>', "write the host's state to a file, also while the daemon runs")
+    .option('--state <directory>', 'where the state is; by default /var/lib/understudy')
+    .addHelpText('after', examples('understudy backup /srv/backup/host.db'))
+    .action(async (file: string, { state }) =>
+      finish(await (await import('./archive-commands.ts')).backup(file, { state }, out)),
+    );
+  command(program, 'restore <file>', "put a backup in the place of the host's state; no daemon may run")
+    .option('--state <directory>', 'where the state is; by default /var/lib/understudy')
+    .addHelpText('after', examples('understudy restore /srv/backup/host.db'))
+    .action(async (file: string, { state }) =>
+      finish(await (await import('./archive-commands.ts')).restore(file, { state }, out)),
+    );
 }
 
 function addDemo(program: Command, out: Output, finish: Finish): void {

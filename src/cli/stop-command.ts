@@ -1,8 +1,10 @@
+import { ApiError } from '../api/api-error.ts';
 import { systemClock as clock } from '../base/clock.ts';
 import { KeeperError } from '../control/keeper-error.ts';
 import { endProcess, type ProcessIdentity, waitForEnd } from '../control/process-identity.ts';
 import { type FoundVm, RunDirectory } from '../control/run-directory.ts';
 import { EXIT_CODES } from './exit-codes.ts';
+import { hostClient } from './host-connection.ts';
 import type { Output } from './output.ts';
 import { findVm, openControl } from './vm-connection.ts';
 
@@ -12,6 +14,7 @@ const KEEPER_END_DEADLINE_MS = 10_000;
 /** Ends a VM and waits until nothing is left of it, also where its keeper is lost. */
 export async function stop(name: string, { force }: { force: boolean }, out: Output): Promise<number> {
   const vm = findVm(name);
+  if (vm.keeper === 'lost') await tellHost(name);
   const how = vm.keeper === 'lost' ? await clearAway(vm) : await endWithKeeper(vm, { force, out });
   out.result({ name, ...how }, () =>
     how.endedPids.length === 0
@@ -70,8 +73,19 @@ class SilenceWatch implements Disposable {
 
 /** For a keeper that hangs. */
 async function killKeeper(vm: FoundVm, keeper: ProcessIdentity): Promise<Ending> {
+  await tellHost(vm.name);
   await endProcess(keeper, { deadlineMs: KEEPER_END_DEADLINE_MS, clock });
   return await clearAway(vm);
+}
+
+/** To a host that owns it, what is gone and said nothing is to be started again. */
+async function tellHost(name: string): Promise<void> {
+  try {
+    await hostClient().call('stopVm', { params: { name }, body: { graceful: false } });
+  } catch (thrown) {
+    const code = thrown instanceof ApiError ? (thrown.code as string) : '';
+    if (code !== 'API_UNREACHABLE' && code !== 'HOST_VM_UNKNOWN') throw thrown;
+  }
 }
 
 async function clearAway({ name }: FoundVm): Promise<Ending> {

@@ -52,6 +52,8 @@ export const answerSchema = z.union([
       time: z.string(),
       vm: z.string(),
       kind: z.string(),
+      // A keeper of an older version does not say.
+      token: z.number().default(0),
       epoch: z.number(),
       facts: z.record(z.string(), z.unknown()),
     }),

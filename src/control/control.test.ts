@@ -29,7 +29,7 @@ class ScriptedKeeper implements KeeperControl {
   }
   publish(kind: string): void {
     const seq = this.#events.length + 1;
-    const event = { seq, time: '1970-01-01T00:00:00.000Z', vm: 'a', kind, epoch: 0, facts: {} };
+    const event = { seq, time: '1970-01-01T00:00:00.000Z', vm: 'a', kind, token: 1, epoch: 0, facts: {} };
     this.#events.push(event);
     for (const listener of this.#listeners) listener(event);
   }

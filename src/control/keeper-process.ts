@@ -23,6 +23,16 @@ const outcomeSchema = z.union([
   }),
 ]);
 
+export interface KeeperSetting {
+  readonly vm: string;
+  /** Where the specification came from, for messages and relative paths; by default the file itself. */
+  readonly source?: string;
+  /** Its tokens begin above this number. */
+  readonly tokenAbove?: number;
+  /** Where it leaves how it ended, for a host; by default nowhere. */
+  readonly endPath?: string;
+}
+
 /** A keeper that this process starts. It has a session of its own: a terminal's Ctrl-C does not reach it. */
 export class KeeperProcess {
   readonly #child: ChildProcess;
@@ -31,12 +41,16 @@ export class KeeperProcess {
   readonly exited: Promise<number | null>;
   #lastWords = '';
 
-  /** `source` is where the specification came from, for messages and relative paths; by default the file itself. */
-  constructor(specPath: string, { vm, source = resolve(specPath) }: { vm: string; source?: string }) {
+  constructor(specPath: string, { vm, source = resolve(specPath), tokenAbove, endPath }: KeeperSetting) {
     this.#vm = vm;
     const spec = openSync(specPath, 'r');
     try {
-      this.#child = spawn(process.execPath, [KEEPER, '--source', source], {
+      const words = [
+        ...['--source', source],
+        ...(tokenAbove === undefined ? [] : ['--token-above', String(tokenAbove)]),
+        ...(endPath === undefined ? [] : ['--end', endPath]),
+      ];
+      this.#child = spawn(process.execPath, [KEEPER, ...words], {
         detached: true,
         // Not ours, which may be on a file system that is to be unmounted one day.
         cwd: '/',

@@ -14,6 +14,8 @@ const recordSchema = z.object({
   cgroups: z.array(z.string()),
   /** The standby of a shadow that is in sync, by its number: a next keeper can go on from it. */
   shadow: z.int().positive().nullable().default(null),
+  /** Of the QEMU that acts, written before it does; a next keeper goes on above it. */
+  token: z.int().nonnegative().default(0),
   /** The VM ended by a failure, and what is left are its logs. */
   failed: z.boolean(),
 });

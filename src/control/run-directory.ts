@@ -45,7 +45,7 @@ export class RunDirectory implements Disposable {
    */
   readonly heritage: number | undefined;
 
-  private constructor(name: string, lock: NameLock, heir: Pick<KeeperRecord, 'spec' | 'shadow'>) {
+  private constructor(name: string, lock: NameLock, heir: Pick<KeeperRecord, 'spec' | 'shadow' | 'token'>) {
     const keeper = identityOf(process.pid);
     assert(keeper !== undefined, 'this process exists');
     this.name = name;
@@ -60,21 +60,22 @@ export class RunDirectory implements Disposable {
   /**
    * Makes the directories of a VM and locks them until `remove` or the end of this process. What a killed keeper
    * left behind is cleared away first, but for a shadow that a VM of the same specification, `inheritAs`, can go on
-   * from. `othersMayPass` lets other users through to what is made accessible to them, such as the sockets of a QEMU
+   * from. Tokens go on above what was left and above `tokenAbove`. `othersMayPass` lets other users through to what is made accessible to them, such as the sockets of a QEMU
    * that runs as another user.
    * @throws KeeperError KEEPER_NAME_TAKEN, KEEPER_DIRECTORY_REFUSED, KEEPER_LOST
    */
   static async open(
     name: string,
-    { clock, othersMayPass = false, inheritAs }: OpenOptions,
+    { clock, othersMayPass = false, inheritAs, tokenAbove = 0 }: OpenOptions,
   ): Promise<RunDirectory> {
     assert(VM_NAME.test(name), `a VM's name: ${name}`);
     makeOwnDirectory(runRoot(), { othersMayPass });
     const lock = await NameLock.take(name, { clock, othersMayPass });
     try {
       const heir = heritageOf(name, inheritAs);
+      const token = Math.max(tokenAbove, recordedToken(name));
       await clearLeftovers(name, { clock, keepMemory: heir.shadow !== null });
-      return new RunDirectory(name, lock, heir);
+      return new RunDirectory(name, lock, { ...heir, token });
     } catch (thrown) {
       lock[Symbol.dispose]();
       throw thrown;
@@ -84,18 +85,16 @@ export class RunDirectory implements Disposable {
   /** All VMs of this user that run or have left something, by name. */
   static list(): FoundVm[] {
     return directoriesIn(runRoot())
-      .filter((name) => VM_NAME.test(name))
       .sort()
-      .flatMap((name) => {
-        const record = readRecord(runPaths(name).record);
-        // A directory without a record is in the making or being removed.
-        return record === 'absent' ? [] : [{ name, keeper: isLocked(name) ? 'alive' : 'lost', record }];
-      });
+      .flatMap((name) => RunDirectory.find(name) ?? []);
   }
 
   /** One VM as `list` shows it. */
   static find(name: string): FoundVm | undefined {
-    return RunDirectory.list().find((vm) => vm.name === name);
+    if (!VM_NAME.test(name)) return undefined;
+    const record = readRecord(runPaths(name).record);
+    // A directory without a record is in the making or being removed.
+    return record === 'absent' ? undefined : { name, keeper: isLocked(name) ? 'alive' : 'lost', record };
   }
 
   /**
@@ -144,11 +143,13 @@ export class RunDirectory implements Disposable {
     processes?: readonly number[];
     cgroups?: readonly string[];
     shadow?: number | null;
+    token?: number;
   }): void {
     const identities = facts.processes?.map(identityOf).filter((identity) => identity !== undefined);
     this.#update({
       ...(facts.spec !== undefined && { spec: facts.spec }),
       ...(facts.shadow !== undefined && { shadow: facts.shadow }),
+      ...(facts.token !== undefined && { token: facts.token }),
       ...(identities !== undefined && { processes: identities }),
       ...(facts.cgroups !== undefined && { cgroups: [...facts.cgroups] }),
     });
@@ -176,6 +177,11 @@ export class RunDirectory implements Disposable {
     this.#update({ failed: true });
     rmSync(this.memoryPath, { recursive: true, force: true });
     this.#lock[Symbol.dispose]();
+  }
+
+  /** Of the QEMU that acts, or of the last one that did, whichever keeper it had. */
+  get token(): number {
+    return this.#record.token;
   }
 
   /** Whether a next keeper could go on from what is there. */
@@ -215,6 +221,12 @@ interface OpenOptions {
   readonly clock: Clock;
   readonly othersMayPass?: boolean;
   readonly inheritAs?: VmSpec;
+  readonly tokenAbove?: number;
+}
+
+function recordedToken(name: string): number {
+  const record = readRecord(runPaths(name).record);
+  return record === 'absent' || record === undefined ? 0 : record.token;
 }
 
 /** Device state is only understood by a machine that was built in the same way, and memory is gone after a reboot. */

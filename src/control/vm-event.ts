@@ -6,6 +6,8 @@ export interface VmEvent {
   readonly time: string;
   readonly vm: string;
   readonly kind: string;
+  /** Of the QEMU that acted then, or had acted last: grows each time that another one begins to, and never goes back. */
+  readonly token: number;
   /** Newest committed epoch when it happened. */
   readonly epoch: number;
   readonly facts: Readonly<Record<string, unknown>>;

@@ -7,6 +7,8 @@ export interface VmStatus {
   readonly phase: Phase;
   readonly stopReason: StopReason | null;
   readonly keeperPid: number;
+  /** Grows each time that another QEMU begins to act. */
+  readonly token: number;
   readonly upMs: number;
   readonly accel: 'kvm' | 'tcg';
   readonly qemuVersion: string;

@@ -16,8 +16,8 @@ export class AnswerStore {
   }
 
   recall(key: string): StoredAnswer | undefined {
-    const row = this.#database.sql
-      .prepare('SELECT * FROM answers WHERE key = ? AND storedMs > ?')
+    const row = this.#database
+      .statement('SELECT * FROM answers WHERE key = ? AND storedMs > ?')
       .get(key, this.#clock.wallMs() - KEPT_MS);
     if (row === undefined) return undefined;
     return {
@@ -31,9 +31,9 @@ export class AnswerStore {
   store(key: string, { request, status, headers, body }: StoredAnswer): void {
     const nowMs = this.#clock.wallMs();
     this.#database.transaction(() => {
-      this.#database.sql.prepare('DELETE FROM answers WHERE storedMs <= ?').run(nowMs - KEPT_MS);
-      this.#database.sql
-        .prepare(
+      this.#database.statement('DELETE FROM answers WHERE storedMs <= ?').run(nowMs - KEPT_MS);
+      this.#database
+        .statement(
           'INSERT OR REPLACE INTO answers (key, request, status, headers, body, storedMs) VALUES (?, ?, ?, ?, ?, ?)',
         )
         .run(key, request, status, JSON.stringify(headers), body, nowMs);

@@ -1,6 +1,7 @@
 import { UnderstudyError } from '../base/errors.ts';
 
 export type HostErrorCode =
+  | 'HOST_UNKNOWN'
   | 'HOST_VM_UNKNOWN'
   | 'HOST_VM_EXISTS'
   | 'HOST_VM_CHANGED'
@@ -9,7 +10,11 @@ export type HostErrorCode =
   | 'HOST_ALREADY_RUNS'
   | 'HOST_STATE_UNREADABLE'
   | 'HOST_STATE_CORRUPT'
-  | 'HOST_STATE_NEWER';
+  | 'HOST_STATE_NEWER'
+  | 'HOST_STATE_MISSING'
+  | 'HOST_BACKUP_EXISTS'
+  | 'HOST_BACKUP_INVALID'
+  | 'HOST_BACKUP_FAILED';
 
 /** What can go wrong in the daemon that owns the VMs of a machine. */
 export class HostError extends UnderstudyError<HostErrorCode> {}

@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import { assert } from '../base/assert.ts';
 import type { Clock } from '../base/clock.ts';
 import { ControlClient } from '../control/control-client.ts';
+import { type KeeperEnd, readEnd } from '../control/keeper-end.ts';
 import { KeeperProcess } from '../control/keeper-process.ts';
 import { bootId, waitForEnd } from '../control/process-identity.ts';
 import { controlSocketOf, type FoundVm, RunDirectory } from '../control/run-directory.ts';
@@ -17,6 +18,8 @@ const KEEPER_END_DEADLINE_MS = 15_000;
 export interface KeeperFleetOptions {
   /** Where specifications lie for keepers to read. */
   readonly specDirectory: string;
+  /** Where keepers leave how they ended. */
+  readonly endDirectory: string;
   readonly clock: Clock;
   /** Number of the last event that was taken from this keeper. */
   readonly lastTaken: (vm: string, keeper: string) => number;
@@ -31,9 +34,11 @@ export interface FleetSight {
   /** Undefined while it does not answer, and when there is none. */
   readonly phase: Phase | undefined;
   readonly pid: number | undefined;
+  /** Of the QEMU that acts or acted last, as far as its keeper wrote it down. */
+  readonly token: number | undefined;
 }
 
-const NOTHING: FleetSight = { keeper: 'none', phase: undefined, pid: undefined };
+export const NOTHING: FleetSight = { keeper: 'none', phase: undefined, pid: undefined, token: undefined };
 
 /**
  * The keepers of this host's VMs. They are processes of their own and outlive this one: closing the fleet only stops
@@ -49,17 +54,35 @@ export class KeeperFleet implements Disposable {
   }
 
   /** Looks at all VMs of `names`, and begins to listen to keepers that were not known. */
-  look(names: readonly string[]): ReadonlyMap<string, FleetSight> {
+  look(names: readonly string[]): Map<string, FleetSight> {
     const found = new Map(RunDirectory.list().map((vm) => [vm.name, vm]));
     return new Map(names.map((name) => [name, this.#sightOf(name, found.get(name))]));
   }
 
-  /** Starts a keeper; resolves when its VM runs. @throws what kept it from starting */
-  async start({ name, spec, directory }: DeclaredVm): Promise<void> {
+  /** The same for one VM, without a look at the others. */
+  lookAt(name: string): FleetSight {
+    return this.#sightOf(name, RunDirectory.find(name));
+  }
+
+  /** How the last keeper of a VM ended, if it ended in this boot and could say so. */
+  endOf(name: string): KeeperEnd | undefined {
+    const end = readEnd(this.#endPath(name));
+    return end?.bootId === bootId() ? end : undefined;
+  }
+
+  forgetEnd(name: string): void {
+    rmSync(this.#endPath(name), { force: true });
+  }
+
+  /** Starts a keeper, with tokens above `tokenAbove`; resolves when its VM runs. @throws what kept it from starting */
+  async start({ name, spec, directory }: DeclaredVm, { tokenAbove }: { tokenAbove: number }): Promise<void> {
     const path = this.#specPath(name);
     // A file and not a pipe: were this process killed, half a specification might be read as a whole one.
     writeFileSync(path, spec, { mode: 0o600, flush: true });
-    const keeper = new KeeperProcess(path, { vm: name, source: join(directory, `${name}.yaml`) });
+    const keeper = new KeeperProcess(path, {
+      ...{ vm: name, source: join(directory, `${name}.yaml`) },
+      ...{ tokenAbove, endPath: this.#endPath(name) },
+    });
     try {
       await keeper.started();
     } finally {
@@ -102,13 +125,18 @@ export class KeeperFleet implements Disposable {
     return join(this.#options.specDirectory, `${name}.yaml`);
   }
 
+  #endPath(name: string): string {
+    return join(this.#options.endDirectory, `${name}.json`);
+  }
+
   #sightOf(name: string, found: FoundVm | undefined): FleetSight {
     if (found === undefined) return NOTHING;
     const { keeper, record } = found;
-    if (keeper === 'lost') return { ...NOTHING, keeper: record?.failed ? 'failed' : 'lost' };
+    const token = record?.bootId === bootId() ? record.token : undefined;
+    if (keeper === 'lost') return { ...NOTHING, keeper: record?.failed ? 'failed' : 'lost', token };
     // A record that cannot be read is being replaced by a keeper that starts.
     const watch = record === undefined ? undefined : this.#watch(name, record.keeper);
-    return { keeper: 'alive', phase: watch?.phase, pid: record?.keeper.pid };
+    return { keeper: 'alive', phase: watch?.phase, pid: record?.keeper.pid, token };
   }
 
   #watch(name: string, keeper: KeeperWatch['keeper']): KeeperWatch {

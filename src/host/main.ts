@@ -47,10 +47,12 @@ async function main(): Promise<number> {
       },
     }).values;
     const specDirectory = join(resolve(state), 'specs');
-    mkdirSync(specDirectory, { recursive: true, mode: 0o700 });
+    const endDirectory = join(resolve(state), 'ends');
+    for (const path of [specDirectory, endDirectory]) mkdirSync(path, { recursive: true, mode: 0o700 });
     makeOwnDirectory(runRoot(), { othersMayPass: false });
     const databasePath = join(resolve(state), 'host.db');
-    await using host = new Host({ databasePath, specDirectory, version: packageVersion(), clock, log });
+    const directories = { specDirectory, endDirectory };
+    await using host = new Host({ databasePath, ...directories, version: packageVersion(), clock, log });
     await using _server = await ApiServer.listen({ service: host, socketPath: resolve(socket), clock, log });
     log.info('host listens', { socket: resolve(socket), state: resolve(state), pid: process.pid });
     log.info('host ends', { signal: await told.promise });

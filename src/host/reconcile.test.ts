@@ -1,15 +1,13 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { type HostAction, type KeeperSight, reconcile, type VmSight } from './reconcile.ts';
-import type { DeclaredVm, Desired } from './vm-inventory.ts';
+import type { Desired, VmOutline } from './vm-inventory.ts';
 
 const BOOT = 'this boot';
 
-function vm(changes: Partial<DeclaredVm> = {}): DeclaredVm {
+function vm(changes: Partial<VmOutline> = {}): VmOutline {
   return {
     name: 'a',
-    spec: 'name: a',
-    directory: '/',
     version: 1,
     desired: 'running',
     graceful: true,
@@ -21,7 +19,7 @@ function vm(changes: Partial<DeclaredVm> = {}): DeclaredVm {
 }
 
 function sight(changes: Partial<VmSight> = {}): VmSight {
-  return { vm: vm(), keeper: 'none', busy: false, failures: 0, failedAtMs: 0, ...changes };
+  return { vm: vm(), keeper: 'none', end: undefined, busy: false, failures: 0, failedAtMs: 0, ...changes };
 }
 
 const plan = (vms: VmSight[], nowMs = 0) => reconcile({ nowMs, bootId: BOOT, vms });
@@ -47,8 +45,16 @@ describe('a VM that shall run', () => {
     expect(plan([sight({ vm: before })]).actions).toEqual([{ kind: 'start', name: 'a' }]);
   });
 
-  it('stays off when it ended in good order', () => {
-    expect(plan([sight({ vm: vm({ started }) })]).actions).toEqual([{ kind: 'accept-end', name: 'a' }]);
+  it('stays off when its keeper said that it ended in good order', () => {
+    for (const end of ['powered-off', 'requested'] as const)
+      expect(plan([sight({ end, vm: vm({ started }) })]).actions).toEqual([
+        { kind: 'accept-end', name: 'a' },
+      ]);
+  });
+
+  it('is started again when it is gone and its keeper said that it failed, or nothing', () => {
+    for (const end of ['failed', undefined] as const)
+      expect(plan([sight({ end, vm: vm({ started }) })]).actions).toEqual([{ kind: 'start', name: 'a' }]);
   });
 
   it('is tried again later and later when it does not start', () => {
@@ -88,11 +94,13 @@ it('every VM becomes what it is desired to be, in a few steps, from wherever it 
     keeper: fc.constantFrom<KeeperSight>('none', 'alive', 'lost', 'failed'),
     desired: fc.constantFrom<Desired>('running', 'stopped', 'deleted'),
     bootId: fc.constantFrom(BOOT, 'another', undefined),
+    end: fc.constantFrom(undefined, 'powered-off' as const, 'failed' as const),
   });
   fc.assert(
-    fc.property(sights, ({ keeper, desired, bootId }) => {
+    fc.property(sights, ({ keeper, desired, bootId, end }) => {
       let now: VmSight | undefined = sight({
         keeper,
+        end,
         vm: vm({ desired, started: bootId === undefined ? null : { version: 1, bootId } }),
       });
       for (let step = 0; step < 4; step++) {

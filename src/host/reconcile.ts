@@ -1,4 +1,5 @@
-import type { DeclaredVm } from './vm-inventory.ts';
+import type { StopReason } from '../shadow/protection.ts';
+import type { VmOutline } from './vm-inventory.ts';
 
 /** What there is of a VM on this machine. */
 export type KeeperSight =
@@ -10,8 +11,10 @@ export type KeeperSight =
   | 'failed';
 
 export interface VmSight {
-  readonly vm: DeclaredVm;
+  readonly vm: VmOutline;
   readonly keeper: KeeperSight;
+  /** How its last keeper said in this boot that it ended; undefined when it said nothing. */
+  readonly end: StopReason | undefined;
   /** The host is at work on it: the next decision waits for the outcome. */
   readonly busy: boolean;
   /** Attempts that failed in a row, and when the last one did. */
@@ -31,7 +34,7 @@ export type HostAction =
   | { readonly kind: 'stop'; readonly name: string; readonly graceful: boolean }
   /** Clear away what a keeper left that was killed or failed. */
   | { readonly kind: 'sweep'; readonly name: string }
-  /** It ended by itself and in good order (its guest powered off, somebody stopped it): so be it. */
+  /** It ended by itself and in good order (its guest powered off, somebody stopped it), and said so: so be it. */
   | { readonly kind: 'accept-end'; readonly name: string }
   | { readonly kind: 'note-end'; readonly name: string }
   | { readonly kind: 'forget'; readonly name: string };
@@ -60,11 +63,12 @@ export function reconcile({ nowMs, bootId, vms }: HostSnapshot): Plan {
   return { actions, againAtMs };
 }
 
-function towardsRunning({ vm, keeper }: VmSight, bootId: string): HostAction | undefined {
+function towardsRunning({ vm, keeper, end }: VmSight, bootId: string): HostAction | undefined {
   const { name, started } = vm;
   if (keeper === 'alive') return undefined;
-  // A machine that was rebooted forgets its VMs; in the same boot, one that was killed or failed leaves traces.
-  if (keeper === 'none' && started?.bootId === bootId) return { kind: 'accept-end', name };
+  // That nothing is left of it proves nothing: the machine may have been rebooted, or somebody have cleared it away.
+  const inGoodOrder = end === 'powered-off' || end === 'requested';
+  if (keeper === 'none' && started?.bootId === bootId && inGoodOrder) return { kind: 'accept-end', name };
   return { kind: 'start', name };
 }
 

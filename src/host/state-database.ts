@@ -1,6 +1,6 @@
 import { closeSync, mkdirSync, openSync } from 'node:fs';
 import { dirname } from 'node:path';
-import { DatabaseSync } from 'node:sqlite';
+import { DatabaseSync, type StatementSync } from 'node:sqlite';
 import { messageOf } from '../base/errors.ts';
 import { tryLockExclusive } from '../linux/file.ts';
 import { HostError } from './host-error.ts';
@@ -46,7 +46,55 @@ const MIGRATIONS: readonly string[] = [
     storedMs INTEGER NOT NULL
   ) STRICT, WITHOUT ROWID;
   `,
+  // Numbers that never go back. Versions did before, where a VM was deleted and declared again.
+  `
+  CREATE TABLE counters (
+    name TEXT PRIMARY KEY,
+    value INTEGER NOT NULL
+  ) STRICT, WITHOUT ROWID;
+  INSERT INTO counters (name, value)
+    SELECT 'version', max(
+      (SELECT coalesce(max(version), 0) FROM vms),
+      (SELECT coalesce(max(json_extract(facts, '$.version')), 0) FROM events WHERE kind = 'changed')
+    );
+  CREATE TABLE tokens (
+    vm TEXT PRIMARY KEY,
+    token INTEGER NOT NULL,
+    open INTEGER NOT NULL
+  ) STRICT, WITHOUT ROWID;
+  ALTER TABLE events ADD COLUMN token INTEGER;
+  `,
 ];
+
+/** The newest version of the state that this program knows. */
+export const STATE_VERSION = MIGRATIONS.length;
+
+/** The right to use a state: one process at a time, until it is disposed of or the process ends. */
+export class StateLock implements Disposable {
+  readonly #fd: number;
+
+  private constructor(fd: number) {
+    this.#fd = fd;
+  }
+
+  /** @throws HostError HOST_ALREADY_RUNS, HOST_STATE_UNREADABLE */
+  static take(path: string): StateLock {
+    let fd: number | undefined;
+    try {
+      mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
+      fd = openSync(`${path}.lock`, 'a', 0o600);
+      if (!tryLockExclusive(fd)) throw alreadyRuns(path);
+      return new StateLock(fd);
+    } catch (thrown) {
+      if (fd !== undefined) closeSync(fd);
+      throw thrown instanceof HostError ? thrown : unreadable(path, thrown);
+    }
+  }
+
+  [Symbol.dispose](): void {
+    closeSync(this.#fd);
+  }
+}
 
 /**
  * The state of a host in one SQLite file. What is written has reached the disk when the call returns; a process that
@@ -55,12 +103,15 @@ const MIGRATIONS: readonly string[] = [
 export class StateDatabase implements Disposable {
   readonly path: string;
   readonly sql: DatabaseSync;
-  readonly #lockFd: number;
+  readonly #lock: StateLock;
+  readonly #statements = new Map<string, StatementSync>();
+  /** What waits for the end of the transaction that is open; undefined when none is. */
+  #afterCommit: (() => void)[] | undefined;
 
-  private constructor(path: string, sql: DatabaseSync, lockFd: number) {
+  private constructor(path: string, sql: DatabaseSync, lock: StateLock) {
     this.path = path;
     this.sql = sql;
-    this.#lockFd = lockFd;
+    this.#lock = lock;
   }
 
   /**
@@ -68,46 +119,66 @@ export class StateDatabase implements Disposable {
    * @throws HostError HOST_ALREADY_RUNS, HOST_STATE_UNREADABLE, HOST_STATE_CORRUPT, HOST_STATE_NEWER
    */
   static open(path: string): StateDatabase {
-    let lockFd: number | undefined;
+    const lock = StateLock.take(path);
     let sql: DatabaseSync | undefined;
     try {
-      mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
-      lockFd = openSync(`${path}.lock`, 'a', 0o600);
-      if (!tryLockExclusive(lockFd)) throw alreadyRuns(path);
       closeSync(openSync(path, 'a', 0o600));
       sql = new DatabaseSync(path);
       sql.exec('PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON');
       assertWhole(sql, path);
       migrate(sql, path);
-      return new StateDatabase(path, sql, lockFd);
+      return new StateDatabase(path, sql, lock);
     } catch (thrown) {
       sql?.close();
-      if (lockFd !== undefined) closeSync(lockFd);
+      lock[Symbol.dispose]();
       throw thrown instanceof HostError ? thrown : unreadable(path, thrown);
     }
   }
 
-  /** All of `work` or nothing of it. */
-  transaction<Result>(work: () => Result): Result {
-    this.sql.exec('BEGIN IMMEDIATE');
-    try {
-      const result = work();
-      this.sql.exec('COMMIT');
-      return result;
-    } catch (thrown) {
-      this.sql.exec('ROLLBACK');
-      throw thrown;
+  /** Compiled once. Only for text that stands in the code: what varies is bound. */
+  statement(text: string): StatementSync {
+    let statement = this.#statements.get(text);
+    if (statement === undefined) {
+      statement = this.sql.prepare(text);
+      this.#statements.set(text, statement);
     }
+    return statement;
   }
 
-  /** A copy that opens like the original, of this moment. `target` must not exist. */
-  backup(target: string): void {
-    this.sql.prepare('VACUUM INTO ?').run(target);
+  get inTransaction(): boolean {
+    return this.#afterCommit !== undefined;
+  }
+
+  /** All of `work` or nothing of it. Within another transaction it is a part of that one. */
+  transaction<Result>(work: () => Result): Result {
+    if (this.inTransaction) return work();
+    const after: (() => void)[] = [];
+    this.sql.exec('BEGIN IMMEDIATE');
+    this.#afterCommit = after;
+    let result: Result;
+    try {
+      result = work();
+      this.sql.exec('COMMIT');
+    } catch (thrown) {
+      // SQLite itself rolls back where the disk is full or broken.
+      if (this.sql.isTransaction) this.sql.exec('ROLLBACK');
+      throw thrown;
+    } finally {
+      this.#afterCommit = undefined;
+    }
+    for (const task of after) task();
+    return result;
+  }
+
+  /** Runs `task` when what was written is there to stay: at once, or after the open transaction; never if that fails. */
+  afterCommit(task: () => void): void {
+    if (this.#afterCommit === undefined) task();
+    else this.#afterCommit.push(task);
   }
 
   [Symbol.dispose](): void {
     this.sql.close();
-    closeSync(this.#lockFd);
+    this.#lock[Symbol.dispose]();
   }
 }
 
@@ -152,7 +223,7 @@ function unreadable(path: string, cause: unknown): HostError {
 
 function corrupt(path: string, findings: string, cause?: unknown): HostError {
   return new HostError('HOST_STATE_CORRUPT', `${path} is damaged: ${findings}`, {
-    hint: 'VMs that run are untouched. Check the disk, move the file away and restore a backup in its place.',
+    hint: 'VMs that run are untouched. Check the disk, and put a backup in its place with `understudy restore`.',
     facts: { path },
     cause,
   });

@@ -1,3 +1,4 @@
+import type { SQLOutputValue } from 'node:sqlite';
 import type { Clock } from '../base/clock.ts';
 import { HostError } from './host-error.ts';
 import type { StateDatabase } from './state-database.ts';
@@ -12,7 +13,7 @@ export interface DeclaredVm {
   readonly spec: string;
   /** Where relative paths in it begin. */
   readonly directory: string;
-  /** Counts the changes of the specification. */
+  /** Grows with every change of the specification; no two specifications of this host have the same. */
   readonly version: number;
   readonly desired: Desired;
   /** How it is stopped when it is to be. */
@@ -23,18 +24,37 @@ export interface DeclaredVm {
   readonly changedMs: number;
 }
 
+/** What is decided and counted by, of all VMs at once: a specification may have a megabyte. */
+export type VmOutline = Omit<DeclaredVm, 'spec' | 'directory'>;
+
+const OUTLINE = 'name, version, desired, graceful, startedVersion, startedBoot, createdMs, changedMs';
+
 /** The declared VMs of a host. */
 export class VmInventory {
   readonly #database: StateDatabase;
   readonly #clock: Clock;
+  /** As the table is; undefined after a change. */
+  #outlines: readonly VmOutline[] | undefined;
 
   constructor(database: StateDatabase, { clock }: { clock: Clock }) {
     this.#database = database;
     this.#clock = clock;
   }
 
-  all(): DeclaredVm[] {
-    return this.#query('SELECT * FROM vms ORDER BY name');
+  /** All VMs by name, also those that are being deleted. */
+  outlines(): readonly VmOutline[] {
+    if (this.#outlines !== undefined) return this.#outlines;
+    const rows = this.#database.statement(`SELECT ${OUTLINE} FROM vms ORDER BY name`).all();
+    const outlines = rows.map(outlineFrom);
+    // What a transaction sees may never come to be.
+    if (!this.#database.inTransaction) this.#outlines = outlines;
+    return outlines;
+  }
+
+  /** One of them. */
+  outline(name: string): VmOutline | undefined {
+    const row = this.#database.statement(`SELECT ${OUTLINE} FROM vms WHERE name = ?`).get(name);
+    return row === undefined ? undefined : outlineFrom(row);
   }
 
   /** Those that are not being deleted, by name. */
@@ -67,8 +87,8 @@ export class VmInventory {
       if (present !== undefined) throw exists(present);
       const nowMs = this.#clock.wallMs();
       this.#run(
-        'INSERT INTO vms (name, spec, directory, version, desired, graceful, createdMs, changedMs) VALUES (?, ?, ?, 1, ?, 1, ?, ?)',
-        ...[vm.name, vm.spec, vm.directory, vm.desired, nowMs, nowMs],
+        'INSERT INTO vms (name, spec, directory, version, desired, graceful, createdMs, changedMs) VALUES (?, ?, ?, ?, ?, 1, ?, ?)',
+        ...[vm.name, vm.spec, vm.directory, this.#nextVersion(), vm.desired, nowMs, nowMs],
       );
       return this.get(vm.name);
     });
@@ -83,8 +103,8 @@ export class VmInventory {
     return this.#database.transaction(() => {
       this.#assertVersion(name, ifVersion);
       this.#run(
-        'UPDATE vms SET spec = ?, directory = ?, version = version + 1, changedMs = ? WHERE name = ?',
-        ...[spec, directory, this.#clock.wallMs(), name],
+        'UPDATE vms SET spec = ?, directory = ?, version = ?, changedMs = ? WHERE name = ?',
+        ...[spec, directory, this.#nextVersion(), this.#clock.wallMs(), name],
       );
       return this.get(name);
     });
@@ -129,29 +149,40 @@ export class VmInventory {
     });
   }
 
+  /** One for all VMs: who holds the tag of a VM that was deleted cannot mean the one that has its name now. */
+  #nextVersion(): number {
+    const row = this.#database
+      .statement("UPDATE counters SET value = value + 1 WHERE name = 'version' RETURNING value")
+      .get();
+    return Number(row?.value);
+  }
+
   #run(statement: string, ...values: (string | number)[]): void {
-    this.#database.sql.prepare(statement).run(...values);
+    this.#outlines = undefined;
+    this.#database.statement(statement).run(...values);
   }
 
   #query(statement: string, ...values: (string | number)[]): DeclaredVm[] {
-    return this.#database.sql
-      .prepare(statement)
+    return this.#database
+      .statement(statement)
       .all(...values)
-      .map((row) => ({
-        name: String(row.name),
-        spec: String(row.spec),
-        directory: String(row.directory),
-        version: Number(row.version),
-        desired: row.desired as Desired,
-        graceful: row.graceful === 1,
-        started:
-          row.startedVersion === null || row.startedBoot === null
-            ? null
-            : { version: Number(row.startedVersion), bootId: String(row.startedBoot) },
-        createdMs: Number(row.createdMs),
-        changedMs: Number(row.changedMs),
-      }));
+      .map((row) => ({ ...outlineFrom(row), spec: String(row.spec), directory: String(row.directory) }));
   }
+}
+
+function outlineFrom(row: Record<string, SQLOutputValue>): VmOutline {
+  return {
+    name: String(row.name),
+    version: Number(row.version),
+    desired: row.desired as Desired,
+    graceful: row.graceful === 1,
+    started:
+      row.startedVersion === null || row.startedBoot === null
+        ? null
+        : { version: Number(row.startedVersion), bootId: String(row.startedBoot) },
+    createdMs: Number(row.createdMs),
+    changedMs: Number(row.changedMs),
+  };
 }
 
 function exists({ name, desired }: DeclaredVm): HostError {

@@ -7,11 +7,11 @@ describe('the event journal', () => {
     const lines: string[] = [];
     const heard: number[] = [];
     const journal = new EventJournal({ vm: 'a', wallMs: () => 0, write: (line) => lines.push(line) });
-    journal.publish('started', epochId(0));
+    journal.publish('started', { epoch: epochId(0), token: 0 });
     const stop = journal.onEvent((event) => heard.push(event.seq));
-    journal.publish('protected', epochId(3), { pid: 7 });
+    journal.publish('protected', { epoch: epochId(3), token: 2, facts: { pid: 7 } });
     stop();
-    journal.publish('stopped', epochId(4));
+    journal.publish('stopped', { epoch: epochId(4), token: 2 });
     expect(heard).toEqual([2]);
     expect(journal.since(1).map((event) => event.kind)).toEqual(['protected', 'stopped']);
     expect(JSON.parse(lines[1] ?? '')).toEqual({
@@ -19,6 +19,7 @@ describe('the event journal', () => {
       time: '1970-01-01T00:00:00.000Z',
       vm: 'a',
       kind: 'protected',
+      token: 2,
       epoch: 3,
       facts: { pid: 7 },
     });

@@ -4,6 +4,12 @@ import type { EpochParticipant } from '../epoch/participant.ts';
 
 const EVENTS_MAX = 4096;
 
+export interface EventContent {
+  readonly epoch: EpochId;
+  readonly token: number;
+  readonly facts?: Readonly<Record<string, unknown>>;
+}
+
 /** The last events of one VM, with listeners for those to come. */
 export class EventJournal {
   readonly #vm: string;
@@ -19,13 +25,14 @@ export class EventJournal {
     this.#write = write;
   }
 
-  publish(kind: string, epoch: EpochId, facts: Readonly<Record<string, unknown>> = {}): void {
+  publish(kind: string, { epoch, token, facts = {} }: EventContent): void {
     this.#seq += 1;
     const event: VmEvent = {
       seq: this.#seq,
       time: new Date(this.#wallMs()).toISOString(),
       vm: this.#vm,
       kind,
+      token,
       epoch,
       facts,
     };

@@ -7,7 +7,6 @@ import type { ConsoleSession, ConsoleWatcher, KeeperControl } from '../control/k
 import type { VmEvent } from '../control/vm-event.ts';
 import type { VmStatus } from '../control/vm-status.ts';
 import { type EpochId, FIRST_EPOCH, NO_EPOCH, nextEpoch } from '../epoch/epoch-id.ts';
-import { CgroupTree } from '../linux/cgroup.ts';
 import type { GuestLink } from '../net/guest-link.ts';
 import type { StreamClient } from '../net/stream-end.ts';
 import { checkSpec } from '../qemu/protectability.ts';
@@ -30,7 +29,7 @@ import { EffectQueue } from './effect-queue.ts';
 import { GuestClock } from './guest-clock.ts';
 import { GuestLinks } from './guest-links.ts';
 import { epochsName, inheritShadow } from './inheritance.ts';
-import { Instance, type InstanceSetting } from './instance.ts';
+import { Instance, type InstanceSetting, instanceSettingOf } from './instance.ts';
 import type { KeeperOptions } from './keeper-options.ts';
 import { askToPowerOff } from './power-button.ts';
 import { lossReasonOf, PrimaryWatch } from './primary-watch.ts';
@@ -70,16 +69,10 @@ export class Keeper implements KeeperControl {
 
   private constructor(options: KeeperOptions) {
     this.#options = options;
-    const { spec, clock, runDirectory } = options;
-    const cgroups = CgroupTree.detect();
+    const { spec, clock } = options;
     this.#startedMs = clock.nowMs();
     this.#shadowStart = new DelayedTask(clock);
-    this.#setting = {
-      ...options,
-      runDirectory: runDirectory.path,
-      memoryDirectory: runDirectory.memoryPath,
-      cgroups: cgroups.kind === 'usable' ? cgroups.tree : undefined,
-    };
+    this.#setting = instanceSettingOf(options);
     const onGuestEvent = (event: QmpEvent) => this.#onGuestEvent(event);
     this.#events = new VmEvents({ ...options, vm: spec.name, onGuestEvent });
     this.#effects = new EffectQueue({
@@ -89,8 +82,6 @@ export class Keeper implements KeeperControl {
     const send = (bytes: Uint8Array) => this.#agent?.write(bytes);
     const hasUnreadInput = () => this.#links?.hasUnreadInput('agent') ?? false;
     this.#guestClock = new GuestClock({ clock, ...spec.clock, send, hasUnreadInput });
-    if (cgroups.kind === 'unusable')
-      options.log.warn('standby runs without CPU limit', { reason: cgroups.reason });
   }
 
   /** Starts the VM. Resolves when its guest runs; protection follows. @throws what kept it from starting, or the signal's reason */
@@ -179,6 +170,7 @@ export class Keeper implements KeeperControl {
       ...this.#options,
       state: this.#state,
       upMs: clock.nowMs() - this.#startedMs,
+      token: this.#events.token,
       primary: this.#primary,
       shadow: this.#shadow,
       committed: this.#committed,
@@ -240,6 +232,7 @@ export class Keeper implements KeeperControl {
 
   async #startPrimary(signal?: AbortSignal): Promise<void> {
     const instance = await this.#startInstance('primary', signal);
+    this.#beginToAct();
     this.#makePrimary(instance);
     attachLinks(this.#allLinks, instance);
     await instance.machine.cont();
@@ -253,7 +246,7 @@ export class Keeper implements KeeperControl {
     this.#instances = number;
     const outcome = await inheritShadow(this.#setting, {
       ...{ number, signal, links: this.#allLinks, failpoints: this.#options.failpoints },
-      onCommitted: () => this.#record(),
+      onCommitted: () => this.#beginToAct(),
     });
     if (outcome.kind === 'spoilt') {
       this.#publish('inherit-failed', errorFacts(outcome.cause));
@@ -275,6 +268,12 @@ export class Keeper implements KeeperControl {
     const instance = await Instance.start(this.#setting, { number: this.#instances, role, signal });
     this.#publish('qemu-started', { role, instance: instance.number, pid: instance.pid });
     return instance;
+  }
+
+  /** Another QEMU is about to: its token is on record before it does anything. */
+  #beginToAct(): void {
+    this.#events.nextToken();
+    this.#record();
   }
 
   #makePrimary(instance: Instance): void {
@@ -411,7 +410,10 @@ export class Keeper implements KeeperControl {
     try {
       assert(session !== undefined, 'there is a shadow to promote');
       this.#events.held.forget();
-      await promoteShadow(session, { links: this.#allLinks, failpoints, onCommitted: () => this.#record() });
+      await promoteShadow(session, {
+        ...{ links: this.#allLinks, failpoints },
+        onCommitted: () => this.#beginToAct(),
+      });
     } catch (cause) {
       this.#publish('promote-failed', errorFacts(cause));
       for (const link of this.#allLinks) link.detach();
@@ -491,6 +493,7 @@ export class Keeper implements KeeperControl {
   #record(): void {
     const { log, runDirectory, spec } = this.#options;
     const isProtected = this.#state.phase === 'protected';
-    recordVm(runDirectory, { log, spec, primary: this.#primary, shadow: this.#shadow, isProtected });
+    const { token } = this.#events;
+    recordVm(runDirectory, { log, spec, token, primary: this.#primary, shadow: this.#shadow, isProtected });
   }
 }

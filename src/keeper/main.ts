@@ -1,10 +1,11 @@
 /**
  * The process that keeps one VM, started by `understudy run`:
  *
- *   node src/keeper/main.ts --source /etc/vms/redis.yaml < /etc/vms/redis.yaml
+ *   node src/keeper/main.ts --source /etc/vms/redis.yaml [--token-above N] [--end PATH] < /etc/vms/redis.yaml
  *
  * The specification comes on standard input; `--source` says how it is called in messages and where relative
- * paths begin. One line on standard output tells the outcome of the start, `{"ok": true, "pid": …}` or
+ * paths begin. Tokens begin above N, so that they never go back where this VM had keepers before. How the VM ended is
+ * left at PATH, for the host. One line on standard output tells the outcome of the start, `{"ok": true, "pid": …}` or
  * `{"ok": false, "error": {…}}`; afterwards it is spoken to through the control socket.
  *
  * SIGTERM and SIGINT stop the VM as `understudy stop` does, a second one at once; SIGHUP is ignored.
@@ -20,9 +21,12 @@ import { jsonLogger, type Logger } from '../base/logger.ts';
 import { parseVmSpec } from '../config/vm-spec.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
 import { ControlServer } from '../control/control-server.ts';
+import { writeEnd } from '../control/keeper-end.ts';
 import { KeeperError } from '../control/keeper-error.ts';
+import { bootId } from '../control/process-identity.ts';
 import { RunDirectory } from '../control/run-directory.ts';
 import { BoundedLog, jsonLossNote } from '../qemu/bounded-log.ts';
+import type { StopReason } from '../shadow/protection.ts';
 import { Keeper } from './keeper.ts';
 import { prepareHost } from './vm-host.ts';
 
@@ -81,26 +85,46 @@ process.exit();
 
 async function main(): Promise<number> {
   try {
-    const { source } = parseArgs({ options: { source: { type: 'string', default: 'stdin' } } }).values;
+    const {
+      source,
+      'token-above': tokenAbove,
+      end: endPath,
+    } = parseArgs({
+      options: {
+        source: { type: 'string', default: 'stdin' },
+        'token-above': { type: 'string', default: '0' },
+        end: { type: 'string' },
+      },
+    }).values;
     const spec = parseVmSpec(await text(process.stdin), { source });
     const othersMayPass = spec.qemu.user !== undefined;
-    const directory = await RunDirectory.open(spec.name, { clock, othersMayPass, inheritAs: spec });
+    const directory = await RunDirectory.open(spec.name, {
+      ...{ clock, othersMayPass, inheritAs: spec },
+      tokenAbove: wholeNumber(tokenAbove),
+    });
     directory.record({ spec });
     using file = new BoundedLog(directory.logPath, { lossNote: jsonLossNote });
     const log = jsonLogger((line) => file.append(line), clock.wallMs);
     for (const event of ['uncaughtException', 'unhandledRejection'] as const) {
       process.on(event, (fault: unknown) => void stopAfterFault(fault, directory, log));
     }
-    return await keep(spec, directory, log);
+    return await keep(spec, { directory, log, endPath });
   } catch (thrown) {
     reportStart({ ok: false, error: errorFacts(thrown) });
     return EXIT_FAILED;
   }
 }
 
-async function keep(spec: VmSpec, directory: RunDirectory, log: Logger): Promise<number> {
+interface KeepOptions {
+  readonly directory: RunDirectory;
+  readonly log: Logger;
+  readonly endPath: string | undefined;
+}
+
+async function keep(spec: VmSpec, { directory, log, endPath }: KeepOptions): Promise<number> {
   let failed = false;
   let started = false;
+  let reason: StopReason = 'failed';
   try {
     log.info('keeper started', { pid: process.pid, vm: spec.name });
     const host = await prepareHost(spec, {
@@ -117,16 +141,35 @@ async function keep(spec: VmSpec, directory: RunDirectory, log: Logger): Promise
     signals.direct(keeper);
     await using _control = await listen(keeper, directory, log);
     reportStart({ ok: true, pid: process.pid });
-    const { reason } = await keeper.finished;
+    ({ reason } = await keeper.finished);
     failed = reason === 'failed';
     log.info('keeper ends', { reason });
   } finally {
+    if (endPath !== undefined) leaveEnd(endPath, { reason, directory, log });
     // Who asks why a VM is gone finds its logs.
     if (failed) directory.leaveLogs();
     else if (!started && directory.holdsHeritage) directory.leaveHeritage();
     else directory.remove();
   }
   return failed ? EXIT_FAILED : 0;
+}
+
+/** Before the directory goes: a host that finds neither would take the VM for one that was taken away. */
+function leaveEnd(
+  path: string,
+  { reason, directory, log }: { reason: StopReason; directory: RunDirectory; log: Logger },
+): void {
+  try {
+    writeEnd(path, { bootId: bootId(), reason, token: directory.token });
+  } catch (thrown) {
+    log.warn('the host will not know how the VM ended', { path, error: messageOf(thrown) });
+  }
+}
+
+function wholeNumber(text: string): number {
+  const value = Number(text);
+  if (Number.isSafeInteger(value) && value >= 0) return value;
+  throw new RangeError(`expected a whole number, not ${text}`);
 }
 
 /** A VM that nobody can speak to would run for ever. */

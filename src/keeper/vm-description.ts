@@ -17,6 +17,7 @@ export interface KnownVm {
   readonly qemu: QemuBinary;
   readonly state: ProtectionState;
   readonly upMs: number;
+  readonly token: number;
   readonly primary: Instance | undefined;
   readonly shadow: ShadowSession | undefined;
   readonly committed: EpochId;
@@ -34,6 +35,7 @@ export function describeVm(vm: KnownVm): VmStatus {
     phase: state.phase,
     stopReason: state.stopReason ?? null,
     keeperPid: process.pid,
+    token: vm.token,
     upMs: vm.upMs,
     accel: vm.accel,
     qemuVersion: vm.qemu.version,

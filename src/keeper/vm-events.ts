@@ -21,18 +21,30 @@ export class VmEvents implements Disposable {
   readonly held: HeldEvents<QmpEvent>;
   readonly #file: BoundedLog;
   readonly #log: Logger;
+  #token: number;
 
   constructor({ vm, runDirectory, clock, log, onGuestEvent }: VmEventsOptions) {
     this.#log = log;
+    this.#token = runDirectory.token;
     this.#file = new BoundedLog(runDirectory.eventsPath);
     const write = (line: string) => this.#file.append(line);
     this.journal = new EventJournal({ vm, wallMs: () => clock.wallMs(), write });
     this.held = new HeldEvents(onGuestEvent);
   }
 
+  /** Grows each time that another QEMU of this VM begins to act, over all of its keepers. */
+  get token(): number {
+    return this.#token;
+  }
+
+  /** To be on record before that QEMU does anything. */
+  nextToken(): void {
+    this.#token += 1;
+  }
+
   publish(kind: string, epoch: EpochId, facts: Readonly<Record<string, unknown>>): void {
-    this.#log.info(kind, { epoch, ...facts });
-    this.journal.publish(kind, epoch, facts);
+    this.#log.info(kind, { epoch, token: this.#token, ...facts });
+    this.journal.publish(kind, { epoch, token: this.#token, facts });
   }
 
   [Symbol.dispose](): void {

@@ -125,10 +125,10 @@ async function kvmAnswer(options: ProbeOptions): Promise<KvmAnswer> {
   if (!existsSync(KVM_DEVICE))
     return { works: false, reason: `there is no ${KVM_DEVICE}`, source: 'no device' };
   const key = hostKey(options);
-  const remembered = recall(options.cacheFile, key);
+  const known = recall(options.cacheFile, key);
   // A refusal may have been a host under load: who asks for KVM by name gets a new trial.
-  if (remembered !== undefined && (remembered.works || options.requested === 'auto')) {
-    return { ...remembered, source: 'remembered' };
+  if (known !== undefined && (known.works || options.requested === 'auto')) {
+    return { ...known, source: 'remembered' };
   }
   const answer = await bootsUnder('kvm', options);
   remember(options, { key, ...answer });
@@ -147,15 +147,28 @@ function hostKey({ qemu, user }: ProbeOptions): string {
   return JSON.stringify([release(), qemu.path, qemu.version, cpus()[0]?.model, bootId, user]);
 }
 
+/** What the last trial on this machine found, for people: a start asks anew. Undefined before there was one. */
+export function knownAccelerator(cacheFile: string): Accelerator | undefined {
+  if (!existsSync(KVM_DEVICE)) return 'tcg';
+  const found = remembered(cacheFile);
+  if (found === undefined) return undefined;
+  return found.works ? 'kvm' : 'tcg';
+}
+
 function recall(cacheFile: string, key: string): Remembered | undefined {
-  let found: Partial<Remembered>;
+  const found = remembered(cacheFile);
+  return found?.key === key ? found : undefined;
+}
+
+function remembered(cacheFile: string): Remembered | undefined {
+  let found: Partial<Remembered> | null;
   try {
     found = JSON.parse(readFileSync(cacheFile, 'utf8'));
   } catch {
     return undefined;
   }
-  const { works, reason } = found ?? {};
-  if (found?.key !== key || typeof works !== 'boolean' || typeof reason !== 'string') return undefined;
+  const { key, works, reason } = found ?? {};
+  if (typeof key !== 'string' || typeof works !== 'boolean' || typeof reason !== 'string') return undefined;
   return { key, works, reason };
 }
 
