@@ -73,7 +73,8 @@ export class ApiClient {
     try {
       const response = await this.#send({ id, question: question as LooseQuestion, signal: either });
       const text = await textOf(response);
-      const answer = routeOf(id).answer.safeParse(text === '' ? null : parsed(text));
+      const { answer: schema, mediaType } = routeOf(id);
+      const answer = schema.safeParse(mediaType === undefined ? parsed(text) : text);
       if (!answer.success) throw noAnswer('that makes sense');
       return answer.data as AnswerTo<Id>;
     } catch (thrown) {
@@ -201,9 +202,10 @@ async function textOf(response: IncomingMessage): Promise<string> {
   return Buffer.concat(chunks).toString();
 }
 
+/** An answer without a body is `null`. */
 function parsed(text: string): unknown {
   try {
-    return JSON.parse(text);
+    return text === '' ? null : JSON.parse(text);
   } catch {
     return undefined;
   }

@@ -49,7 +49,8 @@ function fault(operation: Operation, answer: RawAnswer, api: OpenApi): string | 
   const mediaType = answer.headers['content-type']?.split(';')[0] ?? '';
   const schema = described.content[mediaType]?.schema;
   if (schema === undefined) return `${answer.status} with ${mediaType} is not described`;
-  return checkerOf(schema, api).safeParse(JSON.parse(answer.text)).error?.message;
+  const said = mediaType === 'text/plain' ? answer.text : JSON.parse(answer.text);
+  return checkerOf(schema, api).safeParse(said).error?.message;
 }
 
 const vm = '/v1/vms/alpha';
@@ -77,6 +78,9 @@ const talk: readonly [string, RawRequest, number][] = [
   ['getHost', { path: '/v1/hosts/elsewhere' }, 404],
   ['getHost', { path: '/v1/hosts/a%2Fb' }, 400],
   ['getOpenApi', { path: '/openapi.json' }, 200],
+  ['getMetrics', { path: '/metrics' }, 200],
+  ['getMetrics', { path: '/metrics?name=x' }, 200],
+  ['getStats', { path: '/v1/stats' }, 200],
   ['declareVm', post('/v1/vms', { body }), 201],
   ['declareVm', post('/v1/vms', { body }), 409],
   ['declareVm', post('/v1/vms', { body: '{}' }), 400],

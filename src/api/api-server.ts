@@ -8,11 +8,13 @@ import { assert, InvariantViolation } from '../base/assert.ts';
 import type { Clock } from '../base/clock.ts';
 import { messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
+import { isTrace } from '../base/trace.ts';
 import { KIB, MIB } from '../base/units.ts';
 import { ApiError, type ApiErrorCode } from './api-error.ts';
+import { ApiMetrics } from './api-metrics.ts';
 import { EventStreams } from './event-streams.ts';
 import { type HandledId, handlers } from './handlers.ts';
-import type { HostService } from './host-service.ts';
+import type { HostService, RequestContext } from './host-service.ts';
 import { Idempotency, type KeyedRequest } from './idempotency.ts';
 import { fastifySchemaOf, PROBLEM_TYPE, swaggerOptions } from './openapi.ts';
 import { problemOf } from './problem.ts';
@@ -32,9 +34,14 @@ const SILENCE_MAX_MS = 180_000;
 /** For answers that are under way when the server ends. */
 const CLOSE_DEADLINE_MS = 5000;
 const LOGGED_URL_CHARACTERS_MAX = 300;
-type Handler = (typeof handlers)[HandledId];
+type AnyHandler = (
+  service: HostService,
+  asked: unknown,
+  context: RequestContext,
+) => ReturnType<(typeof handlers)[HandledId]>;
 
-const SANE_REQUEST_ID = /^[\w.:-]{1,64}$/;
+/** Of the text format of Prometheus. */
+const METRICS_TYPE = 'text/plain; version=0.0.4; charset=utf-8';
 const STORED_HEADERS = ['content-type', 'etag', 'location'];
 
 /** Of a request that node could not even parse. */
@@ -55,6 +62,7 @@ export class ApiServer implements AsyncDisposable {
   readonly #app: FastifyInstance;
   readonly #options: ApiServerOptions;
   readonly #streams: EventStreams;
+  readonly #metrics = new ApiMetrics({ streams: () => this.#streams.size });
   readonly #idempotency: Idempotency;
   /** Requests that came with an Idempotency-Key and are being carried out. */
   readonly #keyed = new WeakMap<FastifyRequest, KeyedRequest>();
@@ -167,20 +175,25 @@ export class ApiServer implements AsyncDisposable {
   async #handle(id: RouteId, request: FastifyRequest, reply: FastifyReply): Promise<unknown> {
     const { params, query, headers, body } = request;
     if (id === 'getOpenApi') return this.#app.swagger();
+    if (id === 'getMetrics') {
+      reply.type(METRICS_TYPE);
+      return (await this.#options.service.exposition()) + (await this.#metrics.exposition());
+    }
     if (id === 'streamEvents') {
       this.#openStream(request as { id: string } & Asked<'streamEvents'>, reply);
       return undefined;
     }
-    const handle = handlers[id] as (service: HostService, asked: unknown) => ReturnType<Handler>;
+    const handle = handlers[id] as AnyHandler;
     const { service } = this.#options;
     const asked = { params, query, headers, body };
+    const context = { trace: request.id };
     const { status } = routeOf(id);
     const keyed = this.#keyed.get(request);
-    if (keyed === undefined) return replyWith(await handle(service, asked), { reply, status });
+    if (keyed === undefined) return replyWith(await handle(service, asked, context), { reply, status });
     // What was done and that it was answered is written at once: a host that is killed in between would refuse the
     // repeated request because of its own effect.
     const answer = service.transaction(() => {
-      const outcome = handle(service, asked);
+      const outcome = handle(service, asked, context);
       if (outcome instanceof Promise) return outcome;
       const body = replyWith(outcome, { reply, status });
       const text = body === undefined ? '' : jsonOf(body, { reply, status });
@@ -287,6 +300,8 @@ export class ApiServer implements AsyncDisposable {
       status: reply.statusCode,
       ms: Number(reply.elapsedTime.toFixed(1)),
     });
+    const { operationId: operation } = request.routeOptions.config as { operationId?: RouteId };
+    this.#metrics.note({ operation, status: reply.statusCode, elapsedMs: reply.elapsedTime });
   }
 }
 
@@ -298,7 +313,7 @@ interface FinishOptions {
 
 /** Status and headers go into `reply`; what it returns is the body, undefined for none. */
 function replyWith(
-  { headers = {}, body }: Awaited<ReturnType<Handler>>,
+  { headers = {}, body }: Awaited<ReturnType<AnyHandler>>,
   { reply, status }: { reply: FastifyReply; status: number },
 ): unknown {
   reply.code(status).headers(headers);
@@ -314,7 +329,7 @@ function jsonOf(body: unknown, { reply, status }: { reply: FastifyReply; status:
 }
 
 function requestIdOf(given: string | string[] | undefined): string {
-  return typeof given === 'string' && SANE_REQUEST_ID.test(given) ? given : randomUUID();
+  return isTrace(given) ? given : randomUUID();
 }
 
 function fastifyPath(path: string): string {

@@ -38,6 +38,10 @@ export class EventStreams implements Disposable {
     this.#stopListening = options.service.onEvent((event) => this.#offer(event));
   }
 
+  get size(): number {
+    return this.#streams.size;
+  }
+
   /** @throws ApiError API_STREAMS_MAX, before anything is written */
   ensureRoom(): void {
     if (this.#streams.size < STREAMS_MAX) return;

@@ -1,5 +1,5 @@
 import { MIB } from '../base/units.ts';
-import type { HostService } from './host-service.ts';
+import type { HostService, RequestContext } from './host-service.ts';
 import type { Vm, VmPage } from './resources.ts';
 import { type AnswerTo, type Asked, entityTagOf, type RouteId } from './routes.ts';
 
@@ -13,10 +13,11 @@ interface Handled<Id extends RouteId> {
 type Handler<Id extends RouteId> = (
   service: HostService,
   asked: Asked<Id>,
+  context: RequestContext,
 ) => Handled<Id> | Promise<Handled<Id>>;
 
 /** Routes that ask the host and answer with JSON. */
-export type HandledId = Exclude<RouteId, 'streamEvents' | 'getOpenApi'>;
+export type HandledId = Exclude<RouteId, 'streamEvents' | 'getOpenApi' | 'getMetrics'>;
 
 export const handlers: { readonly [Id in HandledId]: Handler<Id> } = {
   getHealth: (service) => ({ body: service.health() }),
@@ -27,20 +28,22 @@ export const handlers: { readonly [Id in HandledId]: Handler<Id> } = {
   listVms: (service, { query }) => ({
     body: shortenedPage(service.listVms({ after: query.after, limit: query.limit })),
   }),
-  declareVm: (service, { body }) => {
-    const vm = service.declareVm(body);
+  declareVm: (service, { body }, context) => {
+    const vm = service.declareVm(body, context);
     return { ...tagged(vm), headers: { location: `/v1/vms/${vm.name}`, etag: entityTagOf(vm.version) } };
   },
   getVm: (service, { params }) => tagged(service.getVm(params.name)),
   changeVm: (service, { params, headers, body }) =>
     tagged(service.changeVm(params.name, body, { ifVersion: headers['if-match'] })),
-  deleteVm: async (service, { params, headers }) => {
-    await service.deleteVm(params.name, { ifVersion: headers['if-match'] });
+  deleteVm: async (service, { params, headers }, context) => {
+    await service.deleteVm(params.name, { ifVersion: headers['if-match'], ...context });
     return { body: null };
   },
-  startVm: (service, { params }) => tagged(service.startVm(params.name)),
-  stopVm: (service, { params, body }) => tagged(service.stopVm(params.name, body)),
-  promoteVm: async (service, { params }) => tagged(await service.promoteVm(params.name)),
+  startVm: (service, { params }, context) => tagged(service.startVm(params.name, context)),
+  stopVm: (service, { params, body }, context) =>
+    tagged(service.stopVm(params.name, { ...body, ...context })),
+  promoteVm: async (service, { params }, context) => tagged(await service.promoteVm(params.name, context)),
+  getStats: async (service) => ({ body: await service.stats() }),
   listEvents: (service, { query }) => ({ body: service.listEvents({ ...query, vm: query.vm }) }),
 };
 

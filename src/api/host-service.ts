@@ -1,3 +1,4 @@
+import type { Trace } from '../base/trace.ts';
 import type {
   ChangeVm,
   DeclareVm,
@@ -9,6 +10,13 @@ import type {
   Vm,
   VmPage,
 } from './resources.ts';
+import type { Stats } from './stats.ts';
+
+/** What a host is told about a request besides what it asks for. */
+export interface RequestContext {
+  /** `X-Request-Id`: what follows from the request carries it, in logs, events and QMP commands. */
+  readonly trace?: Trace | undefined;
+}
 
 /** What the API needs of a host. All of it throws UnderstudyErrors with stable codes. */
 export interface HostService {
@@ -24,20 +32,20 @@ export interface HostService {
   /** @throws HostError HOST_VM_UNKNOWN */
   getVm(name: string): Vm;
   /** @throws HostError HOST_VM_EXISTS; ConfigError for a bad specification */
-  declareVm(request: DeclareVm): Vm;
+  declareVm(request: DeclareVm, context?: RequestContext): Vm;
   /**
    * Takes effect when the VM is started the next time.
    * @throws HostError HOST_VM_UNKNOWN, HOST_VM_CHANGED when it is no longer at `ifVersion`, HOST_NAME_FIXED; ConfigError
    */
   changeVm(name: string, request: ChangeVm, options: { readonly ifVersion: number }): Vm;
   /** Stops it and forgets it. @throws HostError HOST_VM_UNKNOWN, HOST_VM_CHANGED */
-  deleteVm(name: string, options: { readonly ifVersion: number | undefined }): Promise<void>;
+  deleteVm(name: string, options: RequestContext & { readonly ifVersion: number | undefined }): Promise<void>;
 
   /** Desired from now on; resolves at once, the VM follows. @throws HostError HOST_VM_UNKNOWN */
-  startVm(name: string): Vm;
-  stopVm(name: string, options: { readonly graceful: boolean }): Vm;
+  startVm(name: string, context?: RequestContext): Vm;
+  stopVm(name: string, options: RequestContext & { readonly graceful: boolean }): Vm;
   /** Planned switch to the shadow; resolves when it acts. @throws HostError HOST_VM_UNKNOWN; KeeperError KEEPER_NOT_PROTECTED */
-  promoteVm(name: string): Promise<Vm>;
+  promoteVm(name: string, context?: RequestContext): Promise<Vm>;
 
   /** Events after number `after`, oldest first. */
   listEvents(page: {
@@ -55,6 +63,11 @@ export interface HostService {
    * Whoever listens to events hears of them when they are there to stay.
    */
   transaction<Result>(work: () => Result): Result;
+  /** What there is to watch. A keeper that gives no answer costs a bounded time, and only its own VM's figures. */
+  stats(): Promise<Stats>;
+  /** The same and more, for Prometheus: its text format, without what the API measures of itself. */
+  exposition(): Promise<string>;
+
   /** What was answered before to a request with this key. */
   recallAnswer(key: string): StoredAnswer | undefined;
   storeAnswer(key: string, answer: StoredAnswer): void;

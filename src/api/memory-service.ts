@@ -1,7 +1,8 @@
 import { ConfigError } from '../config/config-error.ts';
 import { ApiError, type ApiErrorCode } from './api-error.ts';
-import type { HostService, StoredAnswer } from './host-service.ts';
+import type { HostService, RequestContext, StoredAnswer } from './host-service.ts';
 import type { ChangeVm, DeclareVm, EventPage, Host, HostEvent, HostPage, Vm, VmPage } from './resources.ts';
+import type { Stats } from './stats.ts';
 
 const TIME = '2026-01-01T00:00:00.000Z';
 
@@ -15,6 +16,8 @@ export class MemoryService implements HostService {
   /** What a promotion waits for, or fails with. */
   promotion = async (): Promise<void> => {};
   promotions = 0;
+  /** Of the promotions. */
+  readonly traces: (string | undefined)[] = [];
 
   health() {
     return { status: 'ok' } as const;
@@ -87,11 +90,29 @@ export class MemoryService implements HostService {
     return this.#put({ ...this.getVm(name), desired: 'stopped' });
   }
 
-  async promoteVm(name: string): Promise<Vm> {
+  async promoteVm(name: string, { trace }: RequestContext = {}): Promise<Vm> {
     const vm = this.getVm(name);
     this.promotions += 1;
+    this.traces.push(trace);
     await this.promotion();
     return vm;
+  }
+
+  async stats(): Promise<Stats> {
+    const vms = [...this.vms.values()];
+    return {
+      host: this.describe(),
+      vms: vms.map(({ name, desired, observed }) => ({
+        name,
+        desired,
+        state: observed.state,
+        figures: null,
+      })),
+    };
+  }
+
+  async exposition(): Promise<string> {
+    return `# HELP memory_vms VMs that are declared.\n# TYPE memory_vms gauge\nmemory_vms ${this.vms.size}\n`;
   }
 
   listEvents({ after, limit, vm }: { after: number; limit: number; vm: string | undefined }): EventPage {

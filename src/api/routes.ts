@@ -12,6 +12,7 @@ import {
   vmPageSchema,
   vmSchema,
 } from './resources.ts';
+import { statsSchema } from './stats.ts';
 
 /** How long a caller has to be ready to wait where the host waits for a VM. Milliseconds. */
 const ACT_DEADLINE_MS = 150_000;
@@ -26,7 +27,7 @@ interface Route {
   readonly headers?: z.ZodObject;
   readonly body?: z.ZodType;
   readonly status: 200 | 201 | 204;
-  readonly mediaType?: 'text/event-stream';
+  readonly mediaType?: 'text/event-stream' | 'text/plain';
   readonly answer: z.ZodType;
   /** Other than usual; milliseconds. */
   readonly deadlineMs?: number;
@@ -181,6 +182,22 @@ export const routes = {
     status: 200,
     mediaType: 'text/event-stream',
     answer: z.string().meta({ description: '`data` of every event is an Event.' }),
+  },
+  getStats: {
+    method: 'GET',
+    path: '/v1/stats',
+    summary: 'What there is to watch of all VMs that run or shall run, asked of their keepers now.',
+    status: 200,
+    answer: statsSchema,
+  },
+  getMetrics: {
+    method: 'GET',
+    path: '/metrics',
+    summary:
+      'Metrics of the host and of all its VMs, asked of their keepers now, in the text format of Prometheus.',
+    status: 200,
+    mediaType: 'text/plain',
+    answer: z.string().meta({ description: 'docs/observability/metrics.md explains every family.' }),
   },
   getOpenApi: {
     method: 'GET',

@@ -98,6 +98,17 @@ function addQueries(program: Command, out: Output, finish: Finish): void {
   command(program, 'status <name>', 'show one VM: who runs, who stands by, epochs, pauses, clock, network')
     .addHelpText('after', examples('understudy status redis-demo'))
     .action(async (name: string) => finish(await (await import('./status-command.ts')).status(name, out)));
+  command(program, 'top', 'watch all VMs: epochs, pauses, held output, lag of the shadow, guest clock')
+    .option('--interval <seconds>', 'how often to look', positiveNumber, 2)
+    .option('--once', 'print a table of one interval and end; so it is when the output is no terminal', false)
+    .addHelpText(
+      'after',
+      examples('understudy top', 'understudy top --once', 'understudy top --json --interval 10'),
+    )
+    .action(async ({ interval, once }) => {
+      const { top } = await import('./top-command.ts');
+      finish(await top({ intervalMs: interval * 1000, once }, out));
+    });
   command(program, 'events [name]', 'show what happened to one VM or to all')
     .option('--follow', 'go on with the events to come, until the VMs end', false)
     .option('--since <number>', 'only events after this number', wholeNumber, 0)

@@ -2,6 +2,7 @@ import { once } from 'node:events';
 import { createConnection, type Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
 import type { Clock } from '../base/clock.ts';
+import type { Trace } from '../base/trace.ts';
 import { errnoNameOf } from '../linux/linux-error.ts';
 import {
   ANSWER_BYTES_MAX,
@@ -15,6 +16,7 @@ import {
 } from './control-protocol.ts';
 import { KeeperError, type KeeperErrorCode } from './keeper-error.ts';
 import type { VmEvent } from './vm-event.ts';
+import { type VmMetrics, vmMetricsSchema } from './vm-metrics.ts';
 import type { VmStatus } from './vm-status.ts';
 
 const CONNECT_DEADLINE_MS = 5000;
@@ -31,6 +33,8 @@ export interface ControlClientOptions {
   /** For messages. */
   readonly vm: string;
   readonly clock: Clock;
+  /** For the connection to stand; by default as long as a busy machine may take. */
+  readonly connectDeadlineMs?: number;
 }
 
 /** Speaks with the keeper of one VM; one request at a time. */
@@ -50,13 +54,14 @@ export class ControlClient implements Disposable {
   /** @throws KeeperError KEEPER_NOT_RUNNING, KEEPER_NO_ANSWER, KEEPER_DIRECTORY_REFUSED */
   static async connect(path: string, options: ControlClientOptions): Promise<ControlClient> {
     const socket = createConnection(path);
-    const cancel = options.clock.after(CONNECT_DEADLINE_MS, () => socket.destroy(noAnswer(options.vm)));
+    const { vm, clock, connectDeadlineMs = CONNECT_DEADLINE_MS } = options;
+    const cancel = clock.after(connectDeadlineMs, () => socket.destroy(noAnswer(vm)));
     try {
       await once(socket, 'connect');
       return new ControlClient(socket, options);
     } catch (cause) {
       socket.destroy();
-      throw connectError(cause, { vm: options.vm, path });
+      throw connectError(cause, { vm, path });
     } finally {
       cancel();
     }
@@ -66,20 +71,29 @@ export class ControlClient implements Disposable {
     return (await this.#ask({ method: 'status' }, STATUS_DEADLINE_MS)) as VmStatus;
   }
 
+  /** What is measured. An answer that is of another form counts as none. */
+  async metrics({ deadlineMs = STATUS_DEADLINE_MS } = {}): Promise<VmMetrics> {
+    const answer = vmMetricsSchema.safeParse(await this.#ask({ method: 'metrics' }, deadlineMs));
+    if (!answer.success) throw noAnswer(this.#options.vm);
+    return answer.data;
+  }
+
   /** Planned switch to the shadow; resolves when it acts. */
-  async promote(): Promise<void> {
-    await this.#ask({ method: 'promote' }, PROMOTE_DEADLINE_MS);
+  async promote({ trace }: { trace?: Trace | undefined } = {}): Promise<void> {
+    await this.#ask({ method: 'promote', trace }, PROMOTE_DEADLINE_MS);
   }
 
   /** Resolves when nothing is left of the VM. */
   async stop({
     graceful,
     deadlineMs = STOP_DEADLINE_MS,
+    trace,
   }: {
     graceful: boolean;
     deadlineMs?: number;
+    trace?: Trace | undefined;
   }): Promise<void> {
-    await this.#ask({ method: 'stop', params: { graceful } }, deadlineMs);
+    await this.#ask({ method: 'stop', trace, params: { graceful } }, deadlineMs);
   }
 
   /** Events after number `since`; with `follow` also those to come, until the VM ends. */

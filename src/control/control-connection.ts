@@ -3,6 +3,7 @@ import { InvariantViolation } from '../base/assert.ts';
 import type { Clock } from '../base/clock.ts';
 import { messageOf, UnderstudyError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
+import { traceFacts } from '../base/trace.ts';
 import { MIB } from '../base/units.ts';
 import {
   type Answer,
@@ -107,15 +108,19 @@ export class ControlConnection {
   }
 
   async #perform(request: Exclude<Request, { method: 'console' }>): Promise<unknown> {
-    const { control } = this.#options;
+    const { control, log } = this.#options;
     switch (request.method) {
       case 'status':
         return control.status();
+      case 'metrics':
+        return control.metrics();
       case 'promote':
-        await control.promote();
+        log.info('promote is asked for', traceFacts(request.trace));
+        await control.promote({ trace: request.trace });
         return null;
       case 'stop':
-        await control.stop(request.params);
+        log.info('stop is asked for', { ...request.params, ...traceFacts(request.trace) });
+        await control.stop({ ...request.params, trace: request.trace });
         return null;
       case 'events':
         await this.#stream(request);
@@ -129,6 +134,7 @@ export class ControlConnection {
     if (!(thrown instanceof UnderstudyError)) {
       const stack = thrown instanceof Error ? thrown.stack : undefined;
       this.#options.log.error('a request failed', {
+        ...traceFacts('trace' in request ? request.trace : undefined),
         method: request.method,
         error: messageOf(thrown),
         stack,

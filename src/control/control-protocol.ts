@@ -1,4 +1,5 @@
 import { z } from 'zod';
+import { isTrace } from '../base/trace.ts';
 import { KIB, MIB } from '../base/units.ts';
 
 /**
@@ -10,14 +11,19 @@ import { KIB, MIB } from '../base/units.ts';
  *   ← {"id": 2, "event": {…}} …                            the answer follows the last event
  *   → {"id": 3, "method": "console"}
  *   ← {"id": 3, "ok": true, "result": null}                from here on raw bytes both ways
+ *
+ * `promote` and `stop` may carry a `trace`, the id of the request that they are part of: logs, events and QMP commands
+ * that follow from them carry it too.
  */
 export const REQUEST_BYTES_MAX = 4 * KIB;
 export const ANSWER_BYTES_MAX = MIB;
 
 const id = z.int().nonnegative();
+const trace = z.string().refine(isTrace, 'expected 1 to 64 of A-Z a-z 0-9 _ . : -').optional();
 
 export const requestSchema = z.discriminatedUnion('method', [
   z.strictObject({ id, method: z.literal('status') }),
+  z.strictObject({ id, method: z.literal('metrics') }),
   z.strictObject({
     id,
     method: z.literal('events'),
@@ -28,9 +34,10 @@ export const requestSchema = z.discriminatedUnion('method', [
       follow: z.boolean().default(false),
     }),
   }),
-  z.strictObject({ id, method: z.literal('promote') }),
+  z.strictObject({ id, trace, method: z.literal('promote') }),
   z.strictObject({
     id,
+    trace,
     method: z.literal('stop'),
     params: z.strictObject({ graceful: z.boolean() }),
   }),

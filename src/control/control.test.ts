@@ -12,13 +12,38 @@ import { ControlServer } from './control-server.ts';
 import type { ConsoleSession, ConsoleWatcher, KeeperControl } from './keeper-control.ts';
 import { KeeperError } from './keeper-error.ts';
 import type { VmEvent } from './vm-event.ts';
+import type { VmMetrics } from './vm-metrics.ts';
 import type { VmStatus } from './vm-status.ts';
+
+const figures = {
+  recent: { count: 3, p50: 1, p99: 2, max: 2 },
+  histogram: { bounds: [1, 2], counts: [2, 1, 0], sum: 3.5 },
+};
+const measured: VmMetrics = {
+  phase: 'protected',
+  upMs: 1000,
+  memoryBytes: 4096,
+  epochs: {
+    ...{ committed: 7, open: 8, commits: 3, pauseMs: figures, commitMs: figures, dirtyPages: figures },
+    ...{ pauseShare: 0.1, pauseShareMax: 0.3 },
+  },
+  shadowEnabled: true,
+  shadow: { copiedShare: 1, lagMs: 12 },
+  clock: { errorMs: -3, answeredAgoMs: 40, corrections: 2 },
+  links: {
+    ...{ heldItems: 1, heldBytes: 60, loggedItems: 0, loggedBytes: 0 },
+    ...{ releasedItems: 9, replayedItems: 0, droppedItems: 0, refusedItems: 0 },
+  },
+  ...{ promotions: 1, restarts: 0, promoteMs: figures, outageMs: figures },
+};
 
 /** Answers without a VM behind it: what is tested here is the wire. */
 class ScriptedKeeper implements KeeperControl {
   readonly #events: VmEvent[] = [];
   readonly #listeners = new Set<(event: VmEvent) => void>();
-  readonly stops: { graceful: boolean }[] = [];
+  readonly stops: { graceful: boolean; trace?: string | undefined }[] = [];
+  readonly traces: (string | undefined)[] = [];
+  measured: unknown = measured;
   readonly typed: string[] = [];
   consoleClosed = false;
   promotion: () => Promise<void> = () => Promise.resolve();
@@ -26,6 +51,9 @@ class ScriptedKeeper implements KeeperControl {
 
   status(): VmStatus {
     return { name: 'a', phase: 'alone' } as VmStatus;
+  }
+  metrics(): VmMetrics {
+    return this.measured as VmMetrics;
   }
   publish(kind: string): void {
     const seq = this.#events.length + 1;
@@ -43,10 +71,11 @@ class ScriptedKeeper implements KeeperControl {
   get listeners(): number {
     return this.#listeners.size;
   }
-  promote(): Promise<void> {
-    return this.promotion();
+  async promote(options?: { trace?: string | undefined }): Promise<void> {
+    this.traces.push(options?.trace);
+    await this.promotion();
   }
-  async stop(options: { graceful: boolean }): Promise<void> {
+  async stop(options: { graceful: boolean; trace?: string | undefined }): Promise<void> {
     this.stops.push(options);
   }
   openConsole({ onOutput }: ConsoleWatcher): ConsoleSession {
@@ -105,7 +134,46 @@ describe('the control socket', () => {
     expect((await client.status()).phase).toBe('alone');
     await client.promote();
     await client.stop({ graceful: true });
-    expect(keeper.stops).toEqual([{ graceful: true }]);
+    expect(keeper.stops).toEqual([{ graceful: true, trace: undefined }]);
+  });
+
+  it('hands on the trace of the request that a promotion or an end is part of', async () => {
+    using client = await connect();
+    await client.promote({ trace: 'call-1:x' });
+    await client.stop({ graceful: false, trace: 'call-2' });
+    expect(keeper.traces).toEqual(['call-1:x']);
+    expect(keeper.stops).toEqual([{ graceful: false, trace: 'call-2' }]);
+  });
+
+  it.each(['', 'two words', 'a\nb', '{}', 'x'.repeat(65), 7])('takes no trace such as %j', async (trace) => {
+    const request = JSON.stringify({ id: 1, method: 'promote', trace });
+    expect(await answersTo(`${request}\n`)).toEqual([
+      expect.objectContaining({
+        ok: false,
+        error: expect.objectContaining({ code: 'KEEPER_REQUEST_INVALID' }),
+      }),
+    ]);
+    expect(keeper.traces).toEqual([]);
+  });
+
+  it('tells what is measured, and an answer of another form counts as none', async () => {
+    using client = await connect();
+    expect(await client.metrics()).toEqual(measured);
+    const spoilt: unknown[] = [
+      { ...measured, phase: 'dreaming' },
+      { ...measured, promotions: -1 },
+      { ...measured, links: { ...measured.links, heldBytes: '60' } },
+      { ...measured, outageMs: { ...figures, histogram: { bounds: [1, 2], counts: [1, 1], sum: 0 } } },
+      { ...measured, outageMs: { ...figures, histogram: { bounds: [2, 1], counts: [1, 1, 0], sum: 0 } } },
+      { ...measured, outageMs: { ...figures, histogram: { bounds: [], counts: [], sum: 0 } } },
+      { ...measured, epochs: { ...measured.epochs, pauseShare: null } },
+      null,
+      [],
+    ];
+    for (const answer of spoilt) {
+      keeper.measured = answer;
+      await expect(client.metrics()).rejects.toMatchObject({ code: 'KEEPER_NO_ANSWER' });
+    }
   });
 
   it('hands on the code and the hint of an error, whatever module it is from', async () => {

@@ -8,6 +8,7 @@ import { fileURLToPath } from 'node:url';
 import { z } from 'zod';
 import { cacheDirectory } from '../base/cache-directory.ts';
 import type { Clock } from '../base/clock.ts';
+import type { Trace } from '../base/trace.ts';
 import { decodeLine } from './control-protocol.ts';
 import { KeeperError, type KeeperErrorCode } from './keeper-error.ts';
 import { memoryRoot, runRoot } from './run-paths.ts';
@@ -31,6 +32,8 @@ export interface KeeperSetting {
   readonly tokenAbove?: number;
   /** Where it leaves how it ended, for a host; by default nowhere. */
   readonly endPath?: string;
+  /** The request that it is started for, for its log. */
+  readonly trace?: Trace | undefined;
 }
 
 /** A keeper that this process starts. It has a session of its own: a terminal's Ctrl-C does not reach it. */
@@ -41,7 +44,10 @@ export class KeeperProcess {
   readonly exited: Promise<number | null>;
   #lastWords = '';
 
-  constructor(specPath: string, { vm, source = resolve(specPath), tokenAbove, endPath }: KeeperSetting) {
+  constructor(
+    specPath: string,
+    { vm, source = resolve(specPath), tokenAbove, endPath, trace }: KeeperSetting,
+  ) {
     this.#vm = vm;
     const spec = openSync(specPath, 'r');
     try {
@@ -49,6 +55,7 @@ export class KeeperProcess {
         ...['--source', source],
         ...(tokenAbove === undefined ? [] : ['--token-above', String(tokenAbove)]),
         ...(endPath === undefined ? [] : ['--end', endPath]),
+        ...(trace === undefined ? [] : ['--trace', trace]),
       ];
       this.#child = spawn(process.execPath, [KEEPER, ...words], {
         detached: true,

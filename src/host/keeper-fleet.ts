@@ -1,10 +1,14 @@
 import { rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import type { RequestContext } from '../api/host-service.ts';
 import { assert } from '../base/assert.ts';
 import type { Clock } from '../base/clock.ts';
+import type { Trace } from '../base/trace.ts';
 import { ControlClient } from '../control/control-client.ts';
 import { type KeeperEnd, readEnd } from '../control/keeper-end.ts';
+import { KeeperError } from '../control/keeper-error.ts';
 import { KeeperProcess } from '../control/keeper-process.ts';
+import { type KeeperFigures, KeeperScrape } from '../control/keeper-scrape.ts';
 import { bootId, waitForEnd } from '../control/process-identity.ts';
 import { controlSocketOf, type FoundVm, RunDirectory } from '../control/run-directory.ts';
 import type { VmEvent } from '../control/vm-event.ts';
@@ -47,10 +51,12 @@ export const NOTHING: FleetSight = { keeper: 'none', phase: undefined, pid: unde
 export class KeeperFleet implements Disposable {
   readonly #options: KeeperFleetOptions;
   readonly #watches = new Map<string, KeeperWatch>();
+  readonly #scrape: KeeperScrape;
   #disposed = false;
 
   constructor(options: KeeperFleetOptions) {
     this.#options = options;
+    this.#scrape = new KeeperScrape(options);
   }
 
   /** Looks at all VMs of `names`, and begins to listen to keepers that were not known. */
@@ -75,13 +81,16 @@ export class KeeperFleet implements Disposable {
   }
 
   /** Starts a keeper, with tokens above `tokenAbove`; resolves when its VM runs. @throws what kept it from starting */
-  async start({ name, spec, directory }: DeclaredVm, { tokenAbove }: { tokenAbove: number }): Promise<void> {
+  async start(
+    { name, spec, directory }: DeclaredVm,
+    { tokenAbove, trace }: RequestContext & { tokenAbove: number },
+  ): Promise<void> {
     const path = this.#specPath(name);
     // A file and not a pipe: were this process killed, half a specification might be read as a whole one.
     writeFileSync(path, spec, { mode: 0o600, flush: true });
     const keeper = new KeeperProcess(path, {
       ...{ vm: name, source: join(directory, `${name}.yaml`) },
-      ...{ tokenAbove, endPath: this.#endPath(name) },
+      ...{ tokenAbove, endPath: this.#endPath(name), trace },
     });
     try {
       await keeper.started();
@@ -92,18 +101,21 @@ export class KeeperFleet implements Disposable {
   }
 
   /** Resolves when nothing is left of the VM. @throws KeeperError KEEPER_NO_ANSWER, … */
-  async stop(name: string, { graceful }: { graceful: boolean }): Promise<void> {
+  async stop(name: string, { graceful, trace }: RequestContext & { graceful: boolean }): Promise<void> {
     const { clock } = this.#options;
     const keeper = this.#watches.get(name)?.keeper;
-    using control = await this.#connect(name);
-    await control.stop({ graceful });
+    await this.#onBehalf(name, trace, (control, context) => control.stop({ graceful, ...context }));
     // The answer comes before the keeper has put everything away.
     if (keeper !== undefined) await waitForEnd(keeper, { deadlineMs: KEEPER_END_DEADLINE_MS, clock });
   }
 
-  async promote(name: string): Promise<void> {
-    using control = await this.#connect(name);
-    await control.promote();
+  async promote(name: string, { trace }: RequestContext = {}): Promise<void> {
+    await this.#onBehalf(name, trace, (control, context) => control.promote(context));
+  }
+
+  /** What the keepers that are known measure; undefined where one does not answer in time, or in another form. */
+  metrics(): Promise<KeeperFigures> {
+    return this.#scrape.take([...this.#watches.keys()]);
   }
 
   /** Clears away what a keeper left that was killed or failed. */
@@ -119,6 +131,23 @@ export class KeeperFleet implements Disposable {
 
   #connect(name: string): Promise<ControlClient> {
     return ControlClient.connect(controlSocketOf(name), { vm: name, clock: this.#options.clock });
+  }
+
+  /** A keeper of an older version knows no trace. It refuses such a request before it does anything, and is asked again. */
+  async #onBehalf(
+    name: string,
+    trace: Trace | undefined,
+    act: (control: ControlClient, context: RequestContext) => Promise<void>,
+  ): Promise<void> {
+    try {
+      using control = await this.#connect(name);
+      await act(control, { trace });
+    } catch (thrown) {
+      const refused = thrown instanceof KeeperError && thrown.code === 'KEEPER_REQUEST_INVALID';
+      if (trace === undefined || !refused) throw thrown;
+      using control = await this.#connect(name);
+      await act(control, {});
+    }
   }
 
   #specPath(name: string): string {

@@ -13,7 +13,7 @@ import { parseArgs } from 'node:util';
 import { ApiServer } from '../api/api-server.ts';
 import { systemClock as clock } from '../base/clock.ts';
 import { errorFacts, messageOf } from '../base/errors.ts';
-import { jsonLogger } from '../base/logger.ts';
+import { processLogger } from '../base/logger.ts';
 import { makeOwnDirectory } from '../control/own-directory.ts';
 import { hostSocket, runRoot, stateDirectory } from '../control/run-paths.ts';
 import { Host } from './host.ts';
@@ -21,7 +21,7 @@ import { Host } from './host.ts';
 const EXIT_FAILED = 1;
 const EXIT_FAULT = 70;
 
-const log = jsonLogger((line) => process.stderr.write(line), clock.wallMs);
+const log = processLogger((line) => process.stderr.write(line), clock.wallMs);
 const told = Promise.withResolvers<NodeJS.Signals>();
 for (const signal of ['SIGTERM', 'SIGINT'] as const) process.on(signal, told.resolve);
 process.on('SIGHUP', () => {});

@@ -2,7 +2,7 @@ import { chmodSync, copyFileSync, lchownSync, mkdirSync, rmSync, writeFileSync }
 import { basename, join } from 'node:path';
 import type { Clock } from '../base/clock.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
-import { type Cgroup, CgroupTree } from '../linux/cgroup.ts';
+import type { Cgroup, CgroupTree } from '../linux/cgroup.ts';
 import { LinuxError } from '../linux/linux-error.ts';
 import type { DirtyLog } from '../memory/dirty-log.ts';
 import { openDirtyLog } from '../memory/dirty-log-choice.ts';
@@ -18,7 +18,6 @@ import { Machine } from '../qemu/machine.ts';
 import { checkMachine } from '../qemu/protectability.ts';
 import type { QemuBinary } from '../qemu/qemu-binary.ts';
 import { identityOf } from '../qemu/qemu-process.ts';
-import type { KeeperOptions } from './keeper-options.ts';
 
 /** QEMU answers on QMP when it has mapped its memory already. */
 const HELLO_DEADLINE_MS = 3000;
@@ -44,19 +43,6 @@ export interface InstanceSetting {
   readonly memoryDirectory: string;
   readonly cgroups: CgroupTree | undefined;
   readonly clock: Clock;
-}
-
-/** What all instances of a VM have in common. */
-export function instanceSettingOf(options: KeeperOptions): InstanceSetting {
-  const { runDirectory, log } = options;
-  const cgroups = CgroupTree.detect();
-  if (cgroups.kind === 'unusable') log.warn('standby runs without CPU limit', { reason: cgroups.reason });
-  return {
-    ...options,
-    runDirectory: runDirectory.path,
-    memoryDirectory: runDirectory.memoryPath,
-    cgroups: cgroups.kind === 'usable' ? cgroups.tree : undefined,
-  };
 }
 
 /**

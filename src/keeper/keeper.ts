@@ -3,8 +3,10 @@ import { assert, unreachable } from '../base/assert.ts';
 import { ConditionWaiters } from '../base/condition-waiters.ts';
 import { DelayedTask } from '../base/delayed-task.ts';
 import { errorFacts, messageOf } from '../base/errors.ts';
+import { type Trace, traceFacts } from '../base/trace.ts';
 import type { ConsoleSession, ConsoleWatcher, KeeperControl } from '../control/keeper-control.ts';
 import type { VmEvent } from '../control/vm-event.ts';
+import type { VmMetrics } from '../control/vm-metrics.ts';
 import type { VmStatus } from '../control/vm-status.ts';
 import { type EpochId, FIRST_EPOCH, NO_EPOCH, nextEpoch } from '../epoch/epoch-id.ts';
 import type { GuestLink } from '../net/guest-link.ts';
@@ -29,7 +31,8 @@ import { EffectQueue } from './effect-queue.ts';
 import { GuestClock } from './guest-clock.ts';
 import { GuestLinks } from './guest-links.ts';
 import { epochsName, inheritShadow } from './inheritance.ts';
-import { Instance, type InstanceSetting, instanceSettingOf } from './instance.ts';
+import { Instance, type InstanceSetting } from './instance.ts';
+import { settingOf } from './instance-setting.ts';
 import type { KeeperOptions } from './keeper-options.ts';
 import { askToPowerOff } from './power-button.ts';
 import { lossReasonOf, PrimaryWatch } from './primary-watch.ts';
@@ -37,8 +40,10 @@ import { attachLinks, promoteShadow } from './promotion.ts';
 import { noConsole, notProtected, promoteFailed } from './refusals.ts';
 import { ShadowSession } from './shadow-session.ts';
 import { TakeoverStats } from './takeover-stats.ts';
-import { describeVm } from './vm-description.ts';
+import { describeVm, type KnownVm } from './vm-description.ts';
+import { endVm, giveBack, type RetiredVm } from './vm-ending.ts';
 import { VmEvents } from './vm-events.ts';
+import { measureVm } from './vm-measures.ts';
 import { recordVm } from './vm-record.ts';
 
 /** Keeps one VM: the QEMU that acts, the shadow behind it, and what happens when either dies. */
@@ -57,13 +62,15 @@ export class Keeper implements KeeperControl {
   #primary: Instance | undefined;
   #watch: PrimaryWatch | undefined;
   /** What was in use before the last promotion and waits to be given back. */
-  #retired: { readonly primary: Instance | undefined; readonly session: ShadowSession } | undefined;
+  #retired: RetiredVm | undefined;
   #shadow: ShadowSession | undefined;
   readonly #shadowStart: DelayedTask;
   #instances = 0;
   #nextEpoch: EpochId = FIRST_EPOCH;
   #committed: EpochId = NO_EPOCH;
   #lostAtMs = 0;
+  /** The request that the present takeover or end was asked for by. */
+  #onBehalf: Trace | undefined;
   readonly #effects: EffectQueue;
   readonly #waiters = new ConditionWaiters();
 
@@ -72,7 +79,7 @@ export class Keeper implements KeeperControl {
     const { spec, clock } = options;
     this.#startedMs = clock.nowMs();
     this.#shadowStart = new DelayedTask(clock);
-    this.#setting = instanceSettingOf(options);
+    this.#setting = settingOf(options);
     const onGuestEvent = (event: QmpEvent) => this.#onGuestEvent(event);
     this.#events = new VmEvents({ ...options, vm: spec.name, onGuestEvent });
     this.#effects = new EffectQueue({
@@ -126,24 +133,27 @@ export class Keeper implements KeeperControl {
     return this.#events.journal.onEvent(listener);
   }
 
-  async promote(): Promise<void> {
+  async promote({ trace }: { trace?: Trace | undefined } = {}): Promise<void> {
     const pipeline = this.#shadow?.pipeline;
     if (this.#state.phase !== 'protected' || pipeline === undefined)
       throw notProtected(this.#options.spec.name, this.#state.phase);
     const { promotions, restarts } = this.#state;
     const isPromoted = () => this.#state.promotions > promotions;
-    this.#losePrimary('planned', {});
+    this.#onBehalf = trace;
+    this.#losePrimary('planned', traceFacts(trace));
     await this.#waiters.until(() => isPromoted() || this.#state.restarts > restarts || isEnding(this.#state));
+    if (this.#onBehalf === trace) this.#onBehalf = undefined;
     if (!isPromoted()) throw promoteFailed(this.#options.spec.name);
   }
 
-  async stop({ graceful }: { graceful: boolean }): Promise<void> {
+  async stop({ graceful, trace }: { graceful: boolean; trace?: Trace | undefined }): Promise<void> {
+    this.#onBehalf = trace;
     if (graceful) {
       await askToPowerOff({
         clock: this.#options.clock,
         // In the middle of a takeover there is nobody to ask: it takes milliseconds.
         acts: this.#waiters.until(() => isActing(this.#state) || isEnding(this.#state)),
-        ask: () => this.#primary?.machine.powerdown(),
+        ask: () => this.#primary?.machine.powerdown({ trace }),
         agent: this.#agent,
         off: this.#waiters.until(() => isEnding(this.#state)),
       });
@@ -165,11 +175,18 @@ export class Keeper implements KeeperControl {
   }
 
   status(): VmStatus {
-    const { clock } = this.#options;
-    return describeVm({
+    return describeVm(this.#known());
+  }
+
+  metrics(): VmMetrics {
+    return measureVm(this.#known());
+  }
+
+  #known(): KnownVm {
+    return {
       ...this.#options,
       state: this.#state,
-      upMs: clock.nowMs() - this.#startedMs,
+      upMs: this.#options.clock.nowMs() - this.#startedMs,
       token: this.#events.token,
       primary: this.#primary,
       shadow: this.#shadow,
@@ -178,7 +195,7 @@ export class Keeper implements KeeperControl {
       guestClock: this.#guestClock.status(),
       links: this.#allLinks,
       takeovers: this.#takeovers,
-    });
+    };
   }
 
   #dispatch(event: ProtectionEvent): void {
@@ -187,7 +204,8 @@ export class Keeper implements KeeperControl {
     const { next, effects } = stepProtection(before, event, policy);
     this.#state = next;
     if (next.phase !== before.phase) {
-      this.#publish(next.phase, next.lost === undefined ? {} : { reason: next.lost });
+      const why = next.lost === undefined ? {} : { reason: next.lost };
+      this.#publish(next.phase, { ...why, ...traceFacts(this.#onBehalf) });
     }
     for (const effect of effects) this.#effects.push(effect);
     this.#waiters.check();
@@ -255,7 +273,7 @@ export class Keeper implements KeeperControl {
     const { session, staged } = outcome;
     this.#committed = staged.epoch;
     this.#nextEpoch = nextEpoch(staged.epoch);
-    this.#retired = { primary: undefined, session };
+    this.#retired = { primary: undefined, session, trace: undefined };
     this.#makePrimary(session.standby);
     if (!this.#options.unsafe?.leaveClock) this.#guestClock.start();
     this.#publish('inherited', { instance: number, tookMs: this.#options.clock.nowMs() - startMs });
@@ -411,11 +429,11 @@ export class Keeper implements KeeperControl {
       assert(session !== undefined, 'there is a shadow to promote');
       this.#events.held.forget();
       await promoteShadow(session, {
-        ...{ links: this.#allLinks, failpoints },
+        ...{ links: this.#allLinks, failpoints, trace: this.#onBehalf },
         onCommitted: () => this.#beginToAct(),
       });
     } catch (cause) {
-      this.#publish('promote-failed', errorFacts(cause));
+      this.#publish('promote-failed', { ...errorFacts(cause), ...traceFacts(this.#onBehalf) });
       for (const link of this.#allLinks) link.detach();
       await this.#removeOldPrimary();
       this.#dispatch({ kind: 'promote-failed' });
@@ -428,11 +446,12 @@ export class Keeper implements KeeperControl {
   #finishPromotion(session: ShadowSession, startMs: number): void {
     const times = { lostAtMs: this.#lostAtMs, startMs, nowMs: this.#options.clock.nowMs() };
     const taken = this.#takeovers.add(times);
-    this.#retired = { primary: this.#primary, session };
+    this.#retired = { primary: this.#primary, session, trace: this.#onBehalf };
     this.#shadow = undefined;
     this.#nextEpoch = nextEpoch(session.pipeline?.openEpoch ?? this.#nextEpoch);
     this.#makePrimary(session.standby);
-    this.#publish('promoted', { instance: session.standby.number, ...taken });
+    const asked = traceFacts(this.#onBehalf);
+    this.#publish('promoted', { instance: session.standby.number, ...taken, ...asked });
     this.#dispatch({ kind: 'promoted' });
   }
 
@@ -442,12 +461,7 @@ export class Keeper implements KeeperControl {
     if (retired === undefined) return;
     this.#retired = undefined;
     this.#guestClock.notePromotion();
-    this.#primary?.machine.announceSelf().catch((cause) => {
-      this.#options.log.warn('announce-self failed', { error: messageOf(cause) });
-    });
-    // The old primary is dead already; these are its files.
-    await retired.session.releaseEpochs();
-    await retired.primary?.[Symbol.asyncDispose]();
+    await giveBack(retired, { acting: this.#primary, log: this.#options.log });
     this.#record();
   }
 
@@ -478,15 +492,9 @@ export class Keeper implements KeeperControl {
   async #dispose(): Promise<void> {
     this.#watch?.[Symbol.dispose]();
     this.#guestClock.stop();
-    for (const link of this.#allLinks) link.detach();
     const primary = this.#primary;
     this.#primary = undefined;
-    // In reverse, and each of them also when another one fails: no QEMU may outlive its keeper.
-    await using ending = new AsyncDisposableStack();
-    ending.defer(() => this.#links?.[Symbol.asyncDispose]());
-    ending.defer(() => primary?.[Symbol.asyncDispose]());
-    ending.defer(() => this.#dropShadow());
-    ending.defer(() => primary?.kill());
+    await endVm({ links: this.#links, primary, dropShadow: () => this.#dropShadow() });
   }
 
   /** Written down for whoever has to clean up after a keeper that was killed, or can go on from what it left. */

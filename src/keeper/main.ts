@@ -4,8 +4,9 @@
  *   node src/keeper/main.ts --source /etc/vms/redis.yaml [--token-above N] [--end PATH] < /etc/vms/redis.yaml
  *
  * The specification comes on standard input; `--source` says how it is called in messages and where relative
- * paths begin. Tokens begin above N, so that they never go back where this VM had keepers before. How the VM ended is
- * left at PATH, for the host. One line on standard output tells the outcome of the start, `{"ok": true, "pid": …}` or
+ * paths begin, and `--trace` which request it is started for. Tokens begin above N, so that they never go back where
+ * this VM had keepers before. How the VM ended is left at PATH, for the host. One line on standard output tells the
+ * outcome of the start, `{"ok": true, "pid": …}` or
  * `{"ok": false, "error": {…}}`; afterwards it is spoken to through the control socket.
  *
  * SIGTERM and SIGINT stop the VM as `understudy stop` does, a second one at once; SIGHUP is ignored.
@@ -17,7 +18,8 @@ import { cacheDirectory } from '../base/cache-directory.ts';
 import { systemClock } from '../base/clock.ts';
 import { messageOf, UnderstudyError } from '../base/errors.ts';
 import { Failpoints } from '../base/failpoint.ts';
-import { jsonLogger, type Logger } from '../base/logger.ts';
+import { type Logger, processLogger } from '../base/logger.ts';
+import { isTrace } from '../base/trace.ts';
 import { parseVmSpec } from '../config/vm-spec.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
 import { ControlServer } from '../control/control-server.ts';
@@ -87,11 +89,13 @@ async function main(): Promise<number> {
   try {
     const {
       source,
+      trace,
       'token-above': tokenAbove,
       end: endPath,
     } = parseArgs({
       options: {
         source: { type: 'string', default: 'stdin' },
+        trace: { type: 'string' },
         'token-above': { type: 'string', default: '0' },
         end: { type: 'string' },
       },
@@ -104,10 +108,11 @@ async function main(): Promise<number> {
     });
     directory.record({ spec });
     using file = new BoundedLog(directory.logPath, { lossNote: jsonLossNote });
-    const log = jsonLogger((line) => file.append(line), clock.wallMs);
+    const log = processLogger((line) => file.append(line), clock.wallMs);
     for (const event of ['uncaughtException', 'unhandledRejection'] as const) {
       process.on(event, (fault: unknown) => void stopAfterFault(fault, directory, log));
     }
+    log.info('keeper started', { pid: process.pid, vm: spec.name, ...(isTrace(trace) && { trace }) });
     return await keep(spec, { directory, log, endPath });
   } catch (thrown) {
     reportStart({ ok: false, error: errorFacts(thrown) });
@@ -126,7 +131,6 @@ async function keep(spec: VmSpec, { directory, log, endPath }: KeepOptions): Pro
   let started = false;
   let reason: StopReason = 'failed';
   try {
-    log.info('keeper started', { pid: process.pid, vm: spec.name });
     const host = await prepareHost(spec, {
       cacheDir: cacheDirectory(),
       directory: directory.path,

@@ -1,5 +1,6 @@
 import { assert } from '../base/assert.ts';
 import type { Failpoints } from '../base/failpoint.ts';
+import type { Trace } from '../base/trace.ts';
 import type { GuestLink } from '../net/guest-link.ts';
 import { withFirmware } from '../qemu/firmware.ts';
 import type { StagedEpoch } from '../replication/epoch-slot.ts';
@@ -20,6 +21,8 @@ interface PromoteOptions {
   readonly failpoints: Failpoints;
   /** From here on the memory changes: what is staged is no way back to it any more. */
   readonly onCommitted: () => void;
+  /** The request that asked for it, if any did. */
+  readonly trace?: Trace | undefined;
 }
 
 /**
@@ -32,7 +35,7 @@ interface PromoteOptions {
  */
 export async function promoteShadow(
   session: ShadowSession,
-  { links, failpoints, onCommitted }: PromoteOptions,
+  { links, failpoints, onCommitted, trace }: PromoteOptions,
 ): Promise<StagedEpoch> {
   await failpoints.hit('promote.before');
   const { standby } = session;
@@ -43,10 +46,10 @@ export async function promoteShadow(
     link.rollBack(staged.epoch, staged.outputs.find((output) => output.link === link.name)?.items ?? []);
   }
   onCommitted();
-  await standby.machine.loadDeviceState(withFirmware(staged.deviceState, session.firmware));
+  await standby.machine.loadDeviceState(withFirmware(staged.deviceState, session.firmware), { trace });
   await failpoints.hit('promote.after-load');
   attachLinks(links, standby);
-  await standby.machine.cont();
+  await standby.machine.cont({ trace });
   for (const link of links) link.resumeInput();
   await failpoints.hit('promote.after');
   return staged;

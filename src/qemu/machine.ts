@@ -2,7 +2,7 @@ import { createConnection, type Socket } from 'node:net';
 import type { Clock } from '../base/clock.ts';
 import { QemuError } from './qemu-error.ts';
 import { type LaunchOptions, lastLines, QemuProcess } from './qemu-process.ts';
-import { type ConnectOptions, QmpClient } from './qmp-client.ts';
+import { type ConnectOptions, type ExecuteOptions, QmpClient } from './qmp-client.ts';
 
 const START_DEADLINE_MS = 30_000;
 const LOAD_DEADLINE_MS = 10_000;
@@ -15,6 +15,9 @@ export interface StartOptions extends Omit<ConnectOptions, 'deadlineMs' | 'log'>
   readonly deadlineMs?: number;
   readonly qmpLog?: (line: string) => void;
 }
+
+/** On whose behalf something is done; see base/trace.ts. */
+type Traced = Pick<ExecuteOptions, 'trace'>;
 
 export interface MachineStatus {
   readonly running: boolean;
@@ -90,8 +93,8 @@ export class Machine implements AsyncDisposable {
     return this.#standstillMs;
   }
 
-  async status(): Promise<MachineStatus> {
-    const { running, status } = await this.qmp.execute<MachineStatus>('query-status');
+  async status({ trace }: Traced = {}): Promise<MachineStatus> {
+    const { running, status } = await this.qmp.execute<MachineStatus>('query-status', undefined, { trace });
     return { running, status };
   }
 
@@ -105,8 +108,9 @@ export class Machine implements AsyncDisposable {
     await this.qmp.execute('stop', undefined, ROUTINE);
   }
 
-  async cont(): Promise<void> {
-    await this.qmp.execute('cont', undefined, ROUTINE);
+  /** `trace` names the request that it is part of; then it is in the QMP log, unlike that of an epoch. */
+  async cont({ trace }: Traced = {}): Promise<void> {
+    await this.qmp.execute('cont', undefined, trace === undefined ? ROUTINE : { trace });
   }
 
   /**
@@ -143,7 +147,10 @@ export class Machine implements AsyncDisposable {
    * Gives a standby its device state; afterwards it is paused and `cont` goes on where the state was saved.
    * @throws {QemuError} QEMU_LOAD_FAILED with QEMU's own words; QEMU has ended itself then
    */
-  async loadDeviceState(state: Uint8Array, { deadlineMs = LOAD_DEADLINE_MS } = {}): Promise<void> {
+  async loadDeviceState(
+    state: Uint8Array,
+    { deadlineMs = LOAD_DEADLINE_MS, trace }: Traced & { readonly deadlineMs?: number } = {},
+  ): Promise<void> {
     const path = this.#incomingPath;
     if (path === undefined)
       throw new QemuError('QEMU_LOAD_FAILED', 'beginIncoming comes before loadDeviceState');
@@ -157,7 +164,7 @@ export class Machine implements AsyncDisposable {
         await this.process.drained();
         throw new Error('the migration failed');
       }
-      const { status } = await this.status();
+      const { status } = await this.status({ trace });
       if (status === 'inmigrate') throw new Error('QEMU still waits for device state');
     } catch (cause) {
       throw await this.#loadFailure(cause);
@@ -167,8 +174,8 @@ export class Machine implements AsyncDisposable {
   }
 
   /** QEMU tells the network, by itself and a few times over, where the guest's addresses live now. */
-  async announceSelf(): Promise<void> {
-    await this.qmp.execute('announce-self', { initial: 50, max: 550, rounds: 5, step: 100 });
+  async announceSelf({ trace }: Traced = {}): Promise<void> {
+    await this.qmp.execute('announce-self', { initial: 50, max: 550, rounds: 5, step: 100 }, { trace });
   }
 
   async reset(): Promise<void> {
@@ -176,8 +183,8 @@ export class Machine implements AsyncDisposable {
   }
 
   /** Presses the power button; whether the guest powers off is up to the guest. */
-  async powerdown(): Promise<void> {
-    await this.qmp.execute('system_powerdown');
+  async powerdown({ trace }: Traced = {}): Promise<void> {
+    await this.qmp.execute('system_powerdown', undefined, { trace });
   }
 
   /** Ends QEMU in an orderly way, or with SIGKILL where it has not ended after `deadlineMs`. */

@@ -92,6 +92,22 @@ describe('with a real QEMU', () => {
     ).toEqual(['<', '> qmp_capabilities', '<', '> cont', '< RESUME', '<']);
     expect(said[0].QMP.version.qemu.major).toBeGreaterThanOrEqual(7);
   });
+
+  test('a command that is part of a request carries its trace in the log, there and back', async () => {
+    const { machine } = await fixture.start();
+    await machine.cont({ trace: 'call-7:x.y_z' });
+    const { running } = await machine.status({ trace: 'call-7:x.y_z' });
+    expect(running).toBe(true);
+    const said = fixture.qmpLog.map((line) => JSON.parse(line));
+    const traced = said.filter(({ id }) => String(id).endsWith('/call-7:x.y_z'));
+    expect(traced.map(({ direction, execute }) => `${direction} ${execute ?? ''}`.trim())).toEqual([
+      '> cont',
+      '<',
+      '> query-status',
+      '<',
+    ]);
+    expect(traced[0].id).toBe(traced[1].id);
+  });
 });
 
 describe('with a peer that is no QEMU', () => {
@@ -139,6 +155,8 @@ describe('with a peer that is no QEMU', () => {
   test.each([
     ['an answer to a command that was never given', '{"return": {}, "id": 99}\n'],
     ['an answer without id', '{"return": {}}\n'],
+    ['an answer with the trace of another request', '{"return": {}, "id": "2/other"}\n'],
+    ['an answer with an id that is none', '{"return": {}, "id": "two"}\n'],
     ['a second greeting', '{"QMP": {}}\n'],
     ['an object of no known kind', '{"hello": 1}\n'],
   ])('%s is garbage', async (_, answer) => {

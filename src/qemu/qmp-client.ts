@@ -2,9 +2,18 @@ import { createConnection, type Socket } from 'node:net';
 import { assert } from '../base/assert.ts';
 import type { Clock } from '../base/clock.ts';
 import { messageOf } from '../base/errors.ts';
+import type { Trace } from '../base/trace.ts';
 import { QemuError } from './qemu-error.ts';
 import type { QmpEvent, QmpEventData, QmpEventName } from './qmp-events.ts';
-import { encodeCommand, garbage, type QmpMessage, QmpParser } from './qmp-wire.ts';
+import {
+  encodeCommand,
+  garbage,
+  numberOf,
+  type QmpId,
+  type QmpMessage,
+  QmpParser,
+  qmpId,
+} from './qmp-wire.ts';
 
 const RETRY_MS = 5;
 const PENDING_MAX = 64;
@@ -25,9 +34,12 @@ export interface ExecuteOptions {
   readonly deadlineMs?: number;
   /** One of the commands of every epoch: left out of the QMP log, with the events that it causes. */
   readonly routine?: boolean;
+  /** The request that it is part of, to be found in the QMP log. */
+  readonly trace?: Trace | undefined;
 }
 
 interface Pending {
+  readonly id: QmpId;
   readonly command: string;
   readonly routine: boolean;
   readonly resolve: (value: unknown) => void;
@@ -107,11 +119,13 @@ export class QmpClient implements Disposable {
   ): Promise<Result> {
     if (this.#closed !== undefined) return Promise.reject(during(command, this.#closed));
     assert(this.#pending.size < PENDING_MAX, `at most ${PENDING_MAX} QMP commands wait for an answer`);
-    const { deadlineMs = this.#commandDeadlineMs, routine = false } = options;
-    const id = this.#nextId++;
+    const { deadlineMs = this.#commandDeadlineMs, routine = false, trace } = options;
+    const number = this.#nextId++;
+    const id = qmpId(number, trace);
     return new Promise<Result>((resolve, reject) => {
-      const cancelDeadline = this.#clock.after(deadlineMs, () => this.#timeOut(id, deadlineMs));
-      this.#pending.set(id, {
+      const cancelDeadline = this.#clock.after(deadlineMs, () => this.#timeOut(number, deadlineMs));
+      this.#pending.set(number, {
+        id,
         command,
         routine,
         resolve: resolve as (value: unknown) => void,
@@ -213,14 +227,16 @@ export class QmpClient implements Disposable {
 
   #receiveAnswer(message: QmpMessage): void {
     const { id } = message;
-    const pending = typeof id === 'number' ? this.#pending.get(id) : undefined;
-    if (pending === undefined || typeof id !== 'number') {
+    const number = numberOf(id);
+    const pending = number === undefined ? undefined : this.#pending.get(number);
+    if (number === undefined || pending === undefined || pending.id !== id) {
       // The late answer of a command that has timed out is no surprise; one that nobody asked for is.
-      if (typeof id !== 'number' || id >= this.#nextId) throw garbage(`an answer to ${JSON.stringify(id)}`);
+      if (number === undefined || pending !== undefined || number >= this.#nextId)
+        throw garbage(`an answer to ${JSON.stringify(id)}`);
       this.#record('<', message);
       return;
     }
-    this.#pending.delete(id);
+    this.#pending.delete(number);
     pending.cancelDeadline();
     if ('return' in message) {
       if (!pending.routine) this.#record('<', message);
@@ -231,11 +247,11 @@ export class QmpClient implements Disposable {
     }
   }
 
-  #timeOut(id: number, deadlineMs: number): void {
-    const pending = this.#pending.get(id);
+  #timeOut(number: number, deadlineMs: number): void {
+    const pending = this.#pending.get(number);
     if (pending === undefined) return;
-    this.#pending.delete(id);
-    this.#record('!', { timeout: pending.command, id });
+    this.#pending.delete(number);
+    this.#record('!', { timeout: pending.command, id: pending.id });
     pending.reject(timedOut(pending.command, deadlineMs));
   }
 

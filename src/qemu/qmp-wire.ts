@@ -1,3 +1,4 @@
+import type { Trace } from '../base/trace.ts';
 import { MIB } from '../base/units.ts';
 import { QemuError } from './qemu-error.ts';
 
@@ -51,7 +52,24 @@ export class QmpParser {
   }
 }
 
-export function encodeCommand(command: string, args: QmpMessage | undefined, id: number): string {
+/**
+ * How a command is told from others: a number, and for one that is part of a request also that request's trace. QEMU
+ * gives it back as it got it, and does not look into it.
+ */
+export type QmpId = number | `${number}/${string}`;
+
+export function qmpId(number: number, trace: Trace | undefined): QmpId {
+  return trace === undefined ? number : `${number}/${trace}`;
+}
+
+/** The number in an id that QEMU gave back; undefined for what is no id of ours. */
+export function numberOf(id: unknown): number | undefined {
+  if (typeof id === 'number') return id;
+  const digits = typeof id === 'string' ? /^(\d{1,15})\//.exec(id)?.[1] : undefined;
+  return digits === undefined ? undefined : Number(digits);
+}
+
+export function encodeCommand(command: string, args: QmpMessage | undefined, id: QmpId): string {
   return `${JSON.stringify({ execute: command, arguments: args, id })}\r\n`;
 }
 

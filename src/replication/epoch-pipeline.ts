@@ -84,6 +84,8 @@ export class EpochPipeline {
   /** What a look for dirty pages takes: it grows with the VM's memory. */
   #scanMs = 0;
   #frozen = false;
+  /** When the newest committed epoch was cut; undefined before the first commit. */
+  #committedCutMs: number | undefined;
 
   constructor(options: PipelineOptions) {
     this.#options = options;
@@ -132,6 +134,11 @@ export class EpochPipeline {
   get pauseShare(): number {
     const elapsedMs = this.#nowMs() - this.#startedMs;
     return elapsedMs > 0 ? this.#pausedMs / elapsedMs : 0;
+  }
+
+  /** Milliseconds since the newest committed epoch was cut: what a loss would set the VM back by. Undefined before the first commit. */
+  get lagMs(): number | undefined {
+    return this.#committedCutMs === undefined ? undefined : this.#nowMs() - this.#committedCutMs;
   }
 
   #endCuts(): void {
@@ -344,6 +351,7 @@ export class EpochPipeline {
     image.acknowledge(slot, epoch);
     await failpoints.hit('commit.after-acknowledge');
     this.#stageFailures = 0;
+    this.#committedCutMs = startMs;
     this.#step({ kind: 'acknowledged', epoch, nowMs: this.#nowMs() });
     this.#options.stats.commitMs.add(this.#nowMs() - startMs);
     onCommit(epoch);

@@ -1,0 +1,76 @@
+import { z } from 'zod';
+import { PHASES } from '../shadow/protection.ts';
+
+/** More than any keeper of ours has; one that goes mad must not fill a time series database. */
+const BUCKETS_MAX = 32;
+
+const amount = z.number().nonnegative();
+const count = z.int().nonnegative();
+
+/** See `Histogram` in base/measurement.ts. */
+const histogramSchema = z
+  .object({
+    bounds: z.array(z.number()).max(BUCKETS_MAX),
+    counts: z.array(count).max(BUCKETS_MAX + 1),
+    sum: amount,
+  })
+  .refine(({ bounds, counts }) => counts.length === bounds.length + 1, 'one bucket more than bounds')
+  .refine(
+    ({ bounds }) => bounds.every((bound, index) => index === 0 || bound > (bounds[index - 1] ?? Number.NaN)),
+    'bounds that grow',
+  );
+
+const measuredSchema = z.object({
+  recent: z.object({ count, p50: amount, p99: amount, max: amount }),
+  histogram: histogramSchema,
+});
+
+/**
+ * What a keeper answers to `metrics`, for those who ask every few seconds. It is checked by who asked: the keeper may be
+ * of another version, or out of its mind. Times in milliseconds, memory in bytes; counts are since the keeper started.
+ */
+export const vmMetricsSchema = z.object({
+  phase: z.enum(PHASES),
+  upMs: amount,
+  memoryBytes: amount,
+  epochs: z.object({
+    /** Number of the newest committed epoch, and of the one that is open; null while there is no shadow to commit to. */
+    committed: count,
+    open: count.nullable(),
+    commits: count,
+    pauseMs: measuredSchema,
+    commitMs: measuredSchema,
+    dirtyPages: measuredSchema,
+    /** Share of time that the VM has stood still since its present shadow is in sync, and its bound. */
+    pauseShare: amount,
+    pauseShareMax: amount,
+  }),
+  /** Whether its specification asks for a shadow. */
+  shadowEnabled: z.boolean(),
+  shadow: z
+    .object({
+      copiedShare: amount,
+      /** Since the newest committed epoch was cut; null before the first commit. */
+      lagMs: amount.nullable(),
+    })
+    .nullable(),
+  clock: z.object({ errorMs: z.number().nullable(), answeredAgoMs: amount.nullable(), corrections: count }),
+  /** Of all links together. */
+  links: z.object({
+    heldItems: count,
+    heldBytes: count,
+    loggedItems: count,
+    loggedBytes: count,
+    releasedItems: count,
+    replayedItems: count,
+    droppedItems: count,
+    refusedItems: count,
+  }),
+  promotions: count,
+  restarts: count,
+  promoteMs: measuredSchema,
+  outageMs: measuredSchema,
+});
+
+export type VmMetrics = z.output<typeof vmMetricsSchema>;
+export type Measured = z.output<typeof measuredSchema>;

@@ -1,0 +1,281 @@
+import type { Vm } from '../api/resources.ts';
+import { unreachable } from '../base/assert.ts';
+import type { Clock } from '../base/clock.ts';
+import { errorFacts, messageOf, UnderstudyError } from '../base/errors.ts';
+import type { Logger } from '../base/logger.ts';
+import { type Trace, traceFacts } from '../base/trace.ts';
+import { KeeperError } from '../control/keeper-error.ts';
+import { bootId } from '../control/process-identity.ts';
+import type { EventLog } from './event-log.ts';
+import type { HostMetrics } from './host-metrics.ts';
+import { type FleetSight, KeeperFleet, NOTHING } from './keeper-fleet.ts';
+import { type HostAction, reconcile, type VmSight } from './reconcile.ts';
+import type { StateDatabase } from './state-database.ts';
+import type { VmInventory, VmOutline } from './vm-inventory.ts';
+import type { VmTokens } from './vm-tokens.ts';
+
+/** A VM that has run for so long is no longer one that does not start. */
+const SETTLED_MS = 60_000;
+/** A keeper that is starting or ending shows no event until it has; and traces may be removed by others. */
+const LOOK_INTERVAL_MS = 5000;
+
+export interface ConvergenceOptions {
+  readonly database: StateDatabase;
+  readonly inventory: VmInventory;
+  readonly events: EventLog;
+  readonly tokens: VmTokens;
+  readonly metrics: HostMetrics;
+  readonly specDirectory: string;
+  readonly endDirectory: string;
+  readonly clock: Clock;
+  readonly log: Logger;
+}
+
+/** What this process knows of a VM and need not remember. */
+interface Care {
+  busy: boolean;
+  failures: number;
+  failedAtMs: number;
+  startedAtMs: number;
+  problem: Vm['observed']['problem'];
+  /** The request that is behind what is being done about it; undefined where nobody asked. */
+  trace: Trace | undefined;
+}
+
+/** Makes declared VMs what they are desired to be: looks, lets `reconcile` decide, acts, and looks again. */
+export class Convergence implements AsyncDisposable {
+  readonly fleet: KeeperFleet;
+  readonly #options: ConvergenceOptions;
+  readonly #bootId = bootId();
+  readonly #care = new Map<string, Care>();
+  readonly #working = new Set<Promise<void>>();
+  #sights: Map<string, FleetSight> = new Map();
+  #cancelLook: () => void = () => {};
+  /** When all VMs are looked at again, whatever happens. */
+  #lookAtMs = 0;
+  /** VMs about which something is new. */
+  readonly #toLookAt = new Set<string>();
+  #closing = false;
+
+  constructor(options: ConvergenceOptions) {
+    this.#options = options;
+    const { specDirectory, endDirectory, clock, events } = options;
+    this.fleet = new KeeperFleet({
+      specDirectory,
+      endDirectory,
+      clock,
+      lastTaken: (vm, keeper) => events.lastTaken(vm, { keeper }),
+      onEvent: (event, keeper) => events.take(event, { keeper }),
+      onChange: (vm) => this.#lookSoon(vm),
+    });
+  }
+
+  /** Takes the VMs back that run, and goes on from there. */
+  begin(): void {
+    this.#lookAtAll();
+  }
+
+  /** What its keeper looked like last. */
+  sightOf(name: string): FleetSight {
+    return this.#sights.get(name) ?? NOTHING;
+  }
+
+  stateOf(name: string): Vm['observed']['state'] {
+    const { keeper, phase } = this.sightOf(name);
+    if (keeper === 'alive') return phase ?? (this.#care.get(name)?.busy === true ? 'starting' : 'no-answer');
+    return keeper === 'none' ? 'absent' : keeper;
+  }
+
+  /** Why a VM is not as desired, where that is known. */
+  problemOf(name: string): Vm['observed']['problem'] {
+    return this.#care.get(name)?.problem ?? null;
+  }
+
+  /** Something else is desired of it. Who asks for it anew does not wait for the next try. */
+  renew(name: string, trace: Trace | undefined): void {
+    Object.assign(this.#careOf(name), { failures: 0, trace });
+    this.#lookSoon(name);
+  }
+
+  /** Lets the VMs be; what is under way with them comes to its end first. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#closing = true;
+    this.#cancelLook();
+    await Promise.all(this.#working);
+    this.fleet[Symbol.dispose]();
+  }
+
+  /** Many changes come together: they are looked at once. The others of a thousand VMs are let be. */
+  #lookSoon(name: string): void {
+    const isPlanned = this.#toLookAt.size > 0;
+    this.#toLookAt.add(name);
+    if (isPlanned || this.#closing) return;
+    setImmediate(() => {
+      const names = [...this.#toLookAt];
+      this.#toLookAt.clear();
+      if (!this.#closing) this.#lookAt(names);
+    });
+  }
+
+  #lookAt(names: readonly string[]): void {
+    const declared = names.flatMap((name) => this.#options.inventory.outline(name) ?? []);
+    for (const { name } of declared) this.#sights.set(name, this.fleet.lookAt(name));
+    this.#decide(declared, this.#lookAtMs);
+  }
+
+  #lookAtAll(): void {
+    const declared = this.#options.inventory.outlines();
+    this.#sights = this.fleet.look(declared.map(({ name }) => name));
+    this.#decide(declared, this.#options.clock.nowMs() + LOOK_INTERVAL_MS);
+  }
+
+  #decide(declared: readonly VmOutline[], lookAtMs: number): void {
+    const { clock } = this.#options;
+    const nowMs = clock.nowMs();
+    const vms = declared.map((vm) => this.#sight(vm, nowMs));
+    const { actions, againAtMs } = reconcile({ nowMs, bootId: this.#bootId, vms });
+    for (const action of actions) this.#begin(action);
+    this.#lookAtMs = Math.min(lookAtMs, againAtMs ?? Number.POSITIVE_INFINITY);
+    this.#cancelLook();
+    this.#cancelLook = clock.after(Math.max(0, this.#lookAtMs - nowMs), () => this.#lookAtAll());
+  }
+
+  #sight(vm: VmOutline, nowMs: number): VmSight {
+    const care = this.#careOf(vm.name);
+    const { keeper } = this.sightOf(vm.name);
+    if (keeper === 'alive' && vm.desired === 'running' && !care.busy) {
+      care.problem = null;
+      care.trace = undefined;
+      if (nowMs - care.startedAtMs > SETTLED_MS) care.failures = 0;
+      // Somebody started it by hand.
+      if (vm.started?.bootId !== this.#bootId) this.#noteStarted(vm);
+    }
+    // Only what was started and is gone has left one that says something.
+    const end = keeper === 'none' && vm.started !== null ? this.fleet.endOf(vm.name)?.reason : undefined;
+    return { vm, keeper, end, ...care };
+  }
+
+  #begin(action: HostAction): void {
+    const care = this.#careOf(action.name);
+    care.busy = true;
+    const work = this.#carryOut(action, care)
+      .then(() => {
+        care.problem = null;
+        this.#options.metrics.noteAction(action.kind, 'done');
+        this.#options.log.info(`${action.kind} done`, { vm: action.name, ...traceFacts(care.trace) });
+      })
+      .catch((thrown) => this.#noteFailure(action, { care, thrown }))
+      .finally(() => {
+        care.busy = false;
+        this.#working.delete(work);
+        this.#lookSoon(action.name);
+      });
+    this.#working.add(work);
+  }
+
+  async #carryOut(action: HostAction, care: Care): Promise<void> {
+    const { name } = action;
+    switch (action.kind) {
+      case 'start': {
+        const vm = this.#options.inventory.get(name);
+        care.startedAtMs = this.#options.clock.nowMs();
+        await this.fleet
+          .start(vm, { tokenAbove: this.#prepareStart(vm), trace: care.trace })
+          .catch((thrown) => this.#noteFailedStart(name, thrown));
+        return;
+      }
+      case 'stop':
+        await this.fleet.stop(name, { graceful: action.graceful, trace: care.trace });
+        return;
+      case 'sweep':
+        await this.fleet.sweep(name);
+        return;
+      case 'accept-end':
+        this.#noteEnded(name, { desired: 'stopped' });
+        return;
+      case 'note-end':
+        this.#noteEnded(name, {});
+        return;
+      case 'forget':
+        this.fleet.forgetEnd(name);
+        this.#care.delete(name);
+        this.#options.database.transaction(() => {
+          this.#options.inventory.forget(name);
+          this.#options.tokens.forget(name);
+          this.#options.events.publish('deleted', { vm: name });
+        });
+        return;
+      default:
+        return unreachable(action);
+    }
+  }
+
+  /**
+   * Written down before the keeper is started: a daemon that is killed meanwhile leaves a VM that was started. Whether
+   * it got so far, and how it ended, is what its keeper tells. Returns the token that it goes on above.
+   */
+  #prepareStart(vm: VmOutline): number {
+    const { name } = vm;
+    const known = this.fleet.endOf(name)?.token ?? this.sightOf(name).token;
+    if (known !== undefined) this.#options.tokens.end(name, known);
+    // Else it might be taken for the end of the keeper that is started now.
+    this.fleet.forgetEnd(name);
+    return this.#options.database.transaction(() => {
+      this.#noteStarted(vm);
+      return this.#options.tokens.begin(name);
+    });
+  }
+
+  /** One that refused took back what it had begun; of one that was killed nobody knows how far it came. */
+  #noteFailedStart(name: string, thrown: unknown): never {
+    const end = this.fleet.endOf(name);
+    const wasKilled = thrown instanceof KeeperError && thrown.code === 'KEEPER_START_FAILED';
+    this.#options.database.transaction(() => {
+      this.#options.inventory.noteEnded(name);
+      if (end !== undefined || !wasKilled) this.#options.tokens.end(name, end?.token ?? 0);
+    });
+    throw thrown;
+  }
+
+  #noteStarted({ name, version }: VmOutline): void {
+    this.#options.inventory.noteStarted(name, { version, bootId: this.#bootId });
+  }
+
+  #noteEnded(name: string, { desired }: { desired?: 'stopped' }): void {
+    const end = this.fleet.endOf(name);
+    this.#options.database.transaction(() => {
+      if (desired !== undefined) this.#options.inventory.desire(name, desired);
+      this.#options.inventory.noteEnded(name);
+      if (end !== undefined) this.#options.tokens.end(name, end.token);
+      this.#options.events.publish('ended', { vm: name, facts: { reason: end?.reason ?? 'unknown' } });
+    });
+    // After the note of it: whoever is killed in between finds it again.
+    this.fleet.forgetEnd(name);
+  }
+
+  #noteFailure(action: HostAction, { care, thrown }: { care: Care; thrown: unknown }): void {
+    this.#options.metrics.noteAction(action.kind, 'failed');
+    care.failures += 1;
+    care.failedAtMs = this.#options.clock.nowMs();
+    care.problem =
+      thrown instanceof UnderstudyError
+        ? {
+            code: thrown.code,
+            message: thrown.message,
+            ...(thrown.hint !== undefined && { hint: thrown.hint }),
+          }
+        : { code: 'HOST_INTERNAL', message: messageOf(thrown) };
+    const facts = { ...errorFacts(thrown), ...traceFacts(care.trace) };
+    this.#options.log.warn(`${action.kind} failed`, { vm: action.name, ...facts });
+    this.#options.events.publish(`${action.kind}-failed`, { vm: action.name, facts });
+  }
+
+  #careOf(name: string): Care {
+    let care = this.#care.get(name);
+    if (care === undefined) {
+      care = { busy: false, failures: 0, failedAtMs: 0, startedAtMs: 0, problem: null, trace: undefined };
+      this.#care.set(name, care);
+    }
+    return care;
+  }
+}

@@ -1,0 +1,239 @@
+import type { Histogram } from '../base/measurement.ts';
+import type { KeeperFigures } from '../control/keeper-scrape.ts';
+import type { VmMetrics } from '../control/vm-metrics.ts';
+import { PHASES } from '../shadow/protection.ts';
+import { histogramSeries, type MetricFamily } from './metric-family.ts';
+import { type CountedVm, isWatched } from './vm-stats.ts';
+
+const SECONDS = 1 / 1000;
+
+interface ValueRow {
+  readonly name: string;
+  readonly type: 'gauge' | 'counter';
+  readonly help: string;
+  readonly of: (vm: VmMetrics) => number | null | undefined;
+}
+
+/** One value for each VM whose keeper answers; none where there is nothing to say. */
+const VALUES: readonly ValueRow[] = [
+  {
+    name: 'understudy_vm_memory_bytes',
+    type: 'gauge',
+    help: 'Memory of the guest.',
+    of: (vm) => vm.memoryBytes,
+  },
+  {
+    name: 'understudy_vm_keeper_uptime_seconds',
+    type: 'gauge',
+    help: 'Since the keeper started.',
+    of: (vm) => vm.upMs * SECONDS,
+  },
+  {
+    name: 'understudy_vm_epochs_committed_total',
+    type: 'counter',
+    help: 'Epochs that the shadow holds.',
+    of: (vm) => vm.epochs.commits,
+  },
+  {
+    name: 'understudy_vm_epoch_committed',
+    type: 'gauge',
+    help: 'Number of the newest committed epoch.',
+    of: (vm) => vm.epochs.committed,
+  },
+  {
+    name: 'understudy_vm_epoch_open',
+    type: 'gauge',
+    help: 'Number of the epoch that collects changes now.',
+    of: (vm) => vm.epochs.open,
+  },
+  {
+    name: 'understudy_vm_shadow_enabled',
+    type: 'gauge',
+    help: '1 if the VM shall have a shadow, else 0.',
+    of: (vm) => (vm.shadowEnabled ? 1 : 0),
+  },
+  {
+    name: 'understudy_vm_shadow_lag_seconds',
+    type: 'gauge',
+    help: 'Since the newest committed epoch was cut: what the loss of the primary would set the guest back by.',
+    of: (vm) => seconds(vm.shadow?.lagMs),
+  },
+  {
+    name: 'understudy_vm_shadow_copied_ratio',
+    type: 'gauge',
+    help: 'Share of the memory that a new shadow has got so far; 1 from then on.',
+    of: (vm) => vm.shadow?.copiedShare,
+  },
+  {
+    name: 'understudy_vm_pause_ratio',
+    type: 'gauge',
+    help: 'Share of time that the guest has stood still since its shadow is in sync.',
+    of: (vm) => vm.epochs.pauseShare,
+  },
+  {
+    name: 'understudy_vm_pause_ratio_max',
+    type: 'gauge',
+    help: 'Bound of that share.',
+    of: (vm) => vm.epochs.pauseShareMax,
+  },
+  {
+    name: 'understudy_vm_held_items',
+    type: 'gauge',
+    help: 'Frames and pieces of output that wait for a commit.',
+    of: (vm) => vm.links.heldItems,
+  },
+  {
+    name: 'understudy_vm_held_bytes',
+    type: 'gauge',
+    help: 'Output that waits for a commit.',
+    of: (vm) => vm.links.heldBytes,
+  },
+  {
+    name: 'understudy_vm_logged_items',
+    type: 'gauge',
+    help: 'Frames and pieces of input that no committed epoch holds.',
+    of: (vm) => vm.links.loggedItems,
+  },
+  {
+    name: 'understudy_vm_logged_bytes',
+    type: 'gauge',
+    help: 'Input that no committed epoch holds.',
+    of: (vm) => vm.links.loggedBytes,
+  },
+  {
+    name: 'understudy_vm_released_items_total',
+    type: 'counter',
+    help: 'Output that left after its commit.',
+    of: (vm) => vm.links.releasedItems,
+  },
+  {
+    name: 'understudy_vm_replayed_items_total',
+    type: 'counter',
+    help: 'Input that was delivered again after a takeover.',
+    of: (vm) => vm.links.replayedItems,
+  },
+  {
+    name: 'understudy_vm_dropped_items_total',
+    type: 'counter',
+    help: 'Output of epochs that were never committed: nobody has seen it.',
+    of: (vm) => vm.links.droppedItems,
+  },
+  {
+    name: 'understudy_vm_refused_items_total',
+    type: 'counter',
+    help: 'Output that left and that the uplink did not take.',
+    of: (vm) => vm.links.refusedItems,
+  },
+  {
+    name: 'understudy_vm_promotions_total',
+    type: 'counter',
+    help: 'Takeovers by a shadow, planned ones too.',
+    of: (vm) => vm.promotions,
+  },
+  {
+    name: 'understudy_vm_restarts_total',
+    type: 'counter',
+    help: 'Cold restarts: the memory was lost.',
+    of: (vm) => vm.restarts,
+  },
+  {
+    name: 'understudy_vm_guest_clock_error_seconds',
+    type: 'gauge',
+    help: "The guest's clock minus the host's at the last reading, before it was set right.",
+    of: (vm) => seconds(vm.clock.errorMs),
+  },
+  {
+    name: 'understudy_vm_guest_clock_answer_age_seconds',
+    type: 'gauge',
+    help: 'Since that reading.',
+    of: (vm) => seconds(vm.clock.answeredAgoMs),
+  },
+  {
+    name: 'understudy_vm_guest_clock_corrections_total',
+    type: 'counter',
+    help: "How often the guest's clock was set.",
+    of: (vm) => vm.clock.corrections,
+  },
+];
+
+interface HistogramRow {
+  readonly name: string;
+  readonly help: string;
+  readonly scale: number;
+  readonly of: (vm: VmMetrics) => Histogram;
+}
+
+const HISTOGRAMS: readonly HistogramRow[] = [
+  {
+    name: 'understudy_vm_pause_seconds',
+    help: 'How long the guest stood still for an epoch.',
+    scale: SECONDS,
+    of: ({ epochs }) => epochs.pauseMs.histogram,
+  },
+  {
+    name: 'understudy_vm_commit_seconds',
+    help: 'From the beginning of the pause until what the epoch held has left.',
+    scale: SECONDS,
+    of: ({ epochs }) => epochs.commitMs.histogram,
+  },
+  {
+    name: 'understudy_vm_epoch_dirty_pages',
+    help: 'Pages of 4096 bytes that were written in an epoch.',
+    scale: 1,
+    of: ({ epochs }) => epochs.dirtyPages.histogram,
+  },
+  {
+    name: 'understudy_vm_promote_seconds',
+    help: 'From the proof that the old primary is dead until the shadow runs.',
+    scale: SECONDS,
+    of: ({ promoteMs }) => promoteMs.histogram,
+  },
+  {
+    name: 'understudy_vm_outage_seconds',
+    help: 'From the first sign that the primary is gone until the guest runs again.',
+    scale: SECONDS,
+    of: ({ outageMs }) => outageMs.histogram,
+  },
+];
+
+/** What is said of single VMs. The only label that grows with them is `vm`; one that is forgotten is gone from here too. */
+export function vmFamilies(vms: readonly CountedVm[], figures: KeeperFigures): MetricFamily[] {
+  const answered = vms.flatMap(({ name }) => {
+    const metrics = figures.get(name);
+    return metrics === undefined ? [] : [{ labels: { vm: name }, metrics }];
+  });
+  const up: MetricFamily = {
+    name: 'understudy_vm_up',
+    help: '1 if the keeper of a VM that runs or shall run answered just now, else 0.',
+    type: 'gauge',
+    series: vms
+      .filter(isWatched)
+      .map(({ name }) => ({ labels: { vm: name }, value: figures.get(name) === undefined ? 0 : 1 })),
+  };
+  const phase: MetricFamily = {
+    name: 'understudy_vm_phase',
+    help: '1 for the phase that the VM is in, 0 for all others.',
+    type: 'gauge',
+    series: answered.flatMap(({ labels, metrics }) =>
+      PHASES.map((each) => ({ labels: { ...labels, phase: each }, value: each === metrics.phase ? 1 : 0 })),
+    ),
+  };
+  const values = VALUES.map(({ of, ...family }): MetricFamily => {
+    const series = answered.flatMap(({ labels, metrics }) => {
+      const value = of(metrics);
+      return value === null || value === undefined ? [] : [{ labels, value }];
+    });
+    return { ...family, series };
+  });
+  const histograms = HISTOGRAMS.map(({ name, help, scale, of }): MetricFamily => {
+    const series = answered.flatMap(({ labels, metrics }) =>
+      histogramSeries(of(metrics), { name, labels, scale }),
+    );
+    return { name, type: 'histogram', help, series };
+  });
+  return [up, phase, ...values, ...histograms];
+}
+
+function seconds(ms: number | null | undefined): number | null {
+  return ms === null || ms === undefined ? null : ms * SECONDS;
+}

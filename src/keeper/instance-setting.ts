@@ -1,0 +1,16 @@
+import { CgroupTree } from '../linux/cgroup.ts';
+import type { InstanceSetting } from './instance.ts';
+import type { KeeperOptions } from './keeper-options.ts';
+
+/** What all QEMUs of this keeper have in common. Says so where they have to run without a limit. */
+export function settingOf(options: KeeperOptions): InstanceSetting {
+  const { runDirectory, log } = options;
+  const cgroups = CgroupTree.detect();
+  if (cgroups.kind === 'unusable') log.warn('standby runs without CPU limit', { reason: cgroups.reason });
+  return {
+    ...options,
+    runDirectory: runDirectory.path,
+    memoryDirectory: runDirectory.memoryPath,
+    cgroups: cgroups.kind === 'usable' ? cgroups.tree : undefined,
+  };
+}

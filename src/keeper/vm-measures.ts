@@ -1,0 +1,55 @@
+import type { Measurement } from '../base/measurement.ts';
+import type { Measured, VmMetrics } from '../control/vm-metrics.ts';
+import type { GuestLink, GuestLinkStats } from '../net/guest-link.ts';
+import type { KnownVm } from './vm-description.ts';
+
+/** What is measured of a VM, for those who ask again and again. */
+export function measureVm({ spec, state, shadow, epochs, ...vm }: KnownVm): VmMetrics {
+  const pipeline = shadow?.pipeline;
+  return {
+    phase: state.phase,
+    upMs: vm.upMs,
+    memoryBytes: spec.memoryBytes,
+    epochs: {
+      committed: vm.committed,
+      open: pipeline?.openEpoch ?? null,
+      commits: epochs.commitMs.count,
+      pauseMs: measured(epochs.pauseMs),
+      commitMs: measured(epochs.commitMs),
+      dirtyPages: measured(epochs.dirtyPages),
+      pauseShare: pipeline?.pauseShare ?? 0,
+      pauseShareMax: spec.shadow.pauseShare,
+    },
+    shadowEnabled: spec.shadow.enabled,
+    shadow: shadow === undefined ? null : { copiedShare: shadow.copiedShare, lagMs: pipeline?.lagMs ?? null },
+    clock: vm.guestClock,
+    links: totals(vm.links),
+    promotions: state.promotions,
+    restarts: state.restarts,
+    promoteMs: measured(vm.takeovers.promoteMs),
+    outageMs: measured(vm.takeovers.outageMs),
+  };
+}
+
+function measured(measurement: Measurement): Measured {
+  const { bounds, counts, sum } = measurement.histogram();
+  return {
+    recent: { ...measurement.summary() },
+    histogram: { bounds: [...bounds], counts: [...counts], sum },
+  };
+}
+
+function totals(links: readonly GuestLink[]): VmMetrics['links'] {
+  const stats = links.map((link) => link.stats());
+  const total = (name: keyof GuestLinkStats) => stats.reduce((sum, link) => sum + link[name], 0);
+  return {
+    heldItems: total('heldItems'),
+    heldBytes: total('heldBytes'),
+    loggedItems: total('loggedItems'),
+    loggedBytes: total('loggedBytes'),
+    releasedItems: total('releasedItems'),
+    replayedItems: total('replayedItems'),
+    droppedItems: total('droppedItems'),
+    refusedItems: total('refusedItems'),
+  };
+}
