@@ -123,6 +123,31 @@ describe('events at the client', () => {
     await server[Symbol.asyncDispose]();
   });
 
+  it('begin with those to come where nobody says after which, and none is lost when the host ends before the first', async () => {
+    using directory = socketDirectory();
+    const socketPath = join(directory.path, 'api.sock');
+    const service = new MemoryService();
+    const listen = () => ApiServer.listen({ service, socketPath, clock: systemClock, log: silentLogger });
+    service.emit('alpha', 'early');
+    let server = await listen();
+    const abort = new AbortController();
+    const client = new ApiClient({ socketPath, clock: systemClock });
+    const got: number[] = [];
+    const reading = collect(client.events({ signal: abort.signal }), (event) => got.push(event.id));
+    await expect.poll(() => connectionsTo({ socketPath })).toBe(1);
+    // The place has been told with the head of the answer when this one has been answered.
+    await client.call('getHealth', {});
+    await server[Symbol.asyncDispose]();
+    service.emit('alpha', 'unseen');
+    server = await listen();
+    await expect.poll(() => got, { timeout: 10_000 }).toEqual([2]);
+    service.emit('alpha', 'live');
+    await expect.poll(() => got).toEqual([2, 3]);
+    abort.abort(new Error('enough'));
+    await expect(reading).rejects.toThrow('enough');
+    await server[Symbol.asyncDispose]();
+  });
+
   it('let their connection go when the reader has enough', async () => {
     await using api = await serveApi();
     api.service.emit('alpha', 'tick');
@@ -136,7 +161,7 @@ describe('events at the client', () => {
 });
 
 /** Connections that the kernel knows: a listening socket is in state 01, a connected one in 03. */
-function connectionsTo({ socketPath }: ServedApi): number {
+function connectionsTo({ socketPath }: Pick<ServedApi, 'socketPath'>): number {
   const lines = readFileSync('/proc/net/unix', 'utf8').split('\n');
   return lines.filter((line) => line.endsWith(` ${socketPath}`) && line.split(' ')[5] === '03').length;
 }

@@ -2,6 +2,7 @@ import { once } from 'node:events';
 import { request as httpRequest, type IncomingMessage } from 'node:http';
 import { describe, expect, it } from 'vitest';
 import { z } from 'zod';
+import { ApiError, type ApiErrorCode } from './api-error.ts';
 import { ask, type RawAnswer, type RawRequest, type ServedApi, serveApi } from './api-fixture.ts';
 
 interface Operation {
@@ -108,6 +109,45 @@ const talk: readonly [string, RawRequest, number][] = [
   ['deleteVm', { method: 'DELETE', path: vm }, 404],
 ];
 
+const tooLarge = JSON.stringify({ spec: 'x'.repeat(1_300_000) });
+const failing = (code: string) => async () => {
+  throw new ApiError(code as ApiErrorCode, 'it did not work');
+};
+const key = { 'idempotency-key': 'k1' };
+
+/** Each refused, with this status, and with a host that fails in this way when it is asked to promote. */
+const refusals: readonly (readonly [string, RawRequest, number, (() => Promise<void>)?])[] = [
+  ['listHosts', { path: '/v1/hosts?limit=0' }, 400],
+  ['listHosts', { path: '/v1/hosts?more=1' }, 400],
+  ['getHost', { path: '/v1/hosts/elsewhere' }, 404],
+  ['listVms', { path: '/v1/vms?limit=1001' }, 400],
+  ['listVms', { path: '/v1/vms?after=A' }, 400],
+  ['declareVm', post('/v1/vms', { body: tooLarge }), 413],
+  ['declareVm', post('/v1/vms', { body, headers: { 'content-type': 'text/plain' } }), 415],
+  ['declareVm', post('/v1/vms', { body: '{"spec":' }), 400],
+  ['declareVm', post('/v1/vms', { body, headers: { 'idempotency-key': 'two words' } }), 400],
+  ['declareVm', post('/v1/vms', { body }), 409],
+  ['declareVm', post('/v1/vms', { body: '{"spec":"x"}' }), 422],
+  ['declareVm', post('/v1/vms', { body, headers: { 'x-much': 'x'.repeat(20_000) } }), 431],
+  ['getVm', { path: '/v1/vms/beta' }, 404],
+  ['getVm', { path: '/v1/vms/Beta' }, 400],
+  ['changeVm', put('"7"'), 412],
+  ['changeVm', put('7'), 400],
+  ['changeVm', put('', { headers: {} }), 428],
+  ['deleteVm', { method: 'DELETE', path: vm, headers: { 'if-match': 'W/"1"' } }, 400],
+  ['deleteVm', { method: 'DELETE', path: '/v1/vms/beta' }, 404],
+  ['startVm', post('/v1/vms/beta/start'), 404],
+  ['stopVm', post('/v1/vms/beta/stop'), 404],
+  ['stopVm', post(`${vm}/stop`, { body: '[]' }), 400],
+  ['promoteVm', post('/v1/vms/beta/promote', { headers: key }), 404],
+  ['promoteVm', post(`${vm}/promote`, { headers: key }), 422],
+  ['promoteVm', post(`${vm}/promote`), 409, failing('KEEPER_NOT_PROTECTED')],
+  ['promoteVm', post(`${vm}/promote`), 503, failing('KEEPER_NO_ANSWER')],
+  ['promoteVm', post(`${vm}/promote`), 500, () => Promise.reject(new Error('disk on fire'))],
+  ['listEvents', { path: '/v1/events?after=1e3' }, 400],
+  ['streamEvents', { path: '/v1/events/stream', headers: { 'last-event-id': 'x' } }, 400],
+];
+
 describe('the OpenAPI document', () => {
   it('describes every answer of every route', async () => {
     await using api = await serveApi();
@@ -120,6 +160,42 @@ describe('the OpenAPI document', () => {
     }
     const answered = talk.filter(([, , status]) => status < 300).map(([id]) => id);
     expect(new Set([...answered, 'streamEvents'])).toEqual(new Set(byId.keys()));
+  });
+
+  it('describes every refusal, of every route that asks for something', async () => {
+    await using api = await serveApi();
+    const described = await document(api);
+    const byId = operations(described);
+    await ask(api.socketPath, post('/v1/vms', { body }));
+    const statuses = new Set<number>();
+    const refused = new Set<string>();
+    for (const [id, request, status, promotion] of refusals) {
+      api.service.promotion = promotion ?? (async () => {});
+      const before = api.service.state();
+      const answer = await ask(api.socketPath, request);
+      const operation = byId.get(id) ?? expect.unreachable(`${id} is not described`);
+      expect([id, answer.status, fault(operation, answer, described)]).toEqual([id, status, undefined]);
+      expect(JSON.parse(answer.text)).toMatchObject({ status, code: expect.stringMatching(/^[A-Z_]+$/) });
+      // Nothing of it was done, but that somebody tried to promote.
+      if (promotion === undefined) expect(api.service.state()).toBe(before);
+      statuses.add(status);
+      refused.add(id);
+    }
+    // What asks for nothing can only be asked in a wrong way that belongs to no route.
+    const asksNothing = ['getHealth', 'getOpenApi'];
+    expect([...byId.keys()].filter((id) => !refused.has(id)).sort()).toEqual(asksNothing);
+    expect([...statuses].sort()).toEqual([400, 404, 409, 412, 413, 415, 422, 428, 431, 500, 503]);
+    const problem = checkerOf(described.components.schemas.Problem ?? {}, described);
+    for (const [request, status] of [
+      [{ path: '/v1/nothing' }, 404],
+      [{ method: 'PATCH', path: '/v1/health' }, 405],
+      [{ method: 'DELETE', path: '/openapi.json' }, 405],
+      [{ path: '/v1/host' }, 404],
+    ] as const) {
+      const answer = await ask(api.socketPath, request);
+      expect(answer.status).toBe(status);
+      expect(problem.safeParse(JSON.parse(answer.text)).error).toBeUndefined();
+    }
   });
 
   it('describes what is streamed', async () => {

@@ -5,6 +5,7 @@ import { parseVmSpec, readVmSpec } from '../config/vm-spec.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
 import { EXIT_CODES } from './exit-codes.ts';
 import { type Goal, hostClient, untilVm } from './host-connection.ts';
+import { Interruption } from './interruption.ts';
 import type { Output } from './output.ts';
 
 export interface ChangeOptions {
@@ -47,6 +48,8 @@ export async function change(
 async function restart(name: string, { wait, timeoutMs }: ChangeOptions, out: Output): Promise<Vm> {
   const client = hostClient();
   const params = { name };
+  // Ctrl-C ends the waiting below, and at no other moment this command: the VM would be left stopped.
+  using _interruption = new Interruption();
   try {
     await client.call('stopVm', { params });
     await untilVm(name, { goal: 'absent', timeoutMs, out });

@@ -2,11 +2,17 @@ import type { VmEvent } from '../control/vm-event.ts';
 
 /** `14:03:07.123  redis-demo  promoted  epoch 812  instance=2 promoteMs=9.3` */
 export function eventText({ time, vm, kind, epoch, facts }: VmEvent): string {
-  const pairs = Object.entries(facts).map(([key, value]) => `${key}=${factText(value)}`);
-  return [localTime(time), vm, kind, `epoch ${epoch}`, pairs.join(' ')].join('  ').trimEnd();
+  return [localTime(time), vm, kind, `epoch ${epoch}`, factsText(facts)].join('  ').trimEnd();
 }
 
-function localTime(iso: string): string {
+/** `instance=2 promoteMs=9.3` */
+export function factsText(facts: Readonly<Record<string, unknown>>): string {
+  return Object.entries(facts)
+    .map(([key, value]) => `${key}=${factText(value)}`)
+    .join(' ');
+}
+
+export function localTime(iso: string): string {
   const at = new Date(iso);
   const digits = (value: number, width: number) => String(value).padStart(width, '0');
   const clock = [at.getHours(), at.getMinutes(), at.getSeconds()].map((part) => digits(part, 2)).join(':');

@@ -111,11 +111,20 @@ function addQueries(program: Command, out: Output, finish: Finish): void {
     });
   command(program, 'events [name]', 'show what happened to one VM or to all')
     .option('--follow', 'go on with the events to come, until the VMs end', false)
-    .option('--since <number>', 'only events after this number', wholeNumber, 0)
-    .addHelpText('after', examples('understudy events redis-demo --follow', 'understudy events --json'))
-    .action(async (name: string | undefined, options) => {
+    .option('--since <number>', 'only events after this number', wholeNumber)
+    .option('--host', 'those that the host knows, also of VMs that are gone', false)
+    .addHelpText(
+      'after',
+      examples('understudy events redis-demo --follow', 'understudy events --host --follow --json'),
+    )
+    .action(async (name: string | undefined, { host, follow, since }) => {
+      if (host) {
+        const { hostEvents } = await import('./host-events.ts');
+        finish(await hostEvents({ vm: name, follow, since }, out));
+        return;
+      }
       const { events } = await import('./events-command.ts');
-      finish(await events(name, options, out));
+      finish(await events(name, { follow, since: since ?? 0 }, out));
     });
 }
 

@@ -17,6 +17,7 @@ import { createInterface } from 'node:readline';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { systemClock as clock } from '../base/clock.ts';
 import { CgroupTree } from '../linux/cgroup.ts';
+import { readEnd, writeEnd } from './keeper-end.ts';
 import { identityOf, isAlive } from './process-identity.ts';
 import { RunDirectory } from './run-directory.ts';
 
@@ -156,6 +157,45 @@ describe('a run directory', () => {
     expect(existsSync(failed.memoryPath)).toBe(false);
     expect(await RunDirectory.sweep('a', { clock })).toEqual({ kind: 'swept', endedPids: [] });
     expect(RunDirectory.list()).toEqual([]);
+  });
+});
+
+describe('the token in a run directory', () => {
+  it('goes on above what a killed keeper had written down, and above what a host says', async () => {
+    const holder = await startHolder('a', { token: 7 });
+    await kill(holder);
+    const next = await RunDirectory.open('a', { clock, tokenAbove: 3 });
+    expect(next.token).toBe(7);
+    next.record({ token: 8 });
+    next.leaveLogs();
+    using after = await RunDirectory.open('a', { clock, tokenAbove: 20 });
+    expect(after.token).toBe(20);
+    expect(RunDirectory.find('a')?.record?.token).toBe(20);
+  });
+
+  it('would begin anew where neither is known', async () => {
+    const first = await RunDirectory.open('a', { clock });
+    first.record({ token: 7 });
+    first.remove();
+    using next = await RunDirectory.open('a', { clock });
+    expect(next.token).toBe(0);
+  });
+});
+
+describe('how a keeper ended', () => {
+  it('can be read by who comes later, and is nothing where it is damaged or was not written', () => {
+    const path = join(folder, 'end.json');
+    const end = { bootId: 'boot', reason: 'powered-off', token: 3 } as const;
+    expect(readEnd(path)).toBeUndefined();
+    writeEnd(path, end);
+    expect(readEnd(path)).toEqual(end);
+    writeEnd(path, { ...end, reason: 'failed' });
+    expect(readEnd(path)).toEqual({ ...end, reason: 'failed' });
+    expect(readdirSync(folder)).toEqual(['end.json']);
+    for (const text of ['', '{"bootId":"boot"', '{"bootId":"boot","reason":"bored","token":3}']) {
+      writeFileSync(path, text);
+      expect(readEnd(path)).toBeUndefined();
+    }
   });
 });
 

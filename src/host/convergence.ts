@@ -4,11 +4,11 @@ import type { Clock } from '../base/clock.ts';
 import { errorFacts, messageOf, UnderstudyError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { type Trace, traceFacts } from '../base/trace.ts';
-import { KeeperError } from '../control/keeper-error.ts';
 import { bootId } from '../control/process-identity.ts';
 import type { EventLog } from './event-log.ts';
 import type { HostMetrics } from './host-metrics.ts';
 import { type FleetSight, KeeperFleet, NOTHING } from './keeper-fleet.ts';
+import { KeeperLedger } from './keeper-ledger.ts';
 import { type HostAction, reconcile, type VmSight } from './reconcile.ts';
 import type { StateDatabase } from './state-database.ts';
 import type { VmInventory, VmOutline } from './vm-inventory.ts';
@@ -45,6 +45,7 @@ interface Care {
 /** Makes declared VMs what they are desired to be: looks, lets `reconcile` decide, acts, and looks again. */
 export class Convergence implements AsyncDisposable {
   readonly fleet: KeeperFleet;
+  readonly #ledger: KeeperLedger;
   readonly #options: ConvergenceOptions;
   readonly #bootId = bootId();
   readonly #care = new Map<string, Care>();
@@ -68,6 +69,7 @@ export class Convergence implements AsyncDisposable {
       onEvent: (event, keeper) => events.take(event, { keeper }),
       onChange: (vm) => this.#lookSoon(vm),
     });
+    this.#ledger = new KeeperLedger({ ...options, fleet: this.fleet });
   }
 
   /** Takes the VMs back that run, and goes on from there. */
@@ -148,7 +150,7 @@ export class Convergence implements AsyncDisposable {
       care.trace = undefined;
       if (nowMs - care.startedAtMs > SETTLED_MS) care.failures = 0;
       // Somebody started it by hand.
-      if (vm.started?.bootId !== this.#bootId) this.#noteStarted(vm);
+      if (vm.started?.bootId !== this.#bootId) this.#ledger.noteStarted(vm);
     }
     // Only what was started and is gone has left one that says something.
     const end = keeper === 'none' && vm.started !== null ? this.fleet.endOf(vm.name)?.reason : undefined;
@@ -179,9 +181,13 @@ export class Convergence implements AsyncDisposable {
       case 'start': {
         const vm = this.#options.inventory.get(name);
         care.startedAtMs = this.#options.clock.nowMs();
-        await this.fleet
-          .start(vm, { tokenAbove: this.#prepareStart(vm), trace: care.trace })
-          .catch((thrown) => this.#noteFailedStart(name, thrown));
+        const tokenAbove = this.#ledger.prepareStart(vm, { recorded: this.sightOf(name).token });
+        try {
+          await this.fleet.start(vm, { tokenAbove, trace: care.trace });
+        } catch (thrown) {
+          this.#ledger.noteFailedStart(name, thrown);
+          throw thrown;
+        }
         return;
       }
       case 'stop':
@@ -191,66 +197,18 @@ export class Convergence implements AsyncDisposable {
         await this.fleet.sweep(name);
         return;
       case 'accept-end':
-        this.#noteEnded(name, { desired: 'stopped' });
+        this.#ledger.noteEnded(name, { desired: 'stopped' });
         return;
       case 'note-end':
-        this.#noteEnded(name, {});
+        this.#ledger.noteEnded(name);
         return;
       case 'forget':
-        this.fleet.forgetEnd(name);
         this.#care.delete(name);
-        this.#options.database.transaction(() => {
-          this.#options.inventory.forget(name);
-          this.#options.tokens.forget(name);
-          this.#options.events.publish('deleted', { vm: name });
-        });
+        this.#ledger.forget(name);
         return;
       default:
         return unreachable(action);
     }
-  }
-
-  /**
-   * Written down before the keeper is started: a daemon that is killed meanwhile leaves a VM that was started. Whether
-   * it got so far, and how it ended, is what its keeper tells. Returns the token that it goes on above.
-   */
-  #prepareStart(vm: VmOutline): number {
-    const { name } = vm;
-    const known = this.fleet.endOf(name)?.token ?? this.sightOf(name).token;
-    if (known !== undefined) this.#options.tokens.end(name, known);
-    // Else it might be taken for the end of the keeper that is started now.
-    this.fleet.forgetEnd(name);
-    return this.#options.database.transaction(() => {
-      this.#noteStarted(vm);
-      return this.#options.tokens.begin(name);
-    });
-  }
-
-  /** One that refused took back what it had begun; of one that was killed nobody knows how far it came. */
-  #noteFailedStart(name: string, thrown: unknown): never {
-    const end = this.fleet.endOf(name);
-    const wasKilled = thrown instanceof KeeperError && thrown.code === 'KEEPER_START_FAILED';
-    this.#options.database.transaction(() => {
-      this.#options.inventory.noteEnded(name);
-      if (end !== undefined || !wasKilled) this.#options.tokens.end(name, end?.token ?? 0);
-    });
-    throw thrown;
-  }
-
-  #noteStarted({ name, version }: VmOutline): void {
-    this.#options.inventory.noteStarted(name, { version, bootId: this.#bootId });
-  }
-
-  #noteEnded(name: string, { desired }: { desired?: 'stopped' }): void {
-    const end = this.fleet.endOf(name);
-    this.#options.database.transaction(() => {
-      if (desired !== undefined) this.#options.inventory.desire(name, desired);
-      this.#options.inventory.noteEnded(name);
-      if (end !== undefined) this.#options.tokens.end(name, end.token);
-      this.#options.events.publish('ended', { vm: name, facts: { reason: end?.reason ?? 'unknown' } });
-    });
-    // After the note of it: whoever is killed in between finds it again.
-    this.fleet.forgetEnd(name);
   }
 
   #noteFailure(action: HostAction, { care, thrown }: { care: Care; thrown: unknown }): void {

@@ -63,8 +63,11 @@ const MIGRATIONS: readonly string[] = [
     open INTEGER NOT NULL
   ) STRICT, WITHOUT ROWID;
   ALTER TABLE events ADD COLUMN token INTEGER;
+  CREATE INDEX answersByAge ON answers (storedMs);
   `,
 ];
+
+const BUSY_MAX_MS = 5000;
 
 /** The newest version of the state that this program knows. */
 export const STATE_VERSION = MIGRATIONS.length;
@@ -123,7 +126,8 @@ export class StateDatabase implements Disposable {
     let sql: DatabaseSync | undefined;
     try {
       closeSync(openSync(path, 'a', 0o600));
-      sql = new DatabaseSync(path);
+      // A backup may be opening or closing it just now.
+      sql = new DatabaseSync(path, { timeout: BUSY_MAX_MS });
       sql.exec('PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON');
       assertWhole(sql, path);
       migrate(sql, path);

@@ -179,6 +179,32 @@ describe('the event log', () => {
   });
 });
 
+describe('the tokens of a VM', () => {
+  it('go on where its last keeper ended, and far above where nobody knows that', () => {
+    {
+      using database = StateDatabase.open(path);
+      const tokens = new VmTokens(database);
+      expect(tokens.begin('a')).toBe(0);
+      tokens.note('a', 2);
+      // Read again from a journal: it does not go back.
+      tokens.note('a', 1);
+      tokens.end('a', 4);
+      expect(tokens.begin('a')).toBe(4);
+    }
+    using database = StateDatabase.open(path);
+    const tokens = new VmTokens(database);
+    // The keeper that began above 4 is gone, and so is what it knew.
+    expect(tokens.begin('a')).toBe(1_000_004);
+    tokens.end('a', 1_000_006);
+    // The last events of a keeper may be read after its end was noted.
+    tokens.note('a', 1_000_006);
+    expect(tokens.begin('a')).toBe(1_000_006);
+    expect(tokens.begin('b')).toBe(0);
+    tokens.forget('a');
+    expect(tokens.begin('a')).toBe(0);
+  });
+});
+
 it('an answer is recalled for a day', () => {
   let wallMs = 1_000_000;
   using database = StateDatabase.open(path);

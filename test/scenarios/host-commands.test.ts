@@ -3,6 +3,7 @@ import { once } from 'node:events';
 import { existsSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { hostname, tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { createInterface } from 'node:readline';
 import { DatabaseSync } from 'node:sqlite';
 import { text } from 'node:stream/consumers';
 import { fileURLToPath } from 'node:url';
@@ -198,6 +199,34 @@ describe('understudy backup and restore', () => {
 function disposable(sql: DatabaseSync): DatabaseSync & Disposable {
   return Object.assign(sql, { [Symbol.dispose]: () => sql.close() });
 }
+
+describe('understudy events --host', () => {
+  it('shows what the host knows, and with --follow what is to come, over a restart of the daemon', async () => {
+    await daemon.client.call('declareVm', {
+      body: { spec: `name: kept\nmemory: 128MiB\n${boot}`, directory: '/', desired: 'stopped' },
+    });
+    const past = (await understudy('events', '--host')).stdout;
+    expect(past).toMatch(
+      / {2}1 {2}host {2}host-started {2}pid=\d+ .*\n.* {2}2 {2}kept {2}declared {2}desired=stopped\n$/,
+    );
+    const since = await understudy('events', 'kept', '--host', '--since', '1', '--json');
+    expect(since.json()).toMatchObject({ id: 2, vm: 'kept', kind: 'declared', token: null });
+
+    const child = spawn(process.execPath, [CLI, 'events', '--host', '--follow', '--since', '2', '--json'], {
+      stdio: ['ignore', 'pipe', 'inherit'],
+    });
+    const closed = once(child, 'close');
+    const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
+    const nextKind = async () => JSON.parse((await lines.next()).value ?? '').kind;
+    await daemon.client.call('deleteVm', { params: { name: 'kept' } });
+    expect([await nextKind(), await nextKind()]).toEqual(['deleting', 'deleted']);
+    await daemon.end('SIGKILL');
+    daemon = await HostDaemon.start({ folder, memoryFolder });
+    expect(await nextKind()).toBe('host-started');
+    child.kill('SIGINT');
+    expect((await closed)[0]).toBe(130);
+  });
+});
 
 describe('understudy hosts', () => {
   it('shows the daemon, its machine and its VMs', async () => {
