@@ -99,6 +99,18 @@ const talk: readonly [string, RawRequest, number][] = [
   ['stopVm', post(`${vm}/stop`), 200],
   ['stopVm', post(`${vm}/stop`, { body: '{"graceful":false}' }), 200],
   ['stopVm', post(`${vm}/stop`, { body: '{"graceful":7}' }), 400],
+  ['startVm', post(`${vm}/start`, { body: '{"from":"snapshot","discard":true}' }), 200],
+  ['startVm', post(`${vm}/start`, { body: '{"from":"nowhere"}' }), 400],
+  ['stopVm', post(`${vm}/stop`, { body: '{"termination":"suspend"}' }), 200],
+  ['stopVm', post(`${vm}/stop`, { body: '{"termination":"keep"}' }), 400],
+  ['protectVm', post(`${vm}/protect`), 200],
+  ['protectVm', post('/v1/vms/beta/protect'), 404],
+  ['unprotectVm', post(`${vm}/unprotect`), 200],
+  ['testFailover', post(`${vm}/test-failover`), 200],
+  ['testFailover', post('/v1/vms/beta/test-failover'), 404],
+  ['deleteSavedState', { method: 'DELETE', path: `${vm}/saved/snapshot` }, 204],
+  ['deleteSavedState', { method: 'DELETE', path: `${vm}/saved/snapshot` }, 404],
+  ['deleteSavedState', { method: 'DELETE', path: `${vm}/saved/memory` }, 400],
   ['promoteVm', post(`${vm}/promote`), 200],
   ['promoteVm', post('/v1/vms/beta/promote'), 404],
   ['listEvents', { path: '/v1/events?after=1&limit=2&vm=alpha' }, 200],
@@ -139,6 +151,10 @@ const refusals: readonly (readonly [string, RawRequest, number, (() => Promise<v
   ['startVm', post('/v1/vms/beta/start'), 404],
   ['stopVm', post('/v1/vms/beta/stop'), 404],
   ['stopVm', post(`${vm}/stop`, { body: '[]' }), 400],
+  ['protectVm', post('/v1/vms/beta/protect'), 404],
+  ['unprotectVm', post('/v1/vms/beta/unprotect'), 404],
+  ['testFailover', post('/v1/vms/beta/test-failover'), 404],
+  ['deleteSavedState', { method: 'DELETE', path: `${vm}/saved/memory` }, 400],
   ['promoteVm', post('/v1/vms/beta/promote', { headers: key }), 404],
   ['promoteVm', post(`${vm}/promote`, { headers: key }), 422],
   ['promoteVm', post(`${vm}/promote`), 409, failing('KEEPER_NOT_PROTECTED')],
@@ -182,7 +198,7 @@ describe('the OpenAPI document', () => {
       refused.add(id);
     }
     // What asks for nothing can only be asked in a wrong way that belongs to no route.
-    const asksNothing = ['getHealth', 'getOpenApi'];
+    const asksNothing = ['getHealth', 'getMetrics', 'getOpenApi', 'getStats'];
     expect([...byId.keys()].filter((id) => !refused.has(id)).sort()).toEqual(asksNothing);
     expect([...statuses].sort()).toEqual([400, 404, 409, 412, 413, 415, 422, 428, 431, 500, 503]);
     const problem = checkerOf(described.components.schemas.Problem ?? {}, described);

@@ -39,9 +39,18 @@ export const handlers: { readonly [Id in HandledId]: Handler<Id> } = {
     await service.deleteVm(params.name, { ifVersion: headers['if-match'], ...context });
     return { body: null };
   },
-  startVm: (service, { params }, context) => tagged(service.startVm(params.name, context)),
+  startVm: (service, { params, body }, context) =>
+    tagged(service.startVm(params.name, { ...body, ...context })),
   stopVm: (service, { params, body }, context) =>
     tagged(service.stopVm(params.name, { ...body, ...context })),
+  protectVm: async (service, { params }, context) => tagged(await service.protectVm(params.name, context)),
+  unprotectVm: async (service, { params }, context) =>
+    tagged(await service.unprotectVm(params.name, context)),
+  testFailover: async (service, { params }) => ({ body: await service.testFailover(params.name) }),
+  deleteSavedState: (service, { params }) => {
+    service.deleteSavedState(params.name, params.kind);
+    return { body: null };
+  },
   promoteVm: async (service, { params }, context) => tagged(await service.promoteVm(params.name, context)),
   getStats: async (service) => ({ body: await service.stats() }),
   listEvents: (service, { query }) => ({ body: service.listEvents({ ...query, vm: query.vm }) }),

@@ -3,10 +3,13 @@ import type {
   ChangeVm,
   DeclareVm,
   EventPage,
+  FailoverReport,
   Health,
   Host,
   HostEvent,
   HostPage,
+  StartVm,
+  StopVm,
   Vm,
   VmPage,
 } from './resources.ts';
@@ -42,8 +45,15 @@ export interface HostService {
   deleteVm(name: string, options: RequestContext & { readonly ifVersion: number | undefined }): Promise<void>;
 
   /** Desired from now on; resolves at once, the VM follows. @throws HostError HOST_VM_UNKNOWN */
-  startVm(name: string, context?: RequestContext): Vm;
-  stopVm(name: string, options: RequestContext & { readonly graceful: boolean }): Vm;
+  startVm(name: string, options: StartVm & RequestContext): Vm;
+  stopVm(name: string, options: StopVm & RequestContext): Vm;
+  /** Remembered over restarts. @throws HostError HOST_VM_UNKNOWN; QemuError QEMU_UNPROTECTABLE; MemoryError; KeeperError */
+  protectVm(name: string, context?: RequestContext): Promise<Vm>;
+  unprotectVm(name: string, context?: RequestContext): Promise<Vm>;
+  /** @throws HostError HOST_VM_UNKNOWN; KeeperError KEEPER_NOT_PROTECTED, …; MemoryError MEMORY_NO_ROOM */
+  testFailover(name: string): Promise<FailoverReport>;
+  /** @throws HostError HOST_VM_UNKNOWN, HOST_VM_RUNS, HOST_NO_SAVED_STATE */
+  deleteSavedState(name: string, kind: 'suspended' | 'snapshot'): void;
   /** Planned switch to the shadow; resolves when it acts. @throws HostError HOST_VM_UNKNOWN; KeeperError KEEPER_NOT_PROTECTED */
   promoteVm(name: string, context?: RequestContext): Promise<Vm>;
 

@@ -1,7 +1,17 @@
 import { ConfigError } from '../config/config-error.ts';
 import { ApiError, type ApiErrorCode } from './api-error.ts';
 import type { HostService, RequestContext, StoredAnswer } from './host-service.ts';
-import type { ChangeVm, DeclareVm, EventPage, Host, HostEvent, HostPage, Vm, VmPage } from './resources.ts';
+import type {
+  ChangeVm,
+  DeclareVm,
+  EventPage,
+  FailoverReport,
+  Host,
+  HostEvent,
+  HostPage,
+  Vm,
+  VmPage,
+} from './resources.ts';
 import type { Stats } from './stats.ts';
 
 const TIME = '2026-01-01T00:00:00.000Z';
@@ -62,6 +72,8 @@ export class MemoryService implements HostService {
       spec,
       directory,
       desired,
+      shadowWanted: true,
+      saved: { suspended: null, snapshot: { savedAt: TIME, sizeBytes: 1, epoch: 1, problem: null } },
       observed: { state: 'absent', version: null, keeperPid: null, problem: null },
       createdAt: TIME,
       changedAt: TIME,
@@ -88,6 +100,29 @@ export class MemoryService implements HostService {
 
   stopVm(name: string): Vm {
     return this.#put({ ...this.getVm(name), desired: 'stopped' });
+  }
+
+  async protectVm(name: string): Promise<Vm> {
+    return this.#put({ ...this.getVm(name), shadowWanted: true });
+  }
+
+  async unprotectVm(name: string): Promise<Vm> {
+    return this.#put({ ...this.getVm(name), shadowWanted: false });
+  }
+
+  async testFailover(name: string): Promise<FailoverReport> {
+    this.getVm(name);
+    this.emit(name, 'failover-test');
+    return {
+      ...{ ok: true, reason: null, epoch: 1, copyMs: 1, heldMs: 1, loadMs: 1, runningMs: 1 },
+      ...{ agentAnswered: true, memoryBytes: 4096 },
+    };
+  }
+
+  deleteSavedState(name: string, kind: 'suspended' | 'snapshot'): void {
+    const vm = this.getVm(name);
+    if (vm.saved[kind] === null) throw hostError('HOST_NO_SAVED_STATE', name);
+    this.#put({ ...vm, saved: { ...vm.saved, [kind]: null } });
   }
 
   async promoteVm(name: string, { trace }: RequestContext = {}): Promise<Vm> {

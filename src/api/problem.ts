@@ -11,18 +11,22 @@ const PROBLEM_CHARACTERS_MAX = 200;
 /** Codes of all modules that a caller can do something about. A code that is not here is a fault of the host. */
 const CODES_BY_STATUS: Readonly<Record<number, readonly string[]>> = {
   400: ['API_BAD_REQUEST'],
-  404: ['API_NOT_FOUND', 'HOST_UNKNOWN', 'HOST_VM_UNKNOWN'],
+  404: ['API_NOT_FOUND', 'HOST_NO_SAVED_STATE', 'HOST_UNKNOWN', 'HOST_VM_UNKNOWN'],
   405: ['API_METHOD_NOT_ALLOWED'],
   408: ['API_REQUEST_TIMEOUT'],
   409: [
     'API_KEY_BUSY',
     'HOST_VM_EXISTS',
+    'HOST_VM_RUNS',
+    'HOST_VM_SUSPENDED',
     'KEEPER_LOST',
     'KEEPER_NAME_TAKEN',
     'KEEPER_NO_CONSOLE',
     'KEEPER_NOT_PROTECTED',
     'KEEPER_NOT_RUNNING',
     'KEEPER_STOPPING',
+    'KEEPER_TEST_REFUSED',
+    'KEEPER_TEST_UNDER_WAY',
     'REPLICATION_NOTHING_COMMITTED',
   ],
   412: ['HOST_VM_CHANGED'],
@@ -41,7 +45,7 @@ const CODES_BY_STATUS: Readonly<Record<number, readonly string[]>> = {
   ],
   428: ['API_PRECONDITION_REQUIRED'],
   431: ['API_HEADERS_TOO_LARGE'],
-  503: ['API_STREAMS_MAX', 'KEEPER_NO_ANSWER'],
+  503: ['API_STREAMS_MAX', 'KEEPER_NO_ANSWER', 'MEMORY_NO_ROOM'],
 };
 
 const STATUS_OF: ReadonlyMap<string, number> = new Map(

@@ -20,6 +20,16 @@ export const observedStateSchema = z.enum(['absent', ...PHASES, 'lost', 'failed'
 
 export const desiredStateSchema = z.enum(['running', 'stopped']);
 
+/** Null where the state is damaged. */
+export const savedStateSchema = z
+  .object({
+    savedAt: z.iso.datetime().nullable(),
+    sizeBytes: z.int().nonnegative().nullable(),
+    epoch: z.int().nonnegative().nullable(),
+    problem: z.object({ code: z.string(), message: z.string() }).nullable(),
+  })
+  .meta({ id: 'SavedState' });
+
 export const vmSchema = z
   .object({
     name: vmNameSchema,
@@ -28,6 +38,17 @@ export const vmSchema = z
     spec: z.string().meta({ description: 'The specification as it was declared, YAML.' }),
     directory: z.string().meta({ description: 'Where relative paths in the specification begin.' }),
     desired: desiredStateSchema,
+    shadowWanted: z
+      .boolean()
+      .meta({ description: 'Whether it is to be protected by a shadow while it runs.' }),
+    saved: z.object({
+      suspended: savedStateSchema
+        .nullable()
+        .meta({ description: 'Where it goes on at its next start; used up by that.' }),
+      snapshot: savedStateSchema
+        .nullable()
+        .meta({ description: 'Where it can be started from, again and again.' }),
+    }),
     observed: z.object({
       state: observedStateSchema,
       /** Of the specification that it was started with; null while nothing of it runs. */
@@ -76,8 +97,48 @@ export const stopVmSchema = z
       .boolean()
       .default(true)
       .meta({ description: 'Press the power button and wait, before it is killed.' }),
+    termination: z
+      .enum(['remove', 'suspend', 'snapshot'])
+      .optional()
+      .meta({
+        description:
+          'What becomes of its state: nothing is kept; it goes on from it at the next start; or it is powered off and ' +
+          'can be started from it. By default what the specification says, if it is stopped gracefully.',
+      }),
   })
   .meta({ id: 'StopVm' });
+
+export const startVmSchema = z
+  .strictObject({
+    from: z.literal('snapshot').optional().meta({
+      description: 'Go on from its snapshot. By default from where it was suspended, or by booting.',
+    }),
+    discard: z.boolean().default(false).meta({ description: 'Give the state up that it was suspended in.' }),
+  })
+  .meta({ id: 'StartVm' });
+
+const tookMs = z.number().nonnegative().nullable();
+
+export const failoverReportSchema = z
+  .object({
+    ok: z.boolean().meta({ description: 'A QEMU on a copy of the shadow took the state and ran on.' }),
+    reason: z.object({ code: z.string(), message: z.string() }).nullable(),
+    epoch: z
+      .int()
+      .nonnegative()
+      .nullable()
+      .meta({ description: 'The committed epoch that it went on from.' }),
+    copyMs: tookMs,
+    heldMs: tookMs.meta({ description: 'As part of copyMs: how long the real shadow did not apply epochs.' }),
+    loadMs: tookMs,
+    runningMs: tookMs,
+    agentAnswered: z
+      .boolean()
+      .nullable()
+      .meta({ description: 'null: the guest has never been heard on the agent channel.' }),
+    memoryBytes: z.int().nonnegative().nullable(),
+  })
+  .meta({ id: 'FailoverReport', description: 'null for what the test did not come to.' });
 
 export const hostEventSchema = z
   .object({
@@ -166,6 +227,9 @@ export type Vm = z.output<typeof vmSchema>;
 export type VmPage = z.output<typeof vmPageSchema>;
 export type DeclareVm = z.output<typeof declareVmSchema>;
 export type ChangeVm = z.output<typeof changeVmSchema>;
+export type StartVm = z.output<typeof startVmSchema>;
+export type StopVm = z.output<typeof stopVmSchema>;
+export type FailoverReport = z.output<typeof failoverReportSchema>;
 export type HostEvent = z.output<typeof hostEventSchema>;
 export type EventPage = z.output<typeof eventPageSchema>;
 export type Health = z.output<typeof healthSchema>;

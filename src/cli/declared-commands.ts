@@ -31,9 +31,15 @@ export async function create(
 }
 
 /** Has the host start a VM that it knows. */
-export async function start(name: string, options: StartOptions, out: Output): Promise<number> {
-  await hostClient().call('startVm', { params: { name } });
-  const vm = await untilVm(name, { ...options, goal: options.wait, out });
+export async function start(
+  name: string,
+  options: StartOptions & { readonly fromSnapshot: boolean; readonly discard: boolean },
+  out: Output,
+): Promise<number> {
+  const { fromSnapshot, discard } = options;
+  const body = { discard, ...(fromSnapshot && { from: 'snapshot' as const }) };
+  const { shadowWanted } = await hostClient().call('startVm', { params: { name }, body });
+  const vm = await untilVm(name, { ...options, goal: goalOf(options.wait, shadowWanted), out });
   out.result(vm, () => vmText(vm));
   return EXIT_CODES.ok.code;
 }

@@ -23,6 +23,8 @@ const BY_ERROR_CODE: Readonly<Record<string, keyof typeof EXIT_CODES>> = {
   KEEPER_NOT_RUNNING: 'notFound',
   KEEPER_LOST: 'notFound',
   HOST_VM_UNKNOWN: 'notFound',
+  HOST_NO_SAVED_STATE: 'notFound',
+  KEEPER_NO_SNAPSHOT: 'notFound',
   HOST_NAME_FIXED: 'usage',
   HOST_BACKUP_EXISTS: 'usage',
   API_UNREACHABLE: 'impossible',

@@ -1,4 +1,5 @@
 import { ApiClient } from '../api/api-client.ts';
+import { ApiError } from '../api/api-error.ts';
 import type { Vm } from '../api/resources.ts';
 import { systemClock as clock } from '../base/clock.ts';
 import { KeeperError, type KeeperErrorCode } from '../control/keeper-error.ts';
@@ -13,6 +14,18 @@ export type Goal = 'protected' | 'started' | 'absent' | 'none';
 
 export function hostClient(): ApiClient {
   return new ApiClient({ socketPath: hostSocket(), clock });
+}
+
+/** Whether there is a host, and it knows this VM. @throws ApiError for a host that cannot be spoken to */
+export async function knowsVm(name: string): Promise<boolean> {
+  try {
+    await hostClient().call('getVm', { params: { name } });
+    return true;
+  } catch (thrown) {
+    if (thrown instanceof ApiError && ['API_UNREACHABLE', 'HOST_VM_UNKNOWN'].includes(thrown.code))
+      return false;
+    throw thrown;
+  }
 }
 
 /**

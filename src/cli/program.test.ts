@@ -60,7 +60,7 @@ describe('docs/cli.md', () => {
 describe('the help', () => {
   it.each(
     program.commands
-      .filter((command) => !['help', 'guest'].includes(command.name()))
+      .filter((command) => !['help', 'guest', 'snapshots'].includes(command.name()))
       .map((command) => [command.name(), command] as const),
   )('of %s has examples and the option --json', (_, command) => {
     let text = '';

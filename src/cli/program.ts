@@ -132,13 +132,51 @@ function addActions(program: Command, out: Output, finish: Finish): void {
   command(program, 'promote <name>', 'planned switch to the shadow; nothing is lost')
     .addHelpText('after', examples('understudy promote redis-demo'))
     .action(async (name: string) => finish(await (await import('./promote-command.ts')).promote(name, out)));
+  command(program, 'protect <name>', 'give a VM a shadow from now on')
+    .addOption(
+      new Option('--wait <goal>', 'when to return: the VM is protected, or one is being made')
+        .choices(['protected', 'none'])
+        .default('protected'),
+    )
+    .option('--timeout <seconds>', 'how long to wait for that', positiveNumber, 300)
+    .addHelpText(
+      'after',
+      examples('understudy protect redis-demo', 'understudy protect redis-demo --wait none'),
+    )
+    .action(async (name: string, { wait, timeout }) => {
+      const { protect } = await import('./protect-commands.ts');
+      finish(await protect(name, { wait, timeoutMs: timeout * 1000 }, out));
+    });
+  command(program, 'unprotect <name>', 'take the shadow from a VM: its output no longer waits')
+    .addHelpText('after', examples('understudy unprotect redis-demo'))
+    .action(async (name: string) =>
+      finish(await (await import('./protect-commands.ts')).unprotect(name, out)),
+    );
+  command(program, 'test-failover <name>', 'bring a copy of the shadow up, apart from the world, and end it')
+    .addHelpText('after', examples('understudy test-failover redis-demo --json'))
+    .action(async (name: string) =>
+      finish(await (await import('./failover-command.ts')).testFailover(name, out)),
+    );
   command(
     program,
     'stop <name>',
     'power the VM off and remove all that belongs to it; also after a lost keeper',
   )
     .option('--force', 'do not ask the guest; also ends a keeper that hangs', false)
-    .addHelpText('after', examples('understudy stop redis-demo', 'understudy stop redis-demo --force'))
+    .addOption(
+      new Option(
+        '--then <policy>',
+        'what becomes of its state: not kept, gone on from at the next start, or kept as a snapshot; by default what the specification says',
+      ).choices(['remove', 'suspend', 'snapshot']),
+    )
+    .addHelpText(
+      'after',
+      examples(
+        'understudy stop redis-demo',
+        'understudy stop redis-demo --force',
+        'understudy stop redis-demo --then suspend',
+      ),
+    )
     .action(async (name: string, options) => {
       const { stop } = await import('./stop-command.ts');
       finish(await stop(name, options, out));
@@ -178,10 +216,19 @@ function addDeclared(program: Command, out: Output, finish: Finish): void {
       finish(await create(spec, { wait, stopped, timeoutMs: timeout * 1000 }, out));
     });
   waiting(command(program, 'start <name>', 'have the host start a declared VM'))
-    .addHelpText('after', examples('understudy start redis-demo'))
-    .action(async (name: string, { wait, timeout }) => {
+    .option('--from-snapshot', 'go on from its snapshot, which stays', false)
+    .option('--discard', 'give the state up that it was suspended in', false)
+    .addHelpText(
+      'after',
+      examples(
+        'understudy start redis-demo',
+        'understudy start redis-demo --from-snapshot',
+        'understudy start redis-demo --discard',
+      ),
+    )
+    .action(async (name: string, { wait, timeout, fromSnapshot, discard }) => {
       const { start } = await import('./declared-commands.ts');
-      finish(await start(name, { wait, timeoutMs: timeout * 1000 }, out));
+      finish(await start(name, { wait, timeoutMs: timeout * 1000, fromSnapshot, discard }, out));
     });
   waiting(command(program, 'change <name> <spec>', 'give a declared VM another specification'))
     .option('--restart', 'stop and start the VM, so that it takes effect now', false)
@@ -196,6 +243,7 @@ function addDeclared(program: Command, out: Output, finish: Finish): void {
       const { change } = await import('./change-command.ts');
       finish(await change(name, { specPath, restart, wait, timeoutMs: timeout * 1000 }, out));
     });
+  addSnapshots(program, out, finish);
   command(program, 'delete <name>', 'have the host end a declared VM and forget it')
     .addHelpText('after', examples('understudy delete redis-demo'))
     .action(async (name: string) => finish(await (await import('./declared-commands.ts')).remove(name, out)));
@@ -218,6 +266,24 @@ function addState(program: Command, out: Output, finish: Finish): void {
     .action(async (file: string, { state }) =>
       finish(await (await import('./archive-commands.ts')).restore(file, { state }, out)),
     );
+}
+
+function addSnapshots(program: Command, out: Output, finish: Finish): void {
+  const snapshots = program
+    .command('snapshots')
+    .description('the states of VMs that a host has saved')
+    .helpCommand(false)
+    .helpOption('-h, --help', 'show help');
+  command(snapshots, 'ls', 'list suspended VMs and snapshots with size and age')
+    .addHelpText('after', examples('understudy snapshots ls', 'understudy snapshots ls --json'))
+    .action(async () => finish(await (await import('./snapshots-command.ts')).listStates(out)));
+  command(snapshots, 'rm <name>', 'remove the snapshot of a VM that does not run')
+    .option('--suspended', 'the state that it was suspended in, not the snapshot', false)
+    .addHelpText('after', examples('understudy snapshots rm redis-demo'))
+    .action(async (name: string, options) => {
+      const { removeState } = await import('./snapshots-command.ts');
+      finish(await removeState(name, options, out));
+    });
 }
 
 function addDemo(program: Command, out: Output, finish: Finish): void {

@@ -79,7 +79,8 @@ async function stayWith(
 ): Promise<number> {
   const stop = async (graceful: boolean) => {
     using control = await openControl(vm);
-    await control.stop({ graceful });
+    // There is no host that would keep its state.
+    await control.stop({ graceful, termination: 'remove' });
   };
   const ignoreEnded = (thrown: unknown) => {
     // It may end by itself while it is told to.

@@ -1,5 +1,7 @@
 import { ApiError } from '../api/api-error.ts';
 import { systemClock as clock } from '../base/clock.ts';
+import type { Termination } from '../config/vm-spec-schema.ts';
+import type { ControlClient } from '../control/control-client.ts';
 import { KeeperError } from '../control/keeper-error.ts';
 import { endProcess, type ProcessIdentity, waitForEnd } from '../control/process-identity.ts';
 import { type FoundVm, RunDirectory } from '../control/run-directory.ts';
@@ -12,10 +14,15 @@ const FORCED_STOP_DEADLINE_MS = 5000;
 const KEEPER_END_DEADLINE_MS = 10_000;
 
 /** Ends a VM and waits until nothing is left of it, also where its keeper is lost. */
-export async function stop(name: string, { force }: { force: boolean }, out: Output): Promise<number> {
+export async function stop(
+  name: string,
+  { force, then }: { force: boolean; then?: Termination },
+  out: Output,
+): Promise<number> {
   const vm = findVm(name);
   if (vm.keeper === 'lost') await tellHost(name);
-  const how = vm.keeper === 'lost' ? await clearAway(vm) : await endWithKeeper(vm, { force, out });
+  const how =
+    vm.keeper === 'lost' ? await clearAway(vm) : await endWithKeeper(vm, { force, termination: then, out });
   out.result({ name, ...how }, () =>
     how.endedPids.length === 0
       ? `${name} ${how.outcome}`
@@ -30,20 +37,67 @@ interface Ending {
   readonly endedPids: readonly number[];
 }
 
-async function endWithKeeper(vm: FoundVm, { force, out }: { force: boolean; out: Output }): Promise<Ending> {
-  out.progress(force ? `ending ${vm.name}` : `asking ${vm.name} to power off`);
+interface EndOptions {
+  readonly force: boolean;
+  readonly termination: Termination | undefined;
+  readonly out: Output;
+}
+
+async function endWithKeeper(vm: FoundVm, { force, termination, out }: EndOptions): Promise<Ending> {
+  const asks = !force && termination !== 'suspend';
+  out.progress(asks ? `asking ${vm.name} to power off` : `ending ${vm.name}`);
   const keeper = vm.record?.keeper;
   try {
     using _watch = force ? undefined : new SilenceWatch(vm.name, out);
+    using _progress = new SavingProgress(vm.name, out);
     using control = await openControl(vm.name);
-    await control.stop({ graceful: !force, ...(force && { deadlineMs: FORCED_STOP_DEADLINE_MS }) });
+    const isQuick = force && (termination ?? 'remove') === 'remove';
+    await control.stop({
+      graceful: !force,
+      ...(termination !== undefined && { termination }),
+      ...(isQuick && { deadlineMs: FORCED_STOP_DEADLINE_MS }),
+    });
   } catch (thrown) {
-    if (!(thrown instanceof KeeperError) || !force || keeper === undefined) throw thrown;
+    const isSilent = thrown instanceof KeeperError && thrown.code === 'KEEPER_NO_ANSWER';
+    if (!isSilent || !force || keeper === undefined) throw thrown;
     return await killKeeper(vm, keeper);
   }
   // The answer comes before the keeper has put everything away.
   if (keeper !== undefined) await waitForEnd(keeper, { deadlineMs: KEEPER_END_DEADLINE_MS, clock });
   return { outcome: 'stopped', endedPids: [] };
+}
+
+/** Shows how far a keeper has come with writing the state of its VM. */
+class SavingProgress implements Disposable {
+  #control: ControlClient | undefined;
+  #over = false;
+
+  constructor(name: string, out: Output) {
+    // It goes away with the keeper, and nothing depends on it.
+    this.#show(name, out).catch(() => {});
+  }
+
+  async #show(name: string, out: Output): Promise<void> {
+    using control = await openControl(name);
+    this.#control = control;
+    if (this.#over) return;
+    const since = await lastEventOf(control);
+    for await (const { kind, facts } of control.events({ since, follow: true })) {
+      if (kind !== 'saving') continue;
+      out.progress(`saving the state of ${name}`, `${Math.floor(100 * Number(facts.share))} %`);
+    }
+  }
+
+  [Symbol.dispose](): void {
+    this.#over = true;
+    this.#control?.[Symbol.dispose]();
+  }
+}
+
+async function lastEventOf(control: ControlClient): Promise<number> {
+  let last = 0;
+  for await (const { seq } of control.events({ since: 0, follow: false })) last = seq;
+  return last;
 }
 
 /**

@@ -40,4 +40,6 @@ shadow:
 clock:
   syncIntervalMs: 1000         # the guest's wall clock is compared this often
   errorMaxMs: 40               # and set when it is off by more
+termination: remove            # what becomes of its state when it is stopped: remove | suspend | snapshot
+shutdownTimeoutMs: 10000       # a guest that was asked to power off is ended after so long, 0 to 100000
 `;

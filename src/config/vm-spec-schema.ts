@@ -163,6 +163,8 @@ export const vmSpecSchema = z
     qemu: qemu.prefault({}),
     shadow: shadow.prefault({}),
     clock: clock.prefault({}),
+    termination: z.enum(['remove', 'suspend', 'snapshot']).default('remove'),
+    shutdownTimeoutMs: z.int().min(0).max(100_000).default(10_000),
   })
   .transform(({ memory: memoryBytes, nics, ...rest }) => ({
     ...rest,
@@ -172,6 +174,7 @@ export const vmSpecSchema = z
 
 /** What a VM shall be: validated, defaults filled in, file paths absolute, sizes in bytes. */
 export type VmSpec = z.output<typeof vmSpecSchema>;
+export type Termination = VmSpec['termination'];
 export type BootSpec = VmSpec['boot'];
 export type DiskSpec = VmSpec['disks'][number];
 export type NicSpec = VmSpec['nics'][number];

@@ -55,6 +55,8 @@ describe('a specification that is right', () => {
         standbyCpuShare: 0.01,
       },
       clock: { syncIntervalMs: 1000, errorMaxMs: 40 },
+      termination: 'remove',
+      shutdownTimeoutMs: 10_000,
     });
   });
 

@@ -14,6 +14,8 @@ import {
   LineSplitter,
   type Request,
 } from './control-protocol.ts';
+import type { FailoverReport } from './failover-report.ts';
+import type { StopOrder } from './keeper-control.ts';
 import { KeeperError, type KeeperErrorCode } from './keeper-error.ts';
 import type { VmEvent } from './vm-event.ts';
 import { type VmMetrics, vmMetricsSchema } from './vm-metrics.ts';
@@ -25,6 +27,9 @@ const STATUS_DEADLINE_MS = 5000;
 const PROMOTE_DEADLINE_MS = 60_000;
 /** Longer than a guest may take to power off. */
 const STOP_DEADLINE_MS = 120_000;
+/** Its memory may have to be written to a slow disk before. */
+const SAVE_DEADLINE_MS = 1_800_000;
+const TEST_DEADLINE_MS = 120_000;
 
 /** `Request` without its id, which the client adds. */
 type Question = Request extends infer Each ? (Each extends Request ? Omit<Each, 'id'> : never) : never;
@@ -83,17 +88,26 @@ export class ControlClient implements Disposable {
     await this.#ask({ method: 'promote', trace }, PROMOTE_DEADLINE_MS);
   }
 
+  /** Wants a shadow from now on; resolves when one will be made. */
+  async protect({ trace }: { trace?: Trace | undefined } = {}): Promise<void> {
+    await this.#ask({ method: 'protect', trace }, PROMOTE_DEADLINE_MS);
+  }
+
+  /** Wants no shadow any more; resolves when there is none. */
+  async unprotect({ trace }: { trace?: Trace | undefined } = {}): Promise<void> {
+    await this.#ask({ method: 'unprotect', trace }, PROMOTE_DEADLINE_MS);
+  }
+
+  /** Tries the shadow out on a copy. */
+  async testFailover(): Promise<FailoverReport> {
+    return (await this.#ask({ method: 'test-failover' }, TEST_DEADLINE_MS)) as FailoverReport;
+  }
+
   /** Resolves when nothing is left of the VM. */
-  async stop({
-    graceful,
-    deadlineMs = STOP_DEADLINE_MS,
-    trace,
-  }: {
-    graceful: boolean;
-    deadlineMs?: number;
-    trace?: Trace | undefined;
-  }): Promise<void> {
-    await this.#ask({ method: 'stop', trace, params: { graceful } }, deadlineMs);
+  async stop({ deadlineMs, trace, ...order }: StopOrder & { readonly deadlineMs?: number }): Promise<void> {
+    const keepsNothing = order.termination === 'remove' || !order.graceful;
+    const usualMs = keepsNothing ? STOP_DEADLINE_MS : SAVE_DEADLINE_MS;
+    await this.#ask({ method: 'stop', trace, params: order }, deadlineMs ?? usualMs);
   }
 
   /** Events after number `since`; with `follow` also those to come, until the VM ends. */

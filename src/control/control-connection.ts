@@ -118,6 +118,14 @@ export class ControlConnection {
         log.info('promote is asked for', traceFacts(request.trace));
         await control.promote({ trace: request.trace });
         return null;
+      case 'protect':
+        await control.protect();
+        return null;
+      case 'unprotect':
+        await control.unprotect();
+        return null;
+      case 'test-failover':
+        return await control.testFailover();
       case 'stop':
         log.info('stop is asked for', { ...request.params, ...traceFacts(request.trace) });
         await control.stop({ ...request.params, trace: request.trace });

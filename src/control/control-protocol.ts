@@ -35,11 +35,17 @@ export const requestSchema = z.discriminatedUnion('method', [
     }),
   }),
   z.strictObject({ id, trace, method: z.literal('promote') }),
+  z.strictObject({ id, trace, method: z.literal('protect') }),
+  z.strictObject({ id, trace, method: z.literal('unprotect') }),
+  z.strictObject({ id, trace, method: z.literal('test-failover') }),
   z.strictObject({
     id,
     trace,
     method: z.literal('stop'),
-    params: z.strictObject({ graceful: z.boolean() }),
+    params: z.strictObject({
+      graceful: z.boolean(),
+      termination: z.enum(['remove', 'suspend', 'snapshot']).optional(),
+    }),
   }),
   z.strictObject({ id, method: z.literal('console') }),
 ]);

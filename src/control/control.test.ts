@@ -9,7 +9,8 @@ import { type Clock, systemClock } from '../base/clock.ts';
 import { silentLogger } from '../base/logger.ts';
 import { ControlClient } from './control-client.ts';
 import { ControlServer } from './control-server.ts';
-import type { ConsoleSession, ConsoleWatcher, KeeperControl } from './keeper-control.ts';
+import type { FailoverReport } from './failover-report.ts';
+import type { ConsoleSession, ConsoleWatcher, KeeperControl, StopOrder } from './keeper-control.ts';
 import { KeeperError } from './keeper-error.ts';
 import type { VmEvent } from './vm-event.ts';
 import type { VmMetrics } from './vm-metrics.ts';
@@ -41,7 +42,7 @@ const measured: VmMetrics = {
 class ScriptedKeeper implements KeeperControl {
   readonly #events: VmEvent[] = [];
   readonly #listeners = new Set<(event: VmEvent) => void>();
-  readonly stops: { graceful: boolean; trace?: string | undefined }[] = [];
+  readonly stops: StopOrder[] = [];
   readonly traces: (string | undefined)[] = [];
   measured: unknown = measured;
   readonly typed: string[] = [];
@@ -75,7 +76,16 @@ class ScriptedKeeper implements KeeperControl {
     this.traces.push(options?.trace);
     await this.promotion();
   }
-  async stop(options: { graceful: boolean; trace?: string | undefined }): Promise<void> {
+  async protect(): Promise<void> {
+    this.publish('protect');
+  }
+  async unprotect(): Promise<void> {
+    this.publish('unprotect');
+  }
+  async testFailover(): Promise<FailoverReport> {
+    return { ok: true, epoch: 7 } as FailoverReport;
+  }
+  async stop(options: StopOrder): Promise<void> {
     this.stops.push(options);
   }
   openConsole({ onOutput }: ConsoleWatcher): ConsoleSession {
@@ -174,6 +184,16 @@ describe('the control socket', () => {
       keeper.measured = answer;
       await expect(client.metrics()).rejects.toMatchObject({ code: 'KEEPER_NO_ANSWER' });
     }
+  });
+
+  it('carries what is wanted of shadow and state, and the report of a test', async () => {
+    using client = await connect();
+    await client.protect();
+    await client.unprotect();
+    expect(keeper.eventsSince(0).map(({ kind }) => kind)).toEqual(['protect', 'unprotect']);
+    expect(await client.testFailover()).toEqual({ ok: true, epoch: 7 });
+    await client.stop({ graceful: true, termination: 'suspend' });
+    expect(keeper.stops).toEqual([{ graceful: true, termination: 'suspend' }]);
   });
 
   it('hands on the code and the hint of an error, whatever module it is from', async () => {

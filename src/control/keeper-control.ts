@@ -1,4 +1,6 @@
 import type { Trace } from '../base/trace.ts';
+import type { Termination } from '../config/vm-spec-schema.ts';
+import type { FailoverReport } from './failover-report.ts';
 import type { VmEvent } from './vm-event.ts';
 import type { VmMetrics } from './vm-metrics.ts';
 import type { VmStatus } from './vm-status.ts';
@@ -12,10 +14,27 @@ export interface KeeperControl {
   onEvent(listener: (event: VmEvent) => void): () => void;
   /** Planned switch to the shadow. Rejects with KEEPER_NOT_PROTECTED; resolves when the shadow acts. */
   promote(options?: { readonly trace?: Trace | undefined }): Promise<void>;
-  /** Ends the VM: powers it off if `graceful` (bounded wait), then kills it. Resolves when nothing is left of it. */
-  stop(options: { readonly graceful: boolean; readonly trace?: Trace | undefined }): Promise<void>;
+  /** Wants a shadow from now on. Rejects with the reason where there can be none; resolves when one will be made. */
+  protect(): Promise<void>;
+  /** Wants none any more. Resolves when there is none and output leaves at once; a takeover under way is not disturbed. */
+  unprotect(): Promise<void>;
+  /** Tries the shadow out on a copy. Rejects with KEEPER_NOT_PROTECTED and the like; a shadow that fails is an answer. */
+  testFailover(): Promise<FailoverReport>;
+  /**
+   * Ends the VM: saves its state if that is wanted, powers it off if `graceful` (bounded wait), then kills it. Resolves
+   * when nothing is left of it. Rejects when its state cannot be saved, and the VM goes on.
+   */
+  stop(order: StopOrder): Promise<void>;
   /** Joins the serial console. Throws KEEPER_NO_CONSOLE. */
   openConsole(watcher: ConsoleWatcher): ConsoleSession;
+}
+
+export interface StopOrder {
+  readonly graceful: boolean;
+  /** What becomes of its state; by default what the specification says, and nothing is kept unless `graceful`. */
+  readonly termination?: Termination | undefined;
+  /** The request that asked for it. */
+  readonly trace?: Trace | undefined;
 }
 
 export interface ConsoleWatcher {

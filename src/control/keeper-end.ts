@@ -4,7 +4,7 @@ import { z } from 'zod';
 const endSchema = z.object({
   bootId: z.string(),
   /** `failed` is no end in good order: the VM is to be started again. */
-  reason: z.enum(['requested', 'powered-off', 'failed']),
+  reason: z.enum(['requested', 'powered-off', 'suspended', 'failed']),
   /** Of the last QEMU that acted. */
   token: z.int().nonnegative(),
 });

@@ -24,14 +24,17 @@ const outcomeSchema = z.union([
   }),
 ]);
 
-export interface KeeperSetting {
-  readonly vm: string;
-  /** Where the specification came from, for messages and relative paths; by default the file itself. */
-  readonly source?: string;
+/** What a host wants of a keeper beside the specification. */
+export interface KeeperOrders {
+  /** Whether a shadow is wanted, whatever the specification says. */
+  readonly shadowWanted?: boolean | undefined;
+  /** A host's directory, in which the state of its VMs is saved. */
+  readonly stateDirectory?: string | undefined;
+  readonly startFrom?: 'snapshot' | undefined;
   /** Its tokens begin above this number. */
-  readonly tokenAbove?: number;
-  /** Where it leaves how it ended, for a host; by default nowhere. */
-  readonly endPath?: string;
+  readonly tokenAbove?: number | undefined;
+  /** Where it leaves how it ended; by default nowhere. */
+  readonly endPath?: string | undefined;
   /** The request that it is started for, for its log. */
   readonly trace?: Trace | undefined;
 }
@@ -44,20 +47,15 @@ export class KeeperProcess {
   readonly exited: Promise<number | null>;
   #lastWords = '';
 
+  /** `source` is where the specification came from, for messages and relative paths; by default the file itself. */
   constructor(
     specPath: string,
-    { vm, source = resolve(specPath), tokenAbove, endPath, trace }: KeeperSetting,
+    { vm, source = resolve(specPath), orders = {} }: { vm: string; source?: string; orders?: KeeperOrders },
   ) {
     this.#vm = vm;
     const spec = openSync(specPath, 'r');
     try {
-      const words = [
-        ...['--source', source],
-        ...(tokenAbove === undefined ? [] : ['--token-above', String(tokenAbove)]),
-        ...(endPath === undefined ? [] : ['--end', endPath]),
-        ...(trace === undefined ? [] : ['--trace', trace]),
-      ];
-      this.#child = spawn(process.execPath, [KEEPER, ...words], {
+      this.#child = spawn(process.execPath, [KEEPER, '--source', source, ...wordsOf(orders)], {
         detached: true,
         // Not ours, which may be on a file system that is to be unmounted one day.
         cwd: '/',
@@ -120,4 +118,17 @@ export class KeeperProcess {
     if (stream === null) throw new Error('the pipes that were asked for exist');
     return stream;
   }
+}
+
+/** As the keeper reads them. */
+function wordsOf(orders: KeeperOrders): string[] {
+  const { shadowWanted, stateDirectory, startFrom, tokenAbove, endPath, trace } = orders;
+  return [
+    ...(shadowWanted === undefined ? [] : ['--shadow', shadowWanted ? 'on' : 'off']),
+    ...(stateDirectory === undefined ? [] : ['--state', stateDirectory]),
+    ...(startFrom === undefined ? [] : ['--from', startFrom]),
+    ...(tokenAbove === undefined ? [] : ['--token-above', String(tokenAbove)]),
+    ...(endPath === undefined ? [] : ['--end', endPath]),
+    ...(trace === undefined ? [] : ['--trace', trace]),
+  ];
 }

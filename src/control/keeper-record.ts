@@ -16,6 +16,8 @@ const recordSchema = z.object({
   shadow: z.int().positive().nullable().default(null),
   /** Of the QEMU that acts, written before it does; a next keeper goes on above it. */
   token: z.int().nonnegative().default(0),
+  /** Whether a shadow is wanted for the VM, which may be another wish than its specification's; null: as that says. */
+  shadowWanted: z.boolean().nullable().default(null),
   /** The VM ended by a failure, and what is left are its logs. */
   failed: z.boolean(),
 });

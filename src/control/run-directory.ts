@@ -44,14 +44,17 @@ export class RunDirectory implements Disposable {
    * Undefined when there is none.
    */
   readonly heritage: number | undefined;
+  /** What was last wished for while another keeper kept this VM; undefined when that is not known. */
+  readonly shadowWanted: boolean | undefined;
 
-  private constructor(name: string, lock: NameLock, heir: Pick<KeeperRecord, 'spec' | 'shadow' | 'token'>) {
+  private constructor(name: string, lock: NameLock, heir: Heir & Pick<KeeperRecord, 'token'>) {
     const keeper = identityOf(process.pid);
     assert(keeper !== undefined, 'this process exists');
     this.name = name;
     this.#paths = runPaths(name);
     this.#lock = lock;
     this.heritage = heir.shadow ?? undefined;
+    this.shadowWanted = heir.shadowWanted ?? undefined;
     // The heritage stays on record: this keeper may be killed as well before it has come into it.
     this.#record = { bootId: bootId(), keeper, processes: [], cgroups: [], failed: false, ...heir };
     writeRecord(this.#paths.record, this.#record);
@@ -144,12 +147,14 @@ export class RunDirectory implements Disposable {
     cgroups?: readonly string[];
     shadow?: number | null;
     token?: number;
+    shadowWanted?: boolean;
   }): void {
     const identities = facts.processes?.map(identityOf).filter((identity) => identity !== undefined);
     this.#update({
       ...(facts.spec !== undefined && { spec: facts.spec }),
       ...(facts.shadow !== undefined && { shadow: facts.shadow }),
       ...(facts.token !== undefined && { token: facts.token }),
+      ...(facts.shadowWanted !== undefined && { shadowWanted: facts.shadowWanted }),
       ...(identities !== undefined && { processes: identities }),
       ...(facts.cgroups !== undefined && { cgroups: [...facts.cgroups] }),
     });
@@ -229,14 +234,16 @@ function recordedToken(name: string): number {
   return record === 'absent' || record === undefined ? 0 : record.token;
 }
 
+type Heir = Pick<KeeperRecord, 'spec' | 'shadow' | 'shadowWanted'>;
+
 /** Device state is only understood by a machine that was built in the same way, and memory is gone after a reboot. */
-function heritageOf(name: string, spec: VmSpec | undefined): Pick<KeeperRecord, 'spec' | 'shadow'> {
-  const nothing = { spec: null, shadow: null };
+function heritageOf(name: string, spec: VmSpec | undefined): Heir {
+  const nothing = { spec: null, shadow: null, shadowWanted: null };
   const record = readRecord(runPaths(name).record);
   if (spec === undefined || record === 'absent' || record === undefined) return nothing;
   if (record.bootId !== bootId() || record.failed) return nothing;
   return isDeepStrictEqual(record.spec, JSON.parse(JSON.stringify(spec)))
-    ? { spec: record.spec, shadow: record.shadow }
+    ? { spec: record.spec, shadow: record.shadow, shadowWanted: record.shadowWanted }
     : nothing;
 }
 

@@ -54,6 +54,17 @@ export function stateDirectory(env: Env = process.env): string {
   return join(env.XDG_STATE_HOME || join(homedir(), '.local/state'), 'understudy');
 }
 
+/** Where a host keeps the state of a VM that does not run, below its own directory for what survives a reboot. */
+export function savedStatePaths(
+  stateDirectory: string,
+  vm: string,
+): { readonly suspended: string; readonly snapshot: string } {
+  return {
+    suspended: join(stateDirectory, 'suspended', vm),
+    snapshot: join(stateDirectory, 'snapshots', vm),
+  };
+}
+
 /** Where the host of this user listens. */
 export function hostSocket(env: Env = process.env): string {
   return env.UNDERSTUDY_HOST_SOCKET ? resolve(env.UNDERSTUDY_HOST_SOCKET) : join(runRoot(env), 'host.sock');

@@ -6,6 +6,8 @@ export interface VmStatus {
   readonly name: string;
   readonly phase: Phase;
   readonly stopReason: StopReason | null;
+  /** Whether a shadow is wanted for it now. */
+  readonly shadowWanted: boolean;
   readonly keeperPid: number;
   /** Grows each time that another QEMU begins to act. */
   readonly token: number;

@@ -10,6 +10,7 @@ import type { HostMetrics } from './host-metrics.ts';
 import { type FleetSight, KeeperFleet, NOTHING } from './keeper-fleet.ts';
 import { KeeperLedger } from './keeper-ledger.ts';
 import { type HostAction, reconcile, type VmSight } from './reconcile.ts';
+import type { SavedStates } from './saved-states.ts';
 import type { StateDatabase } from './state-database.ts';
 import type { VmInventory, VmOutline } from './vm-inventory.ts';
 import type { VmTokens } from './vm-tokens.ts';
@@ -19,14 +20,18 @@ const SETTLED_MS = 60_000;
 /** A keeper that is starting or ending shows no event until it has; and traces may be removed by others. */
 const LOOK_INTERVAL_MS = 5000;
 
+const SAVED_KINDS = ['suspended', 'snapshot'] as const;
+
 export interface ConvergenceOptions {
   readonly database: StateDatabase;
   readonly inventory: VmInventory;
   readonly events: EventLog;
   readonly tokens: VmTokens;
   readonly metrics: HostMetrics;
+  readonly saved: SavedStates;
   readonly specDirectory: string;
   readonly endDirectory: string;
+  readonly stateDirectory: string;
   readonly clock: Clock;
   readonly log: Logger;
 }
@@ -60,10 +65,11 @@ export class Convergence implements AsyncDisposable {
 
   constructor(options: ConvergenceOptions) {
     this.#options = options;
-    const { specDirectory, endDirectory, clock, events } = options;
+    const { specDirectory, endDirectory, stateDirectory, clock, events } = options;
     this.fleet = new KeeperFleet({
       specDirectory,
       endDirectory,
+      stateDirectory,
       clock,
       lastTaken: (vm, keeper) => events.lastTaken(vm, { keeper }),
       onEvent: (event, keeper) => events.take(event, { keeper }),
@@ -84,13 +90,18 @@ export class Convergence implements AsyncDisposable {
 
   stateOf(name: string): Vm['observed']['state'] {
     const { keeper, phase } = this.sightOf(name);
-    if (keeper === 'alive') return phase ?? (this.#care.get(name)?.busy === true ? 'starting' : 'no-answer');
+    if (keeper === 'alive') return phase ?? (this.isBusyWith(name) ? 'starting' : 'no-answer');
     return keeper === 'none' ? 'absent' : keeper;
   }
 
   /** Why a VM is not as desired, where that is known. */
   problemOf(name: string): Vm['observed']['problem'] {
     return this.#care.get(name)?.problem ?? null;
+  }
+
+  /** Something is being done about it. */
+  isBusyWith(name: string): boolean {
+    return this.#care.get(name)?.busy === true;
   }
 
   /** Something else is desired of it. Who asks for it anew does not wait for the next try. */
@@ -144,7 +155,7 @@ export class Convergence implements AsyncDisposable {
 
   #sight(vm: VmOutline, nowMs: number): VmSight {
     const care = this.#careOf(vm.name);
-    const { keeper } = this.sightOf(vm.name);
+    const { keeper, shadowWanted } = this.sightOf(vm.name);
     if (keeper === 'alive' && vm.desired === 'running' && !care.busy) {
       care.problem = null;
       care.trace = undefined;
@@ -154,7 +165,7 @@ export class Convergence implements AsyncDisposable {
     }
     // Only what was started and is gone has left one that says something.
     const end = keeper === 'none' && vm.started !== null ? this.fleet.endOf(vm.name)?.reason : undefined;
-    return { vm, keeper, end, ...care };
+    return { vm, keeper, end, shadowWanted, ...care };
   }
 
   #begin(action: HostAction): void {
@@ -177,6 +188,7 @@ export class Convergence implements AsyncDisposable {
 
   async #carryOut(action: HostAction, care: Care): Promise<void> {
     const { name } = action;
+    const { saved } = this.#options;
     switch (action.kind) {
       case 'start': {
         const vm = this.#options.inventory.get(name);
@@ -191,7 +203,13 @@ export class Convergence implements AsyncDisposable {
         return;
       }
       case 'stop':
-        await this.fleet.stop(name, { graceful: action.graceful, trace: care.trace });
+        await this.fleet.stop(name, { ...action, trace: care.trace });
+        return;
+      case 'protect':
+        await this.fleet.protect(name, care);
+        return;
+      case 'unprotect':
+        await this.fleet.unprotect(name, care);
         return;
       case 'sweep':
         await this.fleet.sweep(name);
@@ -204,7 +222,7 @@ export class Convergence implements AsyncDisposable {
         return;
       case 'forget':
         this.#care.delete(name);
-        this.#ledger.forget(name);
+        this.#ledger.forget(name, { removed: SAVED_KINDS.filter((kind) => saved.discard(name, kind)) });
         return;
       default:
         return unreachable(action);

@@ -31,6 +31,7 @@ function open(): Host {
     databasePath: join(folder, 'host.db'),
     specDirectory: join(folder, 'specs'),
     endDirectory: join(folder, 'ends'),
+    stateDirectory: folder,
     ...{ version: '0', clock, log },
   });
 }

@@ -3,10 +3,13 @@ import type {
   ChangeVm,
   DeclareVm,
   EventPage,
+  FailoverReport,
   Health,
   HostEvent,
   Host as HostFacts,
   HostPage,
+  StartVm,
+  StopVm,
   Vm,
   VmPage,
 } from '../api/resources.ts';
@@ -16,12 +19,15 @@ import type { Logger } from '../base/logger.ts';
 import { traceFacts } from '../base/trace.ts';
 import { parseVmSpec } from '../config/vm-spec.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
+import { checkSpec } from '../qemu/protectability.ts';
 import { AnswerStore } from './answer-store.ts';
 import { Convergence } from './convergence.ts';
 import { EventLog } from './event-log.ts';
 import { HostError } from './host-error.ts';
 import { HostMetrics } from './host-metrics.ts';
 import { machineFacts } from './machine-facts.ts';
+import { cannotEnd, isSuspended, noSavedState, runs } from './refusals.ts';
+import { type SavedKind, SavedStates } from './saved-states.ts';
 import { StateDatabase } from './state-database.ts';
 import { type DeclaredVm, VmInventory } from './vm-inventory.ts';
 import { type CountedVm, vmStats } from './vm-stats.ts';
@@ -32,9 +38,17 @@ export interface HostOptions {
   readonly specDirectory: string;
   /** Where keepers leave how they ended. */
   readonly endDirectory: string;
+  /** Where the state of VMs is saved. */
+  readonly stateDirectory: string;
   readonly version: string;
   readonly clock: Clock;
   readonly log: Logger;
+}
+
+interface DesireOptions extends RequestContext {
+  readonly graceful: boolean;
+  readonly termination?: StopVm['termination'] | null;
+  readonly startFrom?: 'snapshot' | null;
 }
 
 /** The daemon's inside: declared VMs on one side, keepers on the other, and the loop that makes the second like the first. */
@@ -45,6 +59,7 @@ export class Host implements HostService, AsyncDisposable {
   readonly #events: EventLog;
   readonly #answers: AnswerStore;
   readonly #tokens: VmTokens;
+  readonly #saved: SavedStates;
   readonly #startedMs: number;
   readonly #metrics: HostMetrics;
   readonly #convergence: Convergence;
@@ -61,6 +76,7 @@ export class Host implements HostService, AsyncDisposable {
     this.#answers = new AnswerStore(this.#database, { clock });
     this.#metrics = new HostMetrics(options);
     this.#events.onEvent(() => this.#metrics.noteEvent());
+    this.#saved = new SavedStates(options.stateDirectory);
     this.#convergence = new Convergence({
       ...options,
       database: this.#database,
@@ -68,6 +84,7 @@ export class Host implements HostService, AsyncDisposable {
       events: this.#events,
       tokens: this.#tokens,
       metrics: this.#metrics,
+      saved: this.#saved,
     });
     this.#events.publish('host-started', { facts: { pid: process.pid, version: options.version } });
     this.#convergence.begin();
@@ -114,20 +131,21 @@ export class Host implements HostService, AsyncDisposable {
   listVms({ after = '', limit }: { after: string | undefined; limit: number }): VmPage {
     const vms = this.#inventory.page({ after, limit: limit + 1 });
     const page = vms.slice(0, limit);
+    const saved = this.#saved.look();
     return {
-      vms: page.map((vm) => this.#resource(vm)),
+      vms: page.map((vm) => this.#resource(vm, saved)),
       next: vms.length > limit ? (page.at(-1)?.name ?? null) : null,
     };
   }
 
   getVm(name: string): Vm {
-    return this.#resource(this.#inventory.get(name));
+    return this.#resource(this.#inventory.get(name), this.#saved.look());
   }
 
   declareVm({ spec, directory, desired }: DeclareVm, { trace }: RequestContext = {}): Vm {
-    const { name } = checkedSpec(spec, directory);
+    const { name, shadow } = checkedSpec(spec, directory);
     return this.#database.transaction(() => {
-      this.#inventory.declare({ name, spec, directory, desired });
+      this.#inventory.declare({ name, spec, directory, desired, shadowInSpec: shadow.enabled });
       this.#events.publish('declared', { vm: name, facts: { desired, ...traceFacts(trace) } });
       this.#convergence.renew(name, trace);
       return this.getVm(name);
@@ -142,8 +160,9 @@ export class Host implements HostService, AsyncDisposable {
         facts: { vm: name },
       });
     }
+    const shadowInSpec = parsed.shadow.enabled;
     return this.#database.transaction(() => {
-      const { version } = this.#inventory.change(name, { spec, directory }, { ifVersion });
+      const { version } = this.#inventory.change(name, { spec, directory, shadowInSpec }, { ifVersion });
       this.#events.publish('changed', { vm: name, facts: { version } });
       return this.getVm(name);
     });
@@ -167,12 +186,39 @@ export class Host implements HostService, AsyncDisposable {
     await promise.finally(forget);
   }
 
-  startVm(name: string, { trace }: RequestContext = {}): Vm {
-    return this.#desire(name, 'running', { graceful: true, trace });
+  startVm(name: string, { from, discard, trace }: StartVm & RequestContext): Vm {
+    this.#inventory.get(name);
+    if (discard && this.#saved.look()(name).suspended !== null) this.deleteSavedState(name, 'suspended');
+    if (from === 'snapshot') this.#assertSnapshot(name);
+    return this.#desire(name, 'running', { graceful: true, startFrom: from ?? null, trace });
   }
 
-  stopVm(name: string, { graceful, trace }: RequestContext & { graceful: boolean }): Vm {
-    return this.#desire(name, 'stopped', { graceful, trace });
+  stopVm(name: string, { graceful, termination, trace }: StopVm & RequestContext): Vm {
+    return this.#desire(name, 'stopped', { graceful, termination: termination ?? null, trace });
+  }
+
+  async protectVm(name: string, { trace }: RequestContext = {}): Promise<Vm> {
+    const { spec, directory, shadowWanted } = this.#inventory.get(name);
+    const parsed = checkedSpec(spec, directory);
+    checkSpec({ ...parsed, shadow: { ...parsed.shadow, enabled: true } });
+    return await this.#wishShadow(name, { wanted: true, before: shadowWanted, trace });
+  }
+
+  async unprotectVm(name: string, { trace }: RequestContext = {}): Promise<Vm> {
+    const { shadowWanted } = this.#inventory.get(name);
+    return await this.#wishShadow(name, { wanted: false, before: shadowWanted, trace });
+  }
+
+  async testFailover(name: string): Promise<FailoverReport> {
+    this.#inventory.get(name);
+    return await this.#convergence.fleet.testFailover(name);
+  }
+
+  deleteSavedState(name: string, kind: SavedKind): void {
+    this.#inventory.get(name);
+    if (this.#isAtWork(name)) throw runs(name);
+    if (!this.#saved.discard(name, kind)) throw noSavedState(name, kind);
+    this.#events.publish('state-discarded', { vm: name, facts: { kind } });
   }
 
   async promoteVm(name: string, context: RequestContext = {}): Promise<Vm> {
@@ -233,14 +279,42 @@ export class Host implements HostService, AsyncDisposable {
     this.#database[Symbol.dispose]();
   }
 
-  #desire(
+  /** A keeper that starts may be reading a saved state, and one that ends may be writing it. */
+  #isAtWork(name: string): boolean {
+    return this.#convergence.sightOf(name).keeper === 'alive' || this.#convergence.isBusyWith(name);
+  }
+
+  /** Written down first: should this process end in between, the next one tells the keeper. */
+  async #wishShadow(
     name: string,
-    desired: 'running' | 'stopped',
-    { graceful, trace }: RequestContext & { graceful: boolean },
-  ): Vm {
+    { wanted, before, trace }: RequestContext & { wanted: boolean; before: boolean | null },
+  ): Promise<Vm> {
+    const { fleet } = this.#convergence;
+    this.#inventory.wantShadow(name, wanted);
+    try {
+      if (this.#convergence.sightOf(name).keeper === 'alive')
+        await (wanted ? fleet.protect(name, { trace }) : fleet.unprotect(name, { trace }));
+    } catch (thrown) {
+      this.#inventory.wantShadow(name, before);
+      throw thrown;
+    }
+    this.#events.publish('shadow-wish', { vm: name, facts: { wanted, ...traceFacts(trace) } });
+    this.#convergence.renew(name, trace);
+    return this.getVm(name);
+  }
+
+  #assertSnapshot(name: string): void {
+    const { suspended, snapshot } = this.#saved.look()(name);
+    if (this.#isAtWork(name)) throw runs(name);
+    if (suspended !== null) throw isSuspended(name);
+    if (snapshot === null) throw noSavedState(name, 'snapshot');
+  }
+
+  #desire(name: string, desired: 'running' | 'stopped', options: DesireOptions): Vm {
+    const { graceful, termination = null, startFrom = null, trace } = options;
     this.#database.transaction(() => {
       const before = this.#inventory.get(name).desired;
-      this.#inventory.desire(name, desired, { graceful });
+      this.#inventory.desire(name, desired, { graceful, termination, startFrom });
       if (before !== desired)
         this.#events.publish('desired', { vm: name, facts: { desired, ...traceFacts(trace) } });
     });
@@ -248,7 +322,8 @@ export class Host implements HostService, AsyncDisposable {
     return this.getVm(name);
   }
 
-  #resource({ name, version, spec, directory, desired, started, createdMs, changedMs }: DeclaredVm): Vm {
+  #resource(vm: DeclaredVm, saved: ReturnType<SavedStates['look']>): Vm {
+    const { name, version, spec, directory, desired, started, createdMs, changedMs } = vm;
     const { keeper, pid } = this.#convergence.sightOf(name);
     return {
       name,
@@ -256,6 +331,8 @@ export class Host implements HostService, AsyncDisposable {
       spec,
       directory,
       desired: desired === 'running' ? 'running' : 'stopped',
+      shadowWanted: vm.shadowWanted ?? vm.shadowInSpec,
+      saved: saved(name),
       observed: {
         state: this.#convergence.stateOf(name),
         version: keeper === 'alive' ? (started?.version ?? null) : null,
@@ -266,13 +343,6 @@ export class Host implements HostService, AsyncDisposable {
       changedAt: new Date(changedMs).toISOString(),
     };
   }
-}
-
-function cannotEnd(vm: string, facts: HostEvent['facts']): HostError {
-  return new HostError('HOST_VM_STUCK', `${vm} cannot be ended yet: ${facts.error}`, {
-    hint: `The host goes on trying, and forgets it then. \`understudy stop ${vm} --force\` ends a keeper that hangs.`,
-    facts: { vm },
-  });
 }
 
 /** @throws ConfigError */

@@ -52,6 +52,7 @@ function fleet(): KeeperFleet {
     ...{
       specDirectory: folder,
       endDirectory: folder,
+      stateDirectory: folder,
       clock,
       lastTaken: () => 0,
       onEvent: () => {},
@@ -68,7 +69,7 @@ describe('a keeper that is asked on behalf of a request', () => {
     await keeperThat(done);
     using keepers = fleet();
     await keepers.promote('a', { trace: 'call-1' });
-    await keepers.stop('a', { graceful: true, trace: 'call-2' });
+    await keepers.stop('a', { graceful: true, termination: null, trace: 'call-2' });
     expect(said.map(({ method, trace }) => [method, trace])).toEqual([
       ['promote', 'call-1'],
       ['stop', 'call-2'],

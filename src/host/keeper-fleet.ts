@@ -4,7 +4,9 @@ import type { RequestContext } from '../api/host-service.ts';
 import { assert } from '../base/assert.ts';
 import type { Clock } from '../base/clock.ts';
 import type { Trace } from '../base/trace.ts';
+import type { Termination } from '../config/vm-spec-schema.ts';
 import { ControlClient } from '../control/control-client.ts';
+import type { FailoverReport } from '../control/failover-report.ts';
 import { type KeeperEnd, readEnd } from '../control/keeper-end.ts';
 import { KeeperError } from '../control/keeper-error.ts';
 import { KeeperProcess } from '../control/keeper-process.ts';
@@ -24,6 +26,8 @@ export interface KeeperFleetOptions {
   readonly specDirectory: string;
   /** Where keepers leave how they ended. */
   readonly endDirectory: string;
+  /** Where keepers save the state of their VMs. */
+  readonly stateDirectory: string;
   readonly clock: Clock;
   /** Number of the last event that was taken from this keeper. */
   readonly lastTaken: (vm: string, keeper: string) => number;
@@ -40,9 +44,16 @@ export interface FleetSight {
   readonly pid: number | undefined;
   /** Of the QEMU that acts or acted last, as far as its keeper wrote it down. */
   readonly token: number | undefined;
+  readonly shadowWanted: boolean | undefined;
 }
 
-export const NOTHING: FleetSight = { keeper: 'none', phase: undefined, pid: undefined, token: undefined };
+export const NOTHING: FleetSight = {
+  keeper: 'none',
+  phase: undefined,
+  pid: undefined,
+  token: undefined,
+  shadowWanted: undefined,
+};
 
 /**
  * The keepers of this host's VMs. They are processes of their own and outlive this one: closing the fleet only stops
@@ -82,16 +93,21 @@ export class KeeperFleet implements Disposable {
 
   /** Starts a keeper, with tokens above `tokenAbove`; resolves when its VM runs. @throws what kept it from starting */
   async start(
-    { name, spec, directory }: DeclaredVm,
+    { name, spec, directory, shadowWanted, startFrom }: DeclaredVm,
     { tokenAbove, trace }: RequestContext & { tokenAbove: number },
   ): Promise<void> {
     const path = this.#specPath(name);
     // A file and not a pipe: were this process killed, half a specification might be read as a whole one.
     writeFileSync(path, spec, { mode: 0o600, flush: true });
-    const keeper = new KeeperProcess(path, {
-      ...{ vm: name, source: join(directory, `${name}.yaml`) },
-      ...{ tokenAbove, endPath: this.#endPath(name), trace },
-    });
+    const orders = {
+      stateDirectory: this.#options.stateDirectory,
+      endPath: this.#endPath(name),
+      shadowWanted: shadowWanted ?? undefined,
+      startFrom: startFrom ?? undefined,
+      tokenAbove,
+      trace,
+    };
+    const keeper = new KeeperProcess(path, { vm: name, source: join(directory, `${name}.yaml`), orders });
     try {
       await keeper.started();
     } finally {
@@ -101,10 +117,14 @@ export class KeeperFleet implements Disposable {
   }
 
   /** Resolves when nothing is left of the VM. @throws KeeperError KEEPER_NO_ANSWER, … */
-  async stop(name: string, { graceful, trace }: RequestContext & { graceful: boolean }): Promise<void> {
+  async stop(
+    name: string,
+    { graceful, termination, trace }: RequestContext & { graceful: boolean; termination: Termination | null },
+  ): Promise<void> {
     const { clock } = this.#options;
     const keeper = this.#watches.get(name)?.keeper;
-    await this.#onBehalf(name, trace, (control, context) => control.stop({ graceful, ...context }));
+    const order = { graceful, ...(termination !== null && { termination }) };
+    await this.#onBehalf(name, trace, (control, context) => control.stop({ ...order, ...context }));
     // The answer comes before the keeper has put everything away.
     if (keeper !== undefined) await waitForEnd(keeper, { deadlineMs: KEEPER_END_DEADLINE_MS, clock });
   }
@@ -116,6 +136,19 @@ export class KeeperFleet implements Disposable {
   /** What the keepers that are known measure; undefined where one does not answer in time, or in another form. */
   metrics(): Promise<KeeperFigures> {
     return this.#scrape.take([...this.#watches.keys()]);
+  }
+
+  async protect(name: string, { trace }: RequestContext = {}): Promise<void> {
+    await this.#onBehalf(name, trace, (control, context) => control.protect(context));
+  }
+
+  async unprotect(name: string, { trace }: RequestContext = {}): Promise<void> {
+    await this.#onBehalf(name, trace, (control, context) => control.unprotect(context));
+  }
+
+  async testFailover(name: string): Promise<FailoverReport> {
+    using control = await this.#connect(name);
+    return await control.testFailover();
   }
 
   /** Clears away what a keeper left that was killed or failed. */
@@ -165,7 +198,13 @@ export class KeeperFleet implements Disposable {
     if (keeper === 'lost') return { ...NOTHING, keeper: record?.failed ? 'failed' : 'lost', token };
     // A record that cannot be read is being replaced by a keeper that starts.
     const watch = record === undefined ? undefined : this.#watch(name, record.keeper);
-    return { keeper: 'alive', phase: watch?.phase, pid: record?.keeper.pid, token };
+    return {
+      keeper: 'alive',
+      phase: watch?.phase,
+      pid: record?.keeper.pid,
+      token,
+      shadowWanted: watch?.shadowWanted,
+    };
   }
 
   #watch(name: string, keeper: KeeperWatch['keeper']): KeeperWatch {

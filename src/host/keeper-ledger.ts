@@ -72,14 +72,14 @@ export class KeeperLedger {
     fleet.forgetEnd(name);
   }
 
-  /** The VM itself is no more. */
-  forget(name: string): void {
+  /** The VM itself is no more, nor what is `removed` of its saved states. */
+  forget(name: string, { removed }: { removed: readonly string[] }): void {
     const { database, inventory, tokens, fleet, events } = this.#options;
     fleet.forgetEnd(name);
     database.transaction(() => {
       inventory.forget(name);
       tokens.forget(name);
-      events.publish('deleted', { vm: name });
+      events.publish('deleted', { vm: name, facts: { removed } });
     });
   }
 }

@@ -29,6 +29,7 @@ export class KeeperWatch implements Disposable {
   readonly #abort = new AbortController();
   #client: ControlClient | undefined;
   #phase: Phase | undefined;
+  #shadowWanted: boolean | undefined;
   #seen: number;
 
   constructor(options: KeeperWatchOptions) {
@@ -41,6 +42,11 @@ export class KeeperWatch implements Disposable {
   /** What the keeper says that its VM does; undefined while it does not answer. */
   get phase(): Phase | undefined {
     return this.#phase;
+  }
+
+  /** Whether a shadow is wanted, as the keeper says. */
+  get shadowWanted(): boolean | undefined {
+    return this.#shadowWanted;
   }
 
   [Symbol.dispose](): void {
@@ -56,6 +62,7 @@ export class KeeperWatch implements Disposable {
       if (this.#abort.signal.aborted) return;
       if (this.#phase !== undefined) {
         this.#phase = undefined;
+        this.#shadowWanted = undefined;
         onChange();
       }
       const ended = await waitForEnd(keeper, { deadlineMs: RETRY_MS, clock });
@@ -69,11 +76,13 @@ export class KeeperWatch implements Disposable {
     using client = await ControlClient.connect(controlSocketOf(vm), { vm, clock });
     this.#client = client;
     if (this.#abort.signal.aborted) return;
-    this.#phase = (await client.status()).phase;
+    ({ phase: this.#phase, shadowWanted: this.#shadowWanted } = await client.status());
     onChange();
     for await (const event of client.events({ since: this.#seen, follow: true })) {
       this.#seen = event.seq;
       if (PHASE_EVENTS.has(event.kind)) this.#phase = event.kind as Phase;
+      if (event.kind === 'protect-requested') this.#shadowWanted = true;
+      if (event.kind === 'unprotect-requested') this.#shadowWanted = false;
       onEvent(event);
       onChange();
     }

@@ -51,7 +51,7 @@ async function main(): Promise<number> {
     for (const path of [specDirectory, endDirectory]) mkdirSync(path, { recursive: true, mode: 0o700 });
     makeOwnDirectory(runRoot(), { othersMayPass: false });
     const databasePath = join(resolve(state), 'host.db');
-    const directories = { specDirectory, endDirectory };
+    const directories = { specDirectory, endDirectory, stateDirectory: resolve(state) };
     await using host = new Host({ databasePath, ...directories, version: packageVersion(), clock, log });
     await using _server = await ApiServer.listen({ service: host, socketPath: resolve(socket), clock, log });
     log.info('host listens', { socket: resolve(socket), state: resolve(state), pid: process.pid });

@@ -11,6 +11,10 @@ function vm(changes: Partial<VmOutline> = {}): VmOutline {
     version: 1,
     desired: 'running',
     graceful: true,
+    shadowInSpec: true,
+    shadowWanted: null,
+    termination: null,
+    startFrom: null,
     started: null,
     createdMs: 0,
     changedMs: 0,
@@ -33,6 +37,18 @@ describe('a VM that shall run', () => {
   it('is left alone while its keeper lives, and while the host is at work on it', () => {
     expect(plan([sight({ keeper: 'alive' })]).actions).toEqual([]);
     expect(plan([sight({ busy: true })]).actions).toEqual([]);
+  });
+
+  it('is given a shadow, or loses it, when its keeper was told something else than the host', () => {
+    const wished = (wish: boolean | null, told: boolean | undefined) =>
+      plan([sight({ keeper: 'alive', shadowWanted: told, vm: vm({ shadowWanted: wish }) })]).actions;
+    expect(wished(true, false)).toEqual([{ kind: 'protect', name: 'a' }]);
+    expect(wished(false, true)).toEqual([{ kind: 'unprotect', name: 'a' }]);
+    for (const told of [true, false]) {
+      expect(wished(told, told)).toEqual([]);
+      expect(wished(null, told)).toEqual([]);
+      expect(wished(told, undefined)).toEqual([]);
+    }
   });
 
   it('is started again when its keeper was killed or it failed', () => {
@@ -69,7 +85,14 @@ describe('a VM that shall not run', () => {
   it('is stopped in the way that was asked for', () => {
     expect(
       plan([sight({ keeper: 'alive', vm: vm({ desired: 'stopped', graceful: false }) })]).actions,
-    ).toEqual([{ kind: 'stop', name: 'a', graceful: false }]);
+    ).toEqual([{ kind: 'stop', name: 'a', graceful: false, termination: null }]);
+  });
+
+  it('leaves the state behind that was asked for, and none when it is to be forgotten', () => {
+    const stopped = (desired: Desired) =>
+      plan([sight({ keeper: 'alive', vm: vm({ desired, termination: 'suspend' }) })]).actions;
+    expect(stopped('stopped')).toMatchObject([{ kind: 'stop', termination: 'suspend' }]);
+    expect(stopped('deleted')).toMatchObject([{ kind: 'stop', termination: null }]);
   });
 
   it('is cleared away when its keeper was killed or it failed', () => {
@@ -95,13 +118,20 @@ it('every VM becomes what it is desired to be, in a few steps, from wherever it 
     desired: fc.constantFrom<Desired>('running', 'stopped', 'deleted'),
     bootId: fc.constantFrom(BOOT, 'another', undefined),
     end: fc.constantFrom(undefined, 'powered-off' as const, 'failed' as const),
+    wish: fc.constantFrom(true, false, null),
+    told: fc.constantFrom(true, false, undefined),
   });
   fc.assert(
-    fc.property(sights, ({ keeper, desired, bootId, end }) => {
+    fc.property(sights, ({ keeper, desired, bootId, end, wish, told }) => {
       let now: VmSight | undefined = sight({
         keeper,
         end,
-        vm: vm({ desired, started: bootId === undefined ? null : { version: 1, bootId } }),
+        shadowWanted: told,
+        vm: vm({
+          desired,
+          shadowWanted: wish,
+          started: bootId === undefined ? null : { version: 1, bootId },
+        }),
       });
       for (let step = 0; step < 4; step++) {
         if (now === undefined) return desired === 'deleted';
@@ -110,7 +140,8 @@ it('every VM becomes what it is desired to be, in a few steps, from wherever it 
         now = carriedOut(now, action);
       }
       if (now === undefined) return desired === 'deleted';
-      if (now.vm.desired === 'running') return now.keeper === 'alive';
+      const isAsWished = wish === null || now.shadowWanted === undefined || now.shadowWanted === wish;
+      if (now.vm.desired === 'running') return now.keeper === 'alive' && isAsWished;
       return now.vm.desired === 'stopped' && now.keeper === 'none';
     }),
   );
@@ -120,7 +151,11 @@ it('every VM becomes what it is desired to be, in a few steps, from wherever it 
 function carriedOut(now: VmSight, { kind }: HostAction): VmSight | undefined {
   switch (kind) {
     case 'start':
-      return { ...now, keeper: 'alive', vm: { ...now.vm, started } };
+      return { ...now, keeper: 'alive', shadowWanted: undefined, vm: { ...now.vm, started } };
+    case 'protect':
+      return { ...now, shadowWanted: true };
+    case 'unprotect':
+      return { ...now, shadowWanted: false };
     case 'stop':
     case 'sweep':
       return { ...now, keeper: 'none' };

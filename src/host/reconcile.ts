@@ -1,3 +1,4 @@
+import type { Termination } from '../config/vm-spec-schema.ts';
 import type { StopReason } from '../shadow/protection.ts';
 import type { VmOutline } from './vm-inventory.ts';
 
@@ -15,6 +16,8 @@ export interface VmSight {
   readonly keeper: KeeperSight;
   /** How its last keeper said in this boot that it ended; undefined when it said nothing. */
   readonly end: StopReason | undefined;
+  /** What its keeper says that is wanted; undefined as long as it says nothing. */
+  readonly shadowWanted?: boolean | undefined;
   /** The host is at work on it: the next decision waits for the outcome. */
   readonly busy: boolean;
   /** Attempts that failed in a row, and when the last one did. */
@@ -31,7 +34,14 @@ export interface HostSnapshot {
 
 export type HostAction =
   | { readonly kind: 'start'; readonly name: string }
-  | { readonly kind: 'stop'; readonly name: string; readonly graceful: boolean }
+  | {
+      readonly kind: 'stop';
+      readonly name: string;
+      readonly graceful: boolean;
+      readonly termination: Termination | null;
+    }
+  | { readonly kind: 'protect'; readonly name: string }
+  | { readonly kind: 'unprotect'; readonly name: string }
   /** Clear away what a keeper left that was killed or failed. */
   | { readonly kind: 'sweep'; readonly name: string }
   /** It ended by itself and in good order (its guest powered off, somebody stopped it), and said so: so be it. */
@@ -63,18 +73,24 @@ export function reconcile({ nowMs, bootId, vms }: HostSnapshot): Plan {
   return { actions, againAtMs };
 }
 
-function towardsRunning({ vm, keeper, end }: VmSight, bootId: string): HostAction | undefined {
+function towardsRunning({ vm, keeper, end, shadowWanted }: VmSight, bootId: string): HostAction | undefined {
   const { name, started } = vm;
-  if (keeper === 'alive') return undefined;
+  if (keeper === 'alive') {
+    const isAsWished =
+      vm.shadowWanted === null || shadowWanted === undefined || shadowWanted === vm.shadowWanted;
+    return isAsWished ? undefined : { kind: vm.shadowWanted ? 'protect' : 'unprotect', name };
+  }
   // That nothing is left of it proves nothing: the machine may have been rebooted, or somebody have cleared it away.
-  const inGoodOrder = end === 'powered-off' || end === 'requested';
+  const inGoodOrder = end === 'powered-off' || end === 'requested' || end === 'suspended';
   if (keeper === 'none' && started?.bootId === bootId && inGoodOrder) return { kind: 'accept-end', name };
   return { kind: 'start', name };
 }
 
 function towardsStopped({ vm, keeper }: VmSight): HostAction | undefined {
   const { name, desired, graceful, started } = vm;
-  if (keeper === 'alive') return { kind: 'stop', name, graceful };
+  // Of one that is to be forgotten nothing is kept, as it is not asked to power off either.
+  const termination = desired === 'deleted' ? null : vm.termination;
+  if (keeper === 'alive') return { kind: 'stop', name, graceful, termination };
   if (keeper !== 'none') return { kind: 'sweep', name };
   if (desired === 'deleted') return { kind: 'forget', name };
   return started === null ? undefined : { kind: 'note-end', name };

@@ -65,6 +65,13 @@ const MIGRATIONS: readonly string[] = [
   ALTER TABLE events ADD COLUMN token INTEGER;
   CREATE INDEX answersByAge ON answers (storedMs);
   `,
+  // What is wished for beside the specification.
+  `
+  ALTER TABLE vms ADD COLUMN shadowInSpec INTEGER NOT NULL DEFAULT 1;
+  ALTER TABLE vms ADD COLUMN shadowWanted INTEGER;
+  ALTER TABLE vms ADD COLUMN termination TEXT CHECK (termination IN ('remove', 'suspend', 'snapshot'));
+  ALTER TABLE vms ADD COLUMN startFrom TEXT CHECK (startFrom = 'snapshot');
+  `,
 ];
 
 const BUSY_MAX_MS = 5000;

@@ -59,6 +59,20 @@ describe('the state of a host', () => {
     expect(() => StateDatabase.open(path)).toThrow(withCode('HOST_STATE_NEWER'));
   });
 
+  it('of the first version is brought to this one, and its VMs are as their specifications say', () => {
+    const first = StateDatabase.open(path);
+    new VmInventory(first, { clock }).declare(A);
+    first.sql.exec('DROP TABLE counters; DROP TABLE tokens; DROP INDEX answersByAge');
+    first.sql.exec('ALTER TABLE events DROP COLUMN token');
+    for (const column of ['shadowInSpec', 'shadowWanted', 'termination', 'startFrom'])
+      first.sql.exec(`ALTER TABLE vms DROP COLUMN ${column}`);
+    first.sql.exec('PRAGMA user_version = 1');
+    first[Symbol.dispose]();
+    using second = StateDatabase.open(path);
+    const asDeclared = { shadowInSpec: true, shadowWanted: null, termination: null, startFrom: null };
+    expect(new VmInventory(second, { clock }).get('a')).toMatchObject({ ...A, ...asDeclared });
+  });
+
   it('is refused where it cannot be written', () => {
     writeFileSync(join(folder, 'file'), '');
     expect(() => StateDatabase.open(join(folder, 'file/host.db'))).toThrow(withCode('HOST_STATE_UNREADABLE'));
@@ -110,6 +124,29 @@ describe('the declared VMs', () => {
     expect(inventory.get('a').started).toEqual({ version: 1, bootId: 'boot' });
     inventory.desire('a', 'running');
     expect(inventory.get('a').started).toBeNull();
+  });
+
+  it('remember what is wanted of their shadow until it is said otherwise, and of their next stop and start once', () => {
+    using database = StateDatabase.open(path);
+    const inventory = new VmInventory(database, { clock });
+    inventory.declare({ ...A, shadowInSpec: false });
+    inventory.wantShadow('a', true);
+    inventory.desire('a', 'stopped', { termination: 'suspend' });
+    expect(inventory.get('a')).toMatchObject({
+      shadowInSpec: false,
+      shadowWanted: true,
+      termination: 'suspend',
+    });
+    inventory.desire('a', 'running', { startFrom: 'snapshot' });
+    expect(inventory.get('a')).toMatchObject({
+      shadowWanted: true,
+      termination: null,
+      startFrom: 'snapshot',
+    });
+    inventory.noteStarted('a', { version: 1, bootId: 'boot' });
+    inventory.wantShadow('a', null);
+    expect(inventory.get('a')).toMatchObject({ shadowWanted: null, startFrom: null });
+    expect(() => inventory.wantShadow('b', true)).toThrow(withCode('HOST_VM_UNKNOWN'));
   });
 
   it('are unknown to others from the moment that they are to be deleted, and their name is free when they are gone', () => {

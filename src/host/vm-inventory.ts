@@ -1,5 +1,6 @@
 import type { SQLOutputValue } from 'node:sqlite';
 import type { Clock } from '../base/clock.ts';
+import type { Termination } from '../config/vm-spec-schema.ts';
 import { HostError } from './host-error.ts';
 import type { StateDatabase } from './state-database.ts';
 
@@ -18,6 +19,14 @@ export interface DeclaredVm {
   readonly desired: Desired;
   /** How it is stopped when it is to be. */
   readonly graceful: boolean;
+  /** Whether its specification has a shadow. */
+  readonly shadowInSpec: boolean;
+  /** Whether somebody asked for one or against it since; null: as the specification says. */
+  readonly shadowWanted: boolean | null;
+  /** What becomes of its state when it is stopped; null: what the specification says. */
+  readonly termination: Termination | null;
+  /** Where it begins at the next start, once; null: where it was suspended, or by booting. */
+  readonly startFrom: 'snapshot' | null;
   /** What its keeper was last started with; null before the first time. */
   readonly started: { readonly version: number; readonly bootId: string } | null;
   readonly createdMs: number;
@@ -27,7 +36,15 @@ export interface DeclaredVm {
 /** What is decided and counted by, of all VMs at once: a specification may have a megabyte. */
 export type VmOutline = Omit<DeclaredVm, 'spec' | 'directory'>;
 
-const OUTLINE = 'name, version, desired, graceful, startedVersion, startedBoot, createdMs, changedMs';
+const OUTLINE =
+  'name, version, desired, graceful, shadowInSpec, shadowWanted, termination, startFrom, startedVersion, startedBoot, createdMs, changedMs';
+
+interface DesireOptions {
+  readonly graceful?: boolean;
+  readonly ifVersion?: number | undefined;
+  readonly termination?: Termination | null;
+  readonly startFrom?: 'snapshot' | null;
+}
 
 /** The declared VMs of a host. */
 export class VmInventory {
@@ -81,14 +98,17 @@ export class VmInventory {
   }
 
   /** @throws HostError HOST_VM_EXISTS */
-  declare(vm: Pick<DeclaredVm, 'name' | 'spec' | 'directory'> & { readonly desired: Desired }): DeclaredVm {
+  declare(
+    vm: Pick<DeclaredVm, 'name' | 'spec' | 'directory' | 'desired'> & { readonly shadowInSpec?: boolean },
+  ): DeclaredVm {
     return this.#database.transaction(() => {
       const present = this.find(vm.name);
       if (present !== undefined) throw exists(present);
       const nowMs = this.#clock.wallMs();
       this.#run(
-        'INSERT INTO vms (name, spec, directory, version, desired, graceful, createdMs, changedMs) VALUES (?, ?, ?, ?, ?, 1, ?, ?)',
-        ...[vm.name, vm.spec, vm.directory, this.#nextVersion(), vm.desired, nowMs, nowMs],
+        'INSERT INTO vms (name, spec, directory, version, desired, graceful, shadowInSpec, createdMs, changedMs) VALUES (?, ?, ?, ?, ?, 1, ?, ?, ?)',
+        ...[vm.name, vm.spec, vm.directory, this.#nextVersion(), vm.desired],
+        ...[Number(vm.shadowInSpec ?? true), nowMs, nowMs],
       );
       return this.get(vm.name);
     });
@@ -97,14 +117,18 @@ export class VmInventory {
   /** @throws HostError HOST_VM_UNKNOWN, HOST_VM_CHANGED */
   change(
     name: string,
-    { spec, directory }: Pick<DeclaredVm, 'spec' | 'directory'>,
+    {
+      spec,
+      directory,
+      shadowInSpec = true,
+    }: Pick<DeclaredVm, 'spec' | 'directory'> & { shadowInSpec?: boolean },
     { ifVersion }: { ifVersion: number },
   ): DeclaredVm {
     return this.#database.transaction(() => {
       this.#assertVersion(name, ifVersion);
       this.#run(
-        'UPDATE vms SET spec = ?, directory = ?, version = ?, changedMs = ? WHERE name = ?',
-        ...[spec, directory, this.#nextVersion(), this.#clock.wallMs(), name],
+        'UPDATE vms SET spec = ?, directory = ?, shadowInSpec = ?, version = ?, changedMs = ? WHERE name = ?',
+        ...[spec, directory, Number(shadowInSpec), this.#nextVersion(), this.#clock.wallMs(), name],
       );
       return this.get(name);
     });
@@ -114,19 +138,35 @@ export class VmInventory {
   desire(
     name: string,
     desired: Desired,
-    { graceful = true, ifVersion }: { graceful?: boolean; ifVersion?: number | undefined } = {},
+    { graceful = true, ifVersion, termination = null, startFrom = null }: DesireOptions = {},
   ): void {
     this.#database.transaction(() => {
       if (ifVersion === undefined) this.get(name);
       else this.#assertVersion(name, ifVersion);
       // What shall run again is not taken for one that ended by itself, however soon it comes after the stop.
       if (desired === 'running' && this.get(name).desired !== 'running') this.noteEnded(name);
-      this.#run('UPDATE vms SET desired = ?, graceful = ? WHERE name = ?', desired, graceful ? 1 : 0, name);
+      this.#run(
+        'UPDATE vms SET desired = ?, graceful = ?, termination = ?, startFrom = ? WHERE name = ?',
+        ...[desired, Number(graceful), termination, startFrom, name],
+      );
     });
   }
 
+  /** @throws HostError HOST_VM_UNKNOWN */
+  wantShadow(name: string, wanted: boolean | null): void {
+    this.get(name);
+    this.#run(
+      'UPDATE vms SET shadowWanted = ? WHERE name = ?',
+      wanted === null ? null : Number(wanted),
+      name,
+    );
+  }
+
   noteStarted(name: string, { version, bootId }: { version: number; bootId: string }): void {
-    this.#run('UPDATE vms SET startedVersion = ?, startedBoot = ? WHERE name = ?', version, bootId, name);
+    this.#run(
+      'UPDATE vms SET startedVersion = ?, startedBoot = ?, startFrom = NULL WHERE name = ?',
+      ...[version, bootId, name],
+    );
   }
 
   noteEnded(name: string): void {
@@ -157,7 +197,7 @@ export class VmInventory {
     return Number(row?.value);
   }
 
-  #run(statement: string, ...values: (string | number)[]): void {
+  #run(statement: string, ...values: (string | number | null)[]): void {
     this.#outlines = undefined;
     this.#database.statement(statement).run(...values);
   }
@@ -176,6 +216,10 @@ function outlineFrom(row: Record<string, SQLOutputValue>): VmOutline {
     version: Number(row.version),
     desired: row.desired as Desired,
     graceful: row.graceful === 1,
+    shadowInSpec: row.shadowInSpec === 1,
+    shadowWanted: row.shadowWanted === null ? null : row.shadowWanted === 1,
+    termination: row.termination as VmOutline['termination'],
+    startFrom: row.startFrom as VmOutline['startFrom'],
     started:
       row.startedVersion === null || row.startedBoot === null
         ? null

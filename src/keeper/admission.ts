@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import { z } from 'zod';
 import { PAGE_BYTES } from '../base/units.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
+import type { KeeperRecord } from '../control/keeper-record.ts';
 import { RunDirectory } from '../control/run-directory.ts';
 import { memoryRoot, runPaths } from '../control/run-paths.ts';
 import { assertRoom } from '../memory/guest-memory.ts';
@@ -21,15 +22,24 @@ const needsSchema: z.ZodType<Needs> = z.object({
 
 /**
  * Sees that memory is promised once: what the VM may come to need has to be free beyond what the other VMs of this user
- * were promised and have not used yet. A file system in memory that fills up kills the QEMUs on it.
+ * were promised and have not used yet. A file system in memory that fills up kills the QEMUs on it. Of a VM that `runs`,
+ * what it has in use counts as given; `besidesBytes` are wanted for something else of it.
  * @throws MemoryError MEMORY_NO_ROOM
  */
-export function admit(spec: VmSpec): void {
+export function admit(spec: VmSpec, { runs = false, besidesBytes = 0 } = {}): void {
   const promised = RunDirectory.list()
     .filter(({ name, keeper }) => keeper === 'alive' && name !== spec.name)
-    .map(({ name, record }) => ({ name, needs: needsSchema.safeParse(record?.spec).data }))
+    .map(({ name, record }) => ({ name, needs: needsOf(record) }))
     .reduce((sum, { name, needs }) => sum + (needs === undefined ? 0 : unusedBytes(name, needs)), 0);
-  assertRoom(memoryRoot(), roomNeededBytes(spec) + promised);
+  const needed = runs ? unusedBytes(spec.name, spec) : roomNeededBytes(spec);
+  assertRoom(memoryRoot(), needed + besidesBytes + promised);
+}
+
+/** A shadow may have been asked for, or given up, since the VM was started. */
+function needsOf(record: KeeperRecord | undefined): Needs | undefined {
+  const needs = needsSchema.safeParse(record?.spec).data;
+  const enabled = record?.shadowWanted ?? needs?.shadow.enabled ?? false;
+  return needs && { ...needs, shadow: { ...needs.shadow, enabled } };
 }
 
 /** How much memory-backed room a VM may come to need: its memory, its shadow's, and the epochs between them. */

@@ -16,6 +16,12 @@ export interface KeeperOptions {
   readonly log: Logger;
   readonly clock: Clock;
   readonly failpoints: Failpoints;
+  /** Whether a shadow is wanted, whatever the specification says; by default what that says. */
+  readonly shadowWanted?: boolean | undefined;
+  /** Directories for the state of this VM; without them none can be saved. */
+  readonly savedIn?: { readonly suspended: string; readonly snapshot: string } | undefined;
+  /** Where it begins; by default where it was suspended, or by booting. */
+  readonly startFrom?: 'snapshot' | undefined;
   /** Gives the start up; of no effect once the VM runs. */
   readonly signal?: AbortSignal;
   /** Takes protections away so that tests can show that they would notice. Not reachable from a specification. */

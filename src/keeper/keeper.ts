@@ -1,24 +1,20 @@
-import { join } from 'node:path';
 import { assert, unreachable } from '../base/assert.ts';
 import { ConditionWaiters } from '../base/condition-waiters.ts';
-import { DelayedTask } from '../base/delayed-task.ts';
 import { errorFacts, messageOf } from '../base/errors.ts';
 import { type Trace, traceFacts } from '../base/trace.ts';
-import type { ConsoleSession, ConsoleWatcher, KeeperControl } from '../control/keeper-control.ts';
+import type { FailoverReport } from '../control/failover-report.ts';
+import type { ConsoleSession, ConsoleWatcher, KeeperControl, StopOrder } from '../control/keeper-control.ts';
 import type { VmEvent } from '../control/vm-event.ts';
 import type { VmMetrics } from '../control/vm-metrics.ts';
 import type { VmStatus } from '../control/vm-status.ts';
-import { type EpochId, FIRST_EPOCH, NO_EPOCH, nextEpoch } from '../epoch/epoch-id.ts';
 import type { GuestLink } from '../net/guest-link.ts';
 import type { StreamClient } from '../net/stream-end.ts';
 import { checkSpec } from '../qemu/protectability.ts';
 import type { QmpEvent } from '../qemu/qmp-events.ts';
-import { EpochStats } from '../replication/epoch-stats.ts';
 import {
   DEFAULT_PROTECTION_POLICY,
   INITIAL_PROTECTION,
   isActing,
-  isEnding,
   type LossReason,
   type ProtectionEffect,
   type ProtectionEvent,
@@ -30,21 +26,28 @@ import { admit } from './admission.ts';
 import { EffectQueue } from './effect-queue.ts';
 import { GuestClock } from './guest-clock.ts';
 import { GuestLinks } from './guest-links.ts';
-import { epochsName, inheritShadow } from './inheritance.ts';
 import { Instance, type InstanceSetting } from './instance.ts';
 import { settingOf } from './instance-setting.ts';
 import type { KeeperOptions } from './keeper-options.ts';
-import { askToPowerOff } from './power-button.ts';
 import { lossReasonOf, PrimaryWatch } from './primary-watch.ts';
-import { attachLinks, promoteShadow } from './promotion.ts';
-import { noConsole, notProtected, promoteFailed } from './refusals.ts';
-import { ShadowSession } from './shadow-session.ts';
+import { promoteShadow } from './promotion.ts';
+import { noConsole } from './refusals.ts';
+import { ShadowLife } from './shadow-life.ts';
+import { isShadowWanted, withShadow } from './shadow-wish.ts';
+import { StateKeeping, type StateKeepingOptions } from './state-keeping.ts';
+import { stateToBeginFrom } from './state-restoring.ts';
+import { TakeoverRemains } from './takeover-remains.ts';
 import { TakeoverStats } from './takeover-stats.ts';
+import { type BeginningVm, beginVm, boot } from './vm-beginning.ts';
 import { describeVm, type KnownVm } from './vm-description.ts';
-import { endVm, giveBack, type RetiredVm } from './vm-ending.ts';
+import { endVm } from './vm-ending.ts';
 import { VmEvents } from './vm-events.ts';
 import { measureVm } from './vm-measures.ts';
+import { type OrderedVm, VmOrders } from './vm-orders.ts';
 import { recordVm } from './vm-record.ts';
+
+type Facts = Readonly<Record<string, unknown>>;
+type Parts = BeginningVm & StateKeepingOptions & Omit<OrderedVm, 'states'>;
 
 /** Keeps one VM: the QEMU that acts, the shadow behind it, and what happens when either dies. */
 export class Keeper implements KeeperControl {
@@ -54,20 +57,18 @@ export class Keeper implements KeeperControl {
   readonly #guestClock: GuestClock;
   readonly #startedMs: number;
   readonly #finished = Promise.withResolvers<{ reason: StopReason }>();
-  readonly #epochs = new EpochStats();
   readonly #takeovers = new TakeoverStats();
   #links: GuestLinks | undefined;
   #agent: StreamClient | undefined;
-  #state: ProtectionState = INITIAL_PROTECTION;
+  #state: ProtectionState;
   #primary: Instance | undefined;
   #watch: PrimaryWatch | undefined;
-  /** What was in use before the last promotion and waits to be given back. */
-  #retired: RetiredVm | undefined;
-  #shadow: ShadowSession | undefined;
-  readonly #shadowStart: DelayedTask;
+  readonly #remains = new TakeoverRemains();
+  readonly #shadow: ShadowLife;
+  readonly #parts: Parts;
+  readonly #states: StateKeeping;
+  readonly #orders: VmOrders;
   #instances = 0;
-  #nextEpoch: EpochId = FIRST_EPOCH;
-  #committed: EpochId = NO_EPOCH;
   #lostAtMs = 0;
   /** The request that the present takeover or end was asked for by. */
   #onBehalf: Trace | undefined;
@@ -77,11 +78,15 @@ export class Keeper implements KeeperControl {
   private constructor(options: KeeperOptions) {
     this.#options = options;
     const { spec, clock } = options;
+    this.#state = { ...INITIAL_PROTECTION, wanted: isShadowWanted(options) };
     this.#startedMs = clock.nowMs();
-    this.#shadowStart = new DelayedTask(clock);
-    this.#setting = settingOf(options);
+    this.#setting = settingOf({ ...options, spec: withShadow(spec, this.#state.wanted) });
     const onGuestEvent = (event: QmpEvent) => this.#onGuestEvent(event);
     this.#events = new VmEvents({ ...options, vm: spec.name, onGuestEvent });
+    this.#shadow = this.#shadowLife();
+    this.#parts = this.#partsForOthers();
+    this.#states = new StateKeeping(this.#parts);
+    this.#orders = new VmOrders({ ...this.#parts, states: this.#states });
     this.#effects = new EffectQueue({
       carryOut: (effect) => this.#carryOut(effect),
       onFailed: (effect, cause) => this.#onEffectFailed(effect, cause),
@@ -93,16 +98,17 @@ export class Keeper implements KeeperControl {
 
   /** Starts the VM. Resolves when its guest runs; protection follows. @throws what kept it from starting, or the signal's reason */
   static async start(options: KeeperOptions): Promise<Keeper> {
-    checkSpec(options.spec);
-    const { heritage } = options.runDirectory;
+    const spec = withShadow(options.spec, isShadowWanted(options));
+    checkSpec(spec);
     // Where there is a heritage, what is needed was promised already.
-    if (heritage === undefined) admit(options.spec);
+    if (options.runDirectory.heritage === undefined) admit(spec);
+    const state = await stateToBeginFrom(options);
     const keeper = new Keeper(options);
     try {
       keeper.#links = await GuestLinks.open({
         spec: options.spec,
         clock: options.clock,
-        onHeld: () => keeper.#shadow?.pipeline?.noteHeldOutput(),
+        onHeld: () => keeper.#shadow.pipeline?.noteHeldOutput(),
         onUplinkLost: (link, error) => keeper.#publish('uplink-lost', { link, error: error.message }),
         onGarbled: (link, error) => keeper.#losePrimary('garbled', { link, error: error.message }),
         unsafe: options.unsafe?.link,
@@ -110,8 +116,8 @@ export class Keeper implements KeeperControl {
       keeper.#agent = keeper.#links.agent?.connect({
         onOutput: (bytes) => keeper.#guestClock.receive(bytes),
       });
-      const inherited = heritage !== undefined && (await keeper.#inherit(heritage, options.signal));
-      if (!inherited) await keeper.#startPrimary(options.signal);
+      await beginVm(keeper.#parts, state);
+      keeper.#noteStarted();
       return keeper;
     } catch (cause) {
       keeper.#publish('start-failed', errorFacts(cause));
@@ -133,33 +139,24 @@ export class Keeper implements KeeperControl {
     return this.#events.journal.onEvent(listener);
   }
 
-  async promote({ trace }: { trace?: Trace | undefined } = {}): Promise<void> {
-    const pipeline = this.#shadow?.pipeline;
-    if (this.#state.phase !== 'protected' || pipeline === undefined)
-      throw notProtected(this.#options.spec.name, this.#state.phase);
-    const { promotions, restarts } = this.#state;
-    const isPromoted = () => this.#state.promotions > promotions;
-    this.#onBehalf = trace;
-    this.#losePrimary('planned', traceFacts(trace));
-    await this.#waiters.until(() => isPromoted() || this.#state.restarts > restarts || isEnding(this.#state));
-    if (this.#onBehalf === trace) this.#onBehalf = undefined;
-    if (!isPromoted()) throw promoteFailed(this.#options.spec.name);
+  promote(order: { trace?: Trace | undefined } = {}): Promise<void> {
+    return this.#orders.promote(order);
   }
 
-  async stop({ graceful, trace }: { graceful: boolean; trace?: Trace | undefined }): Promise<void> {
-    this.#onBehalf = trace;
-    if (graceful) {
-      await askToPowerOff({
-        clock: this.#options.clock,
-        // In the middle of a takeover there is nobody to ask: it takes milliseconds.
-        acts: this.#waiters.until(() => isActing(this.#state) || isEnding(this.#state)),
-        ask: () => this.#primary?.machine.powerdown({ trace }),
-        agent: this.#agent,
-        off: this.#waiters.until(() => isEnding(this.#state)),
-      });
-    }
-    this.#dispatch({ kind: 'stop-requested' });
-    await this.#finished.promise;
+  protect(): Promise<void> {
+    return this.#orders.protect();
+  }
+
+  unprotect(): Promise<void> {
+    return this.#orders.unprotect();
+  }
+
+  testFailover(): Promise<FailoverReport> {
+    return this.#orders.testFailover();
+  }
+
+  stop(order: StopOrder): Promise<void> {
+    return this.#orders.stop(order);
   }
 
   /** Nothing is decided or begun any more, for whoever ends the processes of this VM by force. */
@@ -189,9 +186,9 @@ export class Keeper implements KeeperControl {
       upMs: this.#options.clock.nowMs() - this.#startedMs,
       token: this.#events.token,
       primary: this.#primary,
-      shadow: this.#shadow,
-      committed: this.#committed,
-      epochs: this.#epochs,
+      shadow: this.#shadow.session,
+      committed: this.#shadow.committed,
+      epochs: this.#shadow.stats,
       guestClock: this.#guestClock.status(),
       links: this.#allLinks,
       takeovers: this.#takeovers,
@@ -199,9 +196,8 @@ export class Keeper implements KeeperControl {
   }
 
   #dispatch(event: ProtectionEvent): void {
-    const policy = { ...DEFAULT_PROTECTION_POLICY, enabled: this.#options.spec.shadow.enabled };
     const before = this.#state;
-    const { next, effects } = stepProtection(before, event, policy);
+    const { next, effects } = stepProtection(before, event, DEFAULT_PROTECTION_POLICY);
     this.#state = next;
     if (next.phase !== before.phase) {
       const why = next.lost === undefined ? {} : { reason: next.lost };
@@ -216,9 +212,11 @@ export class Keeper implements KeeperControl {
       case 'pass-output':
         return this.#passOutput();
       case 'start-shadow':
-        return this.#startShadowLater(effect.afterMs);
+        return this.#shadow.startLater(effect.afterMs);
       case 'drop-shadow':
         return this.#dropShadow();
+      case 'save':
+        return this.#states.begin();
       case 'fence':
         return this.#fence();
       case 'promote':
@@ -244,47 +242,22 @@ export class Keeper implements KeeperControl {
     return this.#links?.all ?? [];
   }
 
-  #publish(kind: string, facts: Readonly<Record<string, unknown>> = {}): void {
-    this.#events.publish(kind, this.#committed, facts);
+  #publish(kind: string, facts: Facts = {}): void {
+    this.#events.publish(kind, this.#shadow.committed, facts);
   }
 
-  async #startPrimary(signal?: AbortSignal): Promise<void> {
-    const instance = await this.#startInstance('primary', signal);
-    this.#beginToAct();
-    this.#makePrimary(instance);
-    attachLinks(this.#allLinks, instance);
-    await instance.machine.cont();
+  #noteStarted(): void {
     if (!this.#options.unsafe?.leaveClock) this.#guestClock.start();
     this.#dispatch({ kind: 'started' });
   }
 
-  /** Goes on where a keeper was killed. False when what it left is of no use. */
-  async #inherit(number: number, signal: AbortSignal | undefined): Promise<boolean> {
-    const startMs = this.#options.clock.nowMs();
-    this.#instances = number;
-    const outcome = await inheritShadow(this.#setting, {
-      ...{ number, signal, links: this.#allLinks, failpoints: this.#options.failpoints },
-      onCommitted: () => this.#beginToAct(),
-    });
-    if (outcome.kind === 'spoilt') {
-      this.#publish('inherit-failed', errorFacts(outcome.cause));
-      return false;
-    }
-    const { session, staged } = outcome;
-    this.#committed = staged.epoch;
-    this.#nextEpoch = nextEpoch(staged.epoch);
-    this.#retired = { primary: undefined, session, trace: undefined };
-    this.#makePrimary(session.standby);
-    if (!this.#options.unsafe?.leaveClock) this.#guestClock.start();
-    this.#publish('inherited', { instance: number, tookMs: this.#options.clock.nowMs() - startMs });
-    this.#dispatch({ kind: 'started' });
-    return true;
-  }
-
-  async #startInstance(role: 'primary' | 'standby', signal?: AbortSignal): Promise<Instance> {
+  async #startInstance(
+    role: 'primary' | 'standby',
+    { purpose = role, signal }: { purpose?: string; signal: AbortSignal | undefined },
+  ): Promise<Instance> {
     this.#instances += 1;
     const instance = await Instance.start(this.#setting, { number: this.#instances, role, signal });
-    this.#publish('qemu-started', { role, instance: instance.number, pid: instance.pid });
+    this.#publish('qemu-started', { role: purpose, instance: instance.number, pid: instance.pid });
     return instance;
   }
 
@@ -302,16 +275,16 @@ export class Keeper implements KeeperControl {
       clock: this.#options.clock,
       hangTimeoutMs: this.#options.spec.shadow.hangTimeoutMs,
       // Epochs speak with QEMU all the time.
-      isBusy: () => this.#shadow?.pipeline !== undefined,
+      isBusy: () => this.#shadow.pipeline !== undefined,
       onLost: (reason, facts) => this.#losePrimary(reason, facts),
       onGuestEvent: (event) => {
         this.#events.held.add(event);
-        if (event.name === 'SHUTDOWN') this.#shadow?.pipeline?.demand();
+        if (event.name === 'SHUTDOWN') this.#shadow.pipeline?.demand();
       },
     });
   }
 
-  #losePrimary(reason: LossReason, facts: Readonly<Record<string, unknown>>): void {
+  #losePrimary(reason: LossReason, facts: Facts): void {
     if (!isActing(this.#state)) return;
     this.#lostAtMs = this.#options.clock.nowMs();
     this.#publish('primary-lost', { reason, ...facts });
@@ -331,80 +304,81 @@ export class Keeper implements KeeperControl {
     this.#events.held.pass();
   }
 
-  #startShadowLater(afterMs: number): void {
-    this.#shadowStart.schedule(afterMs, async (signal) => {
-      try {
-        await this.#startShadow(signal);
-      } catch (cause) {
-        if (signal.aborted) return;
+  /** What those who carry something out for this keeper need of it. */
+  #partsForOthers(): Parts {
+    return {
+      options: this.#options,
+      setting: this.#setting,
+      shadow: this.#shadow,
+      remains: this.#remains,
+      waiters: this.#waiters,
+      finished: this.#finished.promise,
+      state: () => this.#state,
+      primary: () => this.#primary,
+      links: () => this.#allLinks,
+      agent: () => this.#agent,
+      hasAgent: () => this.#guestClock.status().answeredAgoMs !== null,
+      notePause: (pausedMs) => this.#guestClock.notePause(pausedMs),
+      startPrimary: (role, signal) => this.#startInstance(role, { purpose: 'primary', signal }),
+      startTest: (signal) => this.#startInstance('standby', { purpose: 'test', signal }),
+      countFrom: (instance) => {
+        this.#instances = instance;
+      },
+      beginToAct: () => this.#beginToAct(),
+      makePrimary: (instance) => this.#makePrimary(instance),
+      onBehalf: (trace) => {
+        this.#onBehalf = trace;
+      },
+      losePrimary: (reason, facts) => this.#losePrimary(reason, facts),
+      dispatch: (event) => this.#dispatch(event),
+      publish: (kind, facts) => this.#publish(kind, facts),
+      record: () => this.#record(),
+    };
+  }
+
+  #shadowLife(): ShadowLife {
+    return new ShadowLife({
+      ...this.#options,
+      memoryDirectory: this.#setting.memoryDirectory,
+      beforeStart: () => this.#finishTakeover(),
+      startStandby: (signal) => this.#startInstance('standby', { signal }),
+      primary: () => this.#primary,
+      beginWith: () => this.#holdOutput(),
+      onStarting: () => this.#dispatch({ kind: 'shadow-starting' }),
+      onCommit: () => this.#onCommit(),
+      onStartFailed: (cause) => {
         this.#publish('shadow-failed', errorFacts(cause));
         this.#dispatch({ kind: 'shadow-lost' });
-      }
+      },
+      onLost: (error) => {
+        this.#publish('shadow-lost', { error });
+        this.#dispatch({ kind: 'shadow-lost' });
+      },
+      onChange: () => this.#record(),
     });
   }
 
-  async #startShadow(signal: AbortSignal): Promise<void> {
-    const { spec, failpoints } = this.#options;
-    const primary = this.#primary;
-    assert(primary !== undefined, 'a shadow stands behind a primary');
-    await this.#finishTakeover();
-    const standby = await this.#startInstance('standby', signal);
-    const fill = {
-      primary,
-      epochsInFlightMax: spec.shadow.epochsInFlightMax,
-      epochsDirectory: join(this.#setting.memoryDirectory, epochsName(standby.number)),
-      failpoints,
-      signal,
-    };
-    const session = await ShadowSession.open(standby, fill);
-    this.#shadow = session;
-    this.#record();
-    void standby.machine.process.exited.then(() => this.#loseShadow(session, 'its QEMU ended'));
-    this.#dispatch({ kind: 'shadow-starting' });
-    standby.limitCpu(spec.shadow.standbyCpuShare);
-    await session.fill(fill);
-    signal.throwIfAborted();
+  /** Epochs begin: what the guest does and sends is for its shadow first. */
+  #holdOutput(): ReturnType<ConstructorParameters<typeof ShadowLife>[0]['beginWith']> {
     this.#events.held.hold();
-    session.begin({
-      clock: this.#options.clock,
-      failpoints,
-      stats: this.#epochs,
+    return {
       links: this.#allLinks,
       participants: [this.#events.held],
-      policy: spec.shadow,
-      primary,
-      firstEpoch: this.#nextEpoch,
       mayContinue: () => this.#watch?.guestEnded !== true,
       hasPanicked: () => this.#watch?.guestPanicked === true,
-      onCommit: (epoch) => this.#onCommit(epoch),
       onPause: (pausedMs) => this.#guestClock.notePause(pausedMs),
       onPrimaryLost: (cause) => this.#losePrimary(lossReasonOf(cause), { error: messageOf(cause) }),
-      onShadowLost: (cause) => this.#loseShadow(session, messageOf(cause)),
-    });
-  }
-
-  #onCommit(epoch: EpochId): void {
-    this.#committed = epoch;
-    if (this.#state.phase !== 'syncing') return;
-    this.#dispatch({ kind: 'shadow-in-sync' });
-    this.#record();
-  }
-
-  #loseShadow(session: ShadowSession, error: string): void {
-    if (this.#shadow !== session) return;
-    this.#publish('shadow-lost', { error });
-    this.#dispatch({ kind: 'shadow-lost' });
+    };
   }
 
   async #dropShadow(): Promise<void> {
-    await this.#shadowStart.cancel();
-    await this.#finishTakeover();
-    const session = this.#shadow;
-    this.#shadow = undefined;
-    if (session === undefined) return;
-    await session.halt();
-    this.#nextEpoch = nextEpoch(session.pipeline?.openEpoch ?? this.#nextEpoch);
-    await session[Symbol.asyncDispose]();
+    await this.#shadow.drop();
+    this.#dispatch({ kind: 'shadow-dropped' });
+  }
+
+  #onCommit(): void {
+    if (this.#state.phase !== 'syncing') return;
+    this.#dispatch({ kind: 'shadow-in-sync' });
     this.#record();
   }
 
@@ -412,18 +386,20 @@ export class Keeper implements KeeperControl {
   async #fence(): Promise<void> {
     const old = this.#primary;
     // First: an epoch that is cut without its links would lack the output in it.
-    this.#shadow?.pipeline?.freeze();
+    this.#shadow.freeze();
+    this.#states.giveUp();
     this.#watch?.[Symbol.dispose]();
     for (const link of this.#allLinks) link.detach();
     await this.#options.failpoints.hit('fence.before-kill');
     await old?.kill();
-    await this.#shadow?.halt();
+    await this.#states.end();
+    await this.#shadow.halt();
     this.#dispatch({ kind: 'fenced' });
   }
 
   async #promoteShadow(): Promise<void> {
     const { clock, failpoints } = this.#options;
-    const session = this.#shadow;
+    const { session } = this.#shadow;
     const startMs = clock.nowMs();
     try {
       assert(session !== undefined, 'there is a shadow to promote');
@@ -440,15 +416,14 @@ export class Keeper implements KeeperControl {
       return;
     }
     // It acts: nothing from here on may be taken for a failed promotion.
-    this.#finishPromotion(session, startMs);
+    this.#finishPromotion(startMs);
   }
 
-  #finishPromotion(session: ShadowSession, startMs: number): void {
+  #finishPromotion(startMs: number): void {
     const times = { lostAtMs: this.#lostAtMs, startMs, nowMs: this.#options.clock.nowMs() };
     const taken = this.#takeovers.add(times);
-    this.#retired = { primary: this.#primary, session, trace: this.#onBehalf };
-    this.#shadow = undefined;
-    this.#nextEpoch = nextEpoch(session.pipeline?.openEpoch ?? this.#nextEpoch);
+    const session = this.#shadow.handOver();
+    this.#remains.keep({ primary: this.#primary, session, trace: this.#onBehalf });
     this.#makePrimary(session.standby);
     const asked = traceFacts(this.#onBehalf);
     this.#publish('promoted', { instance: session.standby.number, ...taken, ...asked });
@@ -457,11 +432,9 @@ export class Keeper implements KeeperControl {
 
   /** What a promotion leaves for later, once those who waited for an answer have had it. */
   async #finishTakeover(): Promise<void> {
-    const retired = this.#retired;
-    if (retired === undefined) return;
-    this.#retired = undefined;
+    if (!this.#remains.areThere) return;
     this.#guestClock.notePromotion();
-    await giveBack(retired, { acting: this.#primary, log: this.#options.log });
+    await this.#remains.clear({ acting: this.#primary, log: this.#options.log });
     this.#record();
   }
 
@@ -478,7 +451,8 @@ export class Keeper implements KeeperControl {
       link.resumeInput();
     }
     this.#events.held.forget();
-    await this.#startPrimary();
+    await boot(this.#parts);
+    this.#noteStarted();
     this.#publish('restarted-cold', { outageMs: this.#options.clock.nowMs() - this.#lostAtMs });
   }
 
@@ -494,14 +468,22 @@ export class Keeper implements KeeperControl {
     this.#guestClock.stop();
     const primary = this.#primary;
     this.#primary = undefined;
-    await endVm({ links: this.#links, primary, dropShadow: () => this.#dropShadow() });
+    await endVm({
+      links: this.#links,
+      primary,
+      endSaving: () => this.#states.end(),
+      dropShadow: () => this.#shadow.drop(),
+    });
   }
 
   /** Written down for whoever has to clean up after a keeper that was killed, or can go on from what it left. */
   #record(): void {
     const { log, runDirectory, spec } = this.#options;
-    const isProtected = this.#state.phase === 'protected';
+    const { phase, wanted: shadowWanted, shadowBehind } = this.#state;
+    const isProtected = phase === 'protected' || (phase === 'saving' && shadowBehind);
+    const shadow = this.#shadow.session;
     const { token } = this.#events;
-    recordVm(runDirectory, { log, spec, token, primary: this.#primary, shadow: this.#shadow, isProtected });
+    const acting = { primary: this.#primary, shadow, isProtected };
+    recordVm(runDirectory, { log, spec, token, ...acting, shadowWanted });
   }
 }

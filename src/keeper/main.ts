@@ -9,6 +9,9 @@
  * outcome of the start, `{"ok": true, "pid": …}` or
  * `{"ok": false, "error": {…}}`; afterwards it is spoken to through the control socket.
  *
+ * A host adds `--shadow on|off` when it wants another thing than the specification, `--state DIRECTORY` where the state
+ * of its VMs is saved, and `--from snapshot` for a VM that shall go on from there.
+ *
  * SIGTERM and SIGINT stop the VM as `understudy stop` does, a second one at once; SIGHUP is ignored.
  * Exit codes: 0 the VM was stopped or powered off, 1 it could not be started or failed, 70 a fault of the keeper.
  */
@@ -27,6 +30,7 @@ import { writeEnd } from '../control/keeper-end.ts';
 import { KeeperError } from '../control/keeper-error.ts';
 import { bootId } from '../control/process-identity.ts';
 import { RunDirectory } from '../control/run-directory.ts';
+import { savedStatePaths } from '../control/run-paths.ts';
 import { BoundedLog, jsonLossNote } from '../qemu/bounded-log.ts';
 import type { StopReason } from '../shadow/protection.ts';
 import { Keeper } from './keeper.ts';
@@ -73,7 +77,9 @@ class StopSignals {
         hint: 'Start it again when it shall run.',
       }),
     );
-    void this.#keeper?.stop({ graceful: this.#received === 1 });
+    const graceful = this.#received === 1;
+    // What cannot be saved now will not be later: who sends this signal wants an end.
+    this.#keeper?.stop({ graceful }).catch(() => this.#keeper?.stop({ graceful, termination: 'remove' }));
   }
 }
 
@@ -87,19 +93,7 @@ process.exit();
 
 async function main(): Promise<number> {
   try {
-    const {
-      source,
-      trace,
-      'token-above': tokenAbove,
-      end: endPath,
-    } = parseArgs({
-      options: {
-        source: { type: 'string', default: 'stdin' },
-        trace: { type: 'string' },
-        'token-above': { type: 'string', default: '0' },
-        end: { type: 'string' },
-      },
-    }).values;
+    const { source, trace, tokenAbove, ...orders } = readArguments();
     const spec = parseVmSpec(await text(process.stdin), { source });
     const othersMayPass = spec.qemu.user !== undefined;
     const directory = await RunDirectory.open(spec.name, {
@@ -113,20 +107,46 @@ async function main(): Promise<number> {
       process.on(event, (fault: unknown) => void stopAfterFault(fault, directory, log));
     }
     log.info('keeper started', { pid: process.pid, vm: spec.name, ...(isTrace(trace) && { trace }) });
-    return await keep(spec, { directory, log, endPath });
+    return await keep({ spec, ...orders }, directory, log);
   } catch (thrown) {
     reportStart({ ok: false, error: errorFacts(thrown) });
     return EXIT_FAILED;
   }
 }
 
-interface KeepOptions {
-  readonly directory: RunDirectory;
-  readonly log: Logger;
-  readonly endPath: string | undefined;
+function readArguments() {
+  const {
+    source,
+    trace,
+    'token-above': tokenAbove,
+    end: endPath,
+    shadow,
+    state,
+    from,
+  } = parseArgs({
+    options: {
+      source: { type: 'string', default: 'stdin' },
+      trace: { type: 'string' },
+      'token-above': { type: 'string', default: '0' },
+      end: { type: 'string' },
+      shadow: { type: 'string' },
+      state: { type: 'string' },
+      from: { type: 'string' },
+    },
+  }).values;
+  const startFrom = from === 'snapshot' ? from : undefined;
+  return { source, trace, tokenAbove, endPath, shadow, state, startFrom } as const;
 }
 
-async function keep(spec: VmSpec, { directory, log, endPath }: KeepOptions): Promise<number> {
+interface Orders extends Omit<ReturnType<typeof readArguments>, 'source' | 'trace' | 'tokenAbove'> {
+  readonly spec: VmSpec;
+}
+
+async function keep(
+  { spec, endPath, shadow, state, startFrom }: Orders,
+  directory: RunDirectory,
+  log: Logger,
+): Promise<number> {
   let failed = false;
   let started = false;
   let reason: StopReason = 'failed';
@@ -139,7 +159,18 @@ async function keep(spec: VmSpec, { directory, log, endPath }: KeepOptions): Pro
       signal: signals.start,
     });
     const failpoints = new Failpoints();
-    const setting = { spec, runDirectory: directory, log, clock, failpoints, signal: signals.start };
+    const shadowWanted = shadow === undefined ? undefined : shadow === 'on';
+    const savedIn = state === undefined ? undefined : savedStatePaths(state, spec.name);
+    const wishes = { shadowWanted, savedIn, startFrom };
+    const setting = {
+      spec,
+      runDirectory: directory,
+      log,
+      clock,
+      failpoints,
+      signal: signals.start,
+      ...wishes,
+    };
     const keeper = await Keeper.start({ ...host, ...setting });
     started = true;
     signals.direct(keeper);

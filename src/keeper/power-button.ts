@@ -1,11 +1,10 @@
 import type { Clock } from '../base/clock.ts';
 import type { StreamClient } from '../net/stream-end.ts';
 
-/** How long a guest may take to power off when it is asked to. */
-const POWERDOWN_DEADLINE_MS = 10_000;
-
 export interface PowerOffOptions {
   readonly clock: Clock;
+  /** How long a guest may take to power off when it is asked to. */
+  readonly deadlineMs: number;
   /** Resolves when there is somebody to ask. */
   readonly acts: Promise<void>;
   /** Presses the power button. */
@@ -16,9 +15,16 @@ export interface PowerOffOptions {
 }
 
 /** Asks the guest to power off in the two ways there are. Resolves when it is off, or has taken too long. */
-export async function askToPowerOff({ clock, acts, ask, agent, off }: PowerOffOptions): Promise<void> {
+export async function askToPowerOff({
+  clock,
+  deadlineMs,
+  acts,
+  ask,
+  agent,
+  off,
+}: PowerOffOptions): Promise<void> {
   const late = Promise.withResolvers<void>();
-  const cancel = clock.after(POWERDOWN_DEADLINE_MS, late.resolve);
+  const cancel = clock.after(deadlineMs, late.resolve);
   try {
     await Promise.race([acts, late.promise]);
     // Either may be deaf: a guest without ACPI daemon, a guest without agent.

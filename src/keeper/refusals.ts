@@ -1,9 +1,73 @@
+import { messageOf } from '../base/errors.ts';
 import { KeeperError } from '../control/keeper-error.ts';
 import type { Phase } from '../shadow/protection.ts';
 
 export function notProtected(vm: string, phase: Phase): KeeperError {
   return new KeeperError('KEEPER_NOT_PROTECTED', `${vm} has no shadow in sync (${phase})`, {
     hint: 'Wait until `understudy status` says protected, then try again.',
+  });
+}
+
+export function isStopping(vm: string): KeeperError {
+  return new KeeperError('KEEPER_STOPPING', `${vm} is being stopped`, {
+    hint: 'Start it again when it shall run.',
+  });
+}
+
+export function cutShort(): KeeperError {
+  return new KeeperError('KEEPER_TEST_CUT_SHORT', 'the shadow was needed, or ended, during the test', {
+    hint: 'Try again when `understudy status` says protected.',
+  });
+}
+
+export function testUnderWay(vm: string): KeeperError {
+  return new KeeperError('KEEPER_TEST_UNDER_WAY', `the failover of ${vm} is being tested already`, {
+    hint: 'Wait for the event failover-test.',
+  });
+}
+
+export function disksWouldBeWritten(vm: string): KeeperError {
+  const message = `${vm} has disks, which a second QEMU that runs would write to`;
+  return new KeeperError('KEEPER_TEST_REFUSED', message, {
+    hint: 'Its failover can be tested only where all disks are readOnly.',
+    facts: { vm },
+  });
+}
+
+export function noPlaceToSave(vm: string, kind: 'suspended' | 'snapshot'): KeeperError {
+  const what = kind === 'suspended' ? 'be suspended' : 'leave a snapshot';
+  return new KeeperError('KEEPER_NO_PLACE', `${vm} cannot ${what}: there is no place to save its state`, {
+    hint: 'Only a host keeps states: declare the VM with `understudy create`, or stop it with --then remove.',
+    facts: { vm },
+  });
+}
+
+export function cannotSave(vm: string, cause: unknown): KeeperError {
+  return new KeeperError('KEEPER_CANNOT_SAVE', `the state of ${vm} cannot be saved: ${messageOf(cause)}`, {
+    hint: 'Remove what is named from its specification, or stop it with --then remove.',
+    facts: { vm },
+    cause,
+  });
+}
+
+export function saveFailed(vm: string, why: string): KeeperError {
+  return new KeeperError('KEEPER_SAVE_FAILED', `the state of ${vm} was not saved: ${why}`, {
+    hint: `\`understudy events ${vm}\` shows what became of the VM; stop it again, or with --then remove.`,
+    facts: { vm },
+  });
+}
+
+export function isSuspended(vm: string): KeeperError {
+  return new KeeperError('KEEPER_SUSPENDED', `${vm} is suspended, and would lose that state`, {
+    hint: 'Start it without --from-snapshot to go on, or with --discard to give that state up.',
+    facts: { vm },
+  });
+}
+
+export function noSnapshot(vm: string): KeeperError {
+  return new KeeperError('KEEPER_NO_SNAPSHOT', `there is no snapshot of ${vm}`, {
+    hint: 'Stop it with --then snapshot to make one; `understudy snapshots ls` lists them.',
+    facts: { vm },
   });
 }
 

@@ -34,6 +34,7 @@ export function describeVm(vm: KnownVm): VmStatus {
     name: spec.name,
     phase: state.phase,
     stopReason: state.stopReason ?? null,
+    shadowWanted: state.wanted,
     keeperPid: process.pid,
     token: vm.token,
     upMs: vm.upMs,

@@ -13,12 +13,13 @@ interface RecordedVm {
   /** All output waits for the shadow. Else the shadow is behind what the world has seen, and must not be gone on from. */
   readonly isProtected: boolean;
   readonly token: number;
+  readonly shadowWanted: boolean;
 }
 
 /** Writes down what whoever comes after a killed keeper has to know. Never fails: a VM does not depend on it. */
 export function recordVm(
   directory: RunDirectory,
-  { log, spec, primary, shadow, isProtected, token }: RecordedVm,
+  { log, spec, primary, shadow, isProtected, token, shadowWanted }: RecordedVm,
 ): void {
   const living = [primary, shadow?.standby].filter((instance) => instance !== undefined);
   try {
@@ -28,6 +29,7 @@ export function recordVm(
       cgroups: living.flatMap((instance) => instance.cgroup?.directory ?? []),
       shadow: isProtected ? (shadow?.standby.number ?? null) : null,
       token,
+      shadowWanted,
     });
   } catch (cause) {
     // No record is better than one that is no longer true.

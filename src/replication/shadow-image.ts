@@ -4,8 +4,9 @@ import { assert } from '../base/assert.ts';
 import type { Failpoints } from '../base/failpoint.ts';
 import { PAGE_BYTES } from '../base/units.ts';
 import { type EpochId, NO_EPOCH } from '../epoch/epoch-id.ts';
+import type { Mapping } from '../linux/mapping.ts';
 import type { GuestMemory } from '../memory/guest-memory.ts';
-import { piecesOf } from '../memory/page-runs.ts';
+import { type PageRun, piecesOf } from '../memory/page-runs.ts';
 import { EpochSlot, type StagedEpoch } from './epoch-slot.ts';
 import { ReplicationError } from './replication-error.ts';
 
@@ -31,6 +32,11 @@ export class ShadowImage implements Disposable, AsyncDisposable {
   #latest: EpochSlot | undefined;
   #committed: EpochId = NO_EPOCH;
   #applying: Promise<void> | undefined;
+  /** The application of one epoch; between two of them the memory is as of an epoch. */
+  #inApplication: Promise<void> | undefined;
+  /** As long as it is there no application is begun. */
+  #hold: Promise<void> | undefined;
+  readonly #onApplied = new Set<(runs: readonly PageRun[]) => void>();
 
   private constructor(
     slots: readonly EpochSlot[],
@@ -119,10 +125,41 @@ export class ShadowImage implements Disposable, AsyncDisposable {
     await this.#applying?.catch(() => {});
     await this.#startApplying();
     const staged = this.#latest?.read();
-    if (staged === undefined) {
-      throw new ReplicationError('REPLICATION_NOTHING_COMMITTED', 'the shadow holds no whole epoch yet');
-    }
+    if (staged === undefined) throw nothingCommitted();
     return staged;
+  }
+
+  /** Tells which pages applications write, before they do, until the returned function is called. */
+  onApplied(listener: (runs: readonly PageRun[]) => void): () => void {
+    this.#onApplied.add(listener);
+    return () => this.#onApplied.delete(listener);
+  }
+
+  /**
+   * While `task` runs no epoch is applied, so that the memory and the epochs handed to it stand still together: the
+   * memory with `backlog` applied is as of `staged`. Epochs are committed meanwhile and wait in their slots; when all
+   * slots wait, so does the VM's next cut, and whoever relies on the memory (`settle`): be quick.
+   * @throws ReplicationError REPLICATION_EPOCH_CORRUPT, REPLICATION_NOTHING_COMMITTED
+   */
+  async whileStill<Result>(task: (still: StillImage) => Promise<Result>): Promise<Result> {
+    assert(this.#hold === undefined, 'an image is held by one at a time');
+    const { promise, resolve } = Promise.withResolvers<void>();
+    this.#hold = promise;
+    try {
+      // One that was cut short is repeated by its epoch in the backlog.
+      await this.#inApplication?.catch(() => {});
+      const staged = this.#latest?.read();
+      if (staged === undefined) throw nothingCommitted();
+      const backlog = this.#backlog.map((slot) => {
+        const epoch = slot.read();
+        assert(epoch !== undefined, 'only committed epochs wait to be applied');
+        return { staged: epoch, mapping: slot.mapping };
+      });
+      return await task({ staged, backlog });
+    } finally {
+      this.#hold = undefined;
+      resolve();
+    }
   }
 
   [Symbol.dispose](): void {
@@ -147,9 +184,11 @@ export class ShadowImage implements Disposable, AsyncDisposable {
     // What waits for the commit leaves first.
     await new Promise<void>((resolve) => setImmediate(resolve));
     for (let slot = this.#backlog[0]; slot !== undefined; slot = this.#backlog[0]) {
+      while (this.#hold !== undefined) await this.#hold;
       const staged = slot.read();
       assert(staged !== undefined, 'only committed epochs wait to be applied');
-      await this.#apply(slot, staged);
+      this.#inApplication = this.#apply(slot, staged);
+      await this.#inApplication;
       slot.noteApplied();
       this.#backlog.shift();
       if (slot !== this.#latest) this.#free.push(slot);
@@ -159,6 +198,7 @@ export class ShadowImage implements Disposable, AsyncDisposable {
   async #apply(slot: EpochSlot, staged: StagedEpoch): Promise<void> {
     let offset = staged.pagesOffset;
     let pagesInTurn = 0;
+    for (const listener of this.#onApplied) listener(staged.runs);
     await this.#failpoints.hit('apply.before');
     for (const piece of piecesOf(staged.runs, APPLY_CHUNK_PAGES)) {
       this.memory.writeRuns([piece], slot.mapping, offset);
@@ -179,6 +219,18 @@ export interface ShadowImageOptions {
   /** Where the slots' files go: memory-backed, e.g. below /dev/shm. */
   readonly directory: string;
   readonly failpoints: Failpoints;
+}
+
+/** What does not change while an image is held. */
+export interface StillImage {
+  /** The newest epoch that was committed when the hold began. */
+  readonly staged: StagedEpoch;
+  /** Epochs that the memory lacks yet, oldest first. */
+  readonly backlog: readonly { readonly staged: StagedEpoch; readonly mapping: Mapping }[];
+}
+
+function nothingCommitted(): ReplicationError {
+  return new ReplicationError('REPLICATION_NOTHING_COMMITTED', 'the shadow holds no whole epoch yet');
 }
 
 function slotPath(directory: string, index: number): string {

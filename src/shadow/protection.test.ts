@@ -3,13 +3,13 @@ import { describe, expect, it } from 'vitest';
 import {
   DEFAULT_PROTECTION_POLICY,
   INITIAL_PROTECTION,
+  type ProtectionEffect,
   type ProtectionEvent,
-  type ProtectionPolicy,
   type ProtectionState,
   stepProtection,
 } from './protection.ts';
 
-const policy: ProtectionPolicy = { ...DEFAULT_PROTECTION_POLICY, enabled: true };
+const policy = DEFAULT_PROTECTION_POLICY;
 
 function play(events: readonly ProtectionEvent[], from: ProtectionState = INITIAL_PROTECTION) {
   let state = from;
@@ -63,7 +63,8 @@ describe('the protection of a VM', () => {
       { kind: 'pass-output' },
       { kind: 'start-shadow', afterMs: 250 },
     ]);
-    const second = stepProtection(first.next, { kind: 'shadow-lost' }, policy);
+    const dropped = stepProtection(first.next, { kind: 'shadow-dropped' }, policy);
+    const second = stepProtection(dropped.next, { kind: 'shadow-lost' }, policy);
     expect(second.effects.at(-1)).toEqual({ kind: 'start-shadow', afterMs: 500 });
   });
 
@@ -130,6 +131,12 @@ describe('the protection of a VM', () => {
       { kind: 'fenced' },
       { kind: 'promoted' },
       { kind: 'promote-failed' },
+      { kind: 'shadow-dropped' },
+      { kind: 'protect-requested' },
+      { kind: 'unprotect-requested' },
+      { kind: 'save-requested' },
+      { kind: 'save-failed' },
+      { kind: 'saved', next: 'power-off' },
       { kind: 'stop-requested' },
     );
     fc.assert(
@@ -147,6 +154,219 @@ describe('the protection of a VM', () => {
           state = step.next;
         }
       }),
+    );
+  });
+
+  it('gives its shadow up when none is wanted any more, and makes another one when one is wanted again', () => {
+    const { transcript, state } = play(
+      [{ kind: 'unprotect-requested' }, { kind: 'shadow-dropped' }, { kind: 'protect-requested' }],
+      play(started).state,
+    );
+    expect(transcript).toEqual([
+      'unprotect-requested: alone drop-shadow pass-output',
+      'shadow-dropped: alone',
+      'protect-requested: alone start-shadow',
+    ]);
+    expect(play([{ kind: 'protect-requested' }], state).transcript).toEqual(['protect-requested: alone']);
+  });
+
+  it('finishes a takeover that is under way though no shadow is wanted any more, and makes none then', () => {
+    const events: ProtectionEvent[] = [
+      lost('exited'),
+      { kind: 'unprotect-requested' },
+      { kind: 'fenced' },
+      { kind: 'promoted' },
+    ];
+    expect(play(events, play(started).state).transcript).toEqual([
+      'primary-lost: fencing fence',
+      'unprotect-requested: fencing',
+      'fenced: promoting promote',
+      'promoted: alone pass-output',
+    ]);
+  });
+
+  it('takes no notice of a shadow that is being dropped', () => {
+    const syncing = play([{ kind: 'started' }, { kind: 'shadow-starting' }]).state;
+    const events: ProtectionEvent[] = [
+      { kind: 'unprotect-requested' },
+      { kind: 'protect-requested' },
+      { kind: 'shadow-starting' },
+      { kind: 'shadow-in-sync' },
+      { kind: 'shadow-lost' },
+    ];
+    expect(play(events, syncing).transcript.slice(2)).toEqual([
+      'shadow-starting: alone',
+      'shadow-in-sync: alone',
+      'shadow-lost: alone',
+    ]);
+  });
+
+  it('keeps its shadow while it is saved, and is taken over when it dies meanwhile', () => {
+    const saving: ProtectionEvent[] = [...started, { kind: 'save-requested' }];
+    expect(play(saving).transcript.at(-1)).toBe('save-requested: saving save');
+    expect(play([lost('exited'), { kind: 'fenced' }], play(saving).state).transcript).toEqual([
+      'primary-lost: fencing fence',
+      'fenced: promoting promote',
+    ]);
+    expect(
+      play([{ kind: 'shadow-lost' }, lost('exited'), { kind: 'fenced' }], play(saving).state).transcript,
+    ).toEqual([
+      'shadow-lost: saving drop-shadow pass-output',
+      'primary-lost: fencing fence',
+      'fenced: restarting drop-shadow restart',
+    ]);
+  });
+
+  it('ends once it is saved, or goes on when it could not be', () => {
+    const saving = play([...started, { kind: 'save-requested' }]).state;
+    expect(play([{ kind: 'saved', next: 'end' }], saving).transcript).toEqual([
+      'saved: stopping pass-output stop',
+    ]);
+    expect(play([{ kind: 'saved', next: 'power-off' }], saving).transcript).toEqual([
+      'saved: alone drop-shadow pass-output',
+    ]);
+    expect(play([{ kind: 'save-failed' }], saving).transcript).toEqual([
+      'save-failed: alone drop-shadow pass-output start-shadow',
+    ]);
+  });
+});
+
+/** The least that a keeper does about effects, one after the other, with a shadow that reports by itself. */
+class ModelKeeper {
+  state = INITIAL_PROTECTION;
+  shadow: 'none' | 'starting' | 'syncing' | 'in-sync' = 'none';
+  outputHeld = false;
+  saving = false;
+  readonly #queue: ProtectionEffect[] = [];
+
+  dispatch(event: ProtectionEvent): void {
+    const { next, effects } = stepProtection(this.state, event, policy);
+    this.state = next;
+    this.#queue.push(...effects);
+  }
+
+  get isIdle(): boolean {
+    return this.#queue.length === 0;
+  }
+
+  carryOutNext(): void {
+    const effect = this.#queue.shift();
+    switch (effect?.kind) {
+      case 'pass-output':
+        this.outputHeld = false;
+        break;
+      case 'start-shadow':
+        if (this.shadow === 'none') this.shadow = 'starting';
+        break;
+      case 'drop-shadow':
+        this.shadow = 'none';
+        this.dispatch({ kind: 'shadow-dropped' });
+        break;
+      case 'fence':
+        this.saving = false;
+        this.dispatch({ kind: 'fenced' });
+        break;
+      case 'promote':
+        this.#promote();
+        break;
+      case 'restart':
+        this.outputHeld = false;
+        this.dispatch({ kind: 'started' });
+        break;
+      case 'save':
+        this.saving = true;
+        break;
+      case 'stop':
+        this.shadow = 'none';
+        this.saving = false;
+        this.dispatch({ kind: 'stopped' });
+    }
+  }
+
+  #promote(): void {
+    expect(this.shadow).toBe('in-sync');
+    this.shadow = 'none';
+    this.dispatch({ kind: 'promoted' });
+  }
+
+  /** The next thing that the shadow would report. */
+  advanceShadow(): void {
+    if (this.shadow === 'starting') {
+      this.shadow = 'syncing';
+      this.outputHeld = true;
+      this.dispatch({ kind: 'shadow-starting' });
+    } else if (this.shadow === 'syncing') {
+      this.shadow = 'in-sync';
+      this.dispatch({ kind: 'shadow-in-sync' });
+    }
+  }
+
+  loseShadow(): void {
+    if (this.shadow === 'none') return;
+    this.dispatch({ kind: 'shadow-lost' });
+  }
+
+  endSaving(next: 'end' | 'power-off' | 'failed'): void {
+    if (!this.saving) return;
+    this.saving = false;
+    this.dispatch(next === 'failed' ? { kind: 'save-failed' } : { kind: 'saved', next });
+  }
+}
+
+describe('whatever is asked for, and whatever happens, in any order', () => {
+  const step = fc.oneof(
+    { weight: 6, arbitrary: fc.constant('carry-out' as const) },
+    { weight: 4, arbitrary: fc.constant('shadow' as const) },
+    fc.constantFrom('lose-shadow', 'lose-primary', 'protect', 'unprotect', 'save', 'saved', 'unsaved'),
+  );
+
+  function act(keeper: ModelKeeper, what: string): void {
+    if (what === 'carry-out') keeper.carryOutNext();
+    if (what === 'shadow') keeper.advanceShadow();
+    if (what === 'lose-shadow') keeper.loseShadow();
+    // Far apart, so that the bound on restarts does not end the VM.
+    if (what === 'lose-primary') keeper.dispatch(lost('exited', nowMs++ * policy.restartWindowMs));
+    if (what === 'protect') keeper.dispatch({ kind: 'protect-requested' });
+    if (what === 'unprotect') keeper.dispatch({ kind: 'unprotect-requested' });
+    if (what === 'save') keeper.dispatch({ kind: 'save-requested' });
+    if (what === 'saved') keeper.endSaving('power-off');
+    if (what === 'unsaved') keeper.endSaving('failed');
+  }
+  let nowMs = 0;
+
+  function settle(keeper: ModelKeeper): void {
+    for (let round = 0; round < 50; round += 1) {
+      while (!keeper.isIdle) keeper.carryOutNext();
+      keeper.endSaving('failed');
+      keeper.advanceShadow();
+    }
+  }
+
+  it('a shadow that is started between two that are dropped is not taken for the one that is wanted', () => {
+    const keeper = new ModelKeeper();
+    keeper.dispatch({ kind: 'started' });
+    for (const what of ['carry-out', 'carry-out', 'lose-shadow', 'unprotect']) act(keeper, what);
+    for (const what of ['carry-out', 'carry-out', 'carry-out', 'shadow']) act(keeper, what);
+    settle(keeper);
+    expect(keeper.state).toMatchObject({ phase: 'alone', dropping: 0 });
+  });
+
+  it('a VM called protected has a shadow in sync, and is protected in the end exactly if that is wanted', () => {
+    fc.assert(
+      fc.property(fc.array(step, { maxLength: 60 }), (steps) => {
+        const keeper = new ModelKeeper();
+        keeper.dispatch({ kind: 'started' });
+        for (const what of steps) {
+          act(keeper, what);
+          if (keeper.state.phase === 'protected') expect(keeper.shadow).toBe('in-sync');
+          if (keeper.saving && keeper.state.phase === 'saving') expect(keeper.shadow).not.toBe('starting');
+        }
+        settle(keeper);
+        expect(keeper.state.phase).toBe(keeper.state.wanted ? 'protected' : 'alone');
+        expect(keeper.shadow).toBe(keeper.state.wanted ? 'in-sync' : 'none');
+        expect(keeper.outputHeld).toBe(keeper.state.wanted);
+      }),
+      { numRuns: 2000 },
     );
   });
 });

@@ -1,21 +1,26 @@
+import { unreachable } from '../base/assert.ts';
+
 /**
  * The protection of one VM as a state machine: who acts, whether a shadow could take over, and what happens
  * when either dies. Pure: the keeper reports facts and carries the effects out, one after the other.
  *
  *   starting → alone ⇄ syncing → protected → fencing → promoting → alone → …
  *
+ * From each state in which a QEMU acts its VM can be saved: it stands still (`saving`), and then ends or goes on.
+ *
  * Only one state lets a QEMU of this VM act at a time, and the way from one acting QEMU to the next always
  * leads through `fencing`: the old one is proven dead before the new one runs.
  */
 export type LossReason = 'exited' | 'qmp-closed' | 'hung' | 'garbled' | 'panicked' | 'planned';
 
-export type StopReason = 'requested' | 'powered-off' | 'failed';
+export type StopReason = 'requested' | 'powered-off' | 'suspended' | 'failed';
 
 export const PHASES = [
   'starting',
   'alone',
   'syncing',
   'protected',
+  'saving',
   'fencing',
   'promoting',
   'restarting',
@@ -27,6 +32,12 @@ export type Phase = (typeof PHASES)[number];
 
 export interface ProtectionState {
   readonly phase: Phase;
+  /** Whether somebody wants a shadow for this VM; can be changed at any time. */
+  readonly wanted: boolean;
+  /** Shadows that are to be dropped yet: as long as there are some, what a shadow reports is of no interest any more. */
+  readonly dropping: number;
+  /** In `saving`: a shadow that was in sync could take over yet. */
+  readonly shadowBehind: boolean;
   /** Why the primary was lost; set from `fencing` until the VM acts again. */
   readonly lost: LossReason | undefined;
   /** What follows the fence. */
@@ -43,7 +54,6 @@ export interface ProtectionState {
 }
 
 export interface ProtectionPolicy {
-  readonly enabled: boolean;
   /** A panic within this time after a promotion that followed a panic leads to a cold restart. */
   readonly panicForgetMs: number;
   readonly restartsMax: number;
@@ -58,7 +68,7 @@ export interface ProtectionPolicy {
   readonly shadowRetryMaxMs: number;
 }
 
-export const DEFAULT_PROTECTION_POLICY: Omit<ProtectionPolicy, 'enabled'> = {
+export const DEFAULT_PROTECTION_POLICY: ProtectionPolicy = {
   panicForgetMs: 600_000,
   restartsMax: 3,
   restartWindowMs: 300_000,
@@ -73,6 +83,14 @@ export type ProtectionEvent =
   | { readonly kind: 'shadow-starting' }
   | { readonly kind: 'shadow-in-sync' }
   | { readonly kind: 'shadow-lost' }
+  | { readonly kind: 'shadow-dropped' }
+  | { readonly kind: 'protect-requested' }
+  | { readonly kind: 'unprotect-requested' }
+  | { readonly kind: 'save-requested' }
+  /** The state is on disk. The VM ends, or its guest runs again and is about to be ended. */
+  | { readonly kind: 'saved'; readonly next: 'end' | 'power-off' }
+  /** The guest runs again as if nothing had been asked. */
+  | { readonly kind: 'save-failed' }
   | { readonly kind: 'primary-lost'; readonly reason: LossReason; readonly nowMs: number }
   | { readonly kind: 'fenced' }
   | { readonly kind: 'promoted' }
@@ -90,6 +108,8 @@ export type ProtectionEffect =
   | { readonly kind: 'fence' }
   | { readonly kind: 'promote' }
   | { readonly kind: 'restart' }
+  /** Let the VM stand still and write its state to disk. Reports back; what comes next need not wait for it. */
+  | { readonly kind: 'save' }
   | { readonly kind: 'stop' };
 
 export interface ProtectionStep {
@@ -99,6 +119,9 @@ export interface ProtectionStep {
 
 export const INITIAL_PROTECTION: ProtectionState = {
   phase: 'starting',
+  wanted: true,
+  dropping: 0,
+  shadowBehind: false,
   lost: undefined,
   after: undefined,
   stopReason: undefined,
@@ -111,7 +134,7 @@ export const INITIAL_PROTECTION: ProtectionState = {
 
 /** A QEMU of the VM runs, and none is being exchanged for another. */
 export function isActing({ phase }: ProtectionState): boolean {
-  return phase === 'alone' || phase === 'syncing' || phase === 'protected';
+  return phase === 'alone' || phase === 'syncing' || phase === 'protected' || phase === 'saving';
 }
 
 export function isEnding({ phase }: ProtectionState): boolean {
@@ -121,6 +144,17 @@ export function isEnding({ phase }: ProtectionState): boolean {
 export function stepProtection(
   state: ProtectionState,
   event: ProtectionEvent,
+  policy: ProtectionPolicy,
+): ProtectionStep {
+  if (event.kind === 'shadow-dropped') return stay({ ...state, dropping: state.dropping - 1 });
+  const { next, effects } = decide(state, event, policy);
+  const drops = effects.some(({ kind }) => kind === 'drop-shadow');
+  return drops ? { next: { ...next, dropping: next.dropping + 1 }, effects } : { next, effects };
+}
+
+function decide(
+  state: ProtectionState,
+  event: Exclude<ProtectionEvent, { kind: 'shadow-dropped' }>,
   policy: ProtectionPolicy,
 ): ProtectionStep {
   if (state.phase === 'stopped') return stay(state);
@@ -138,28 +172,40 @@ export function stepProtection(
       return losePrimary(state, event, policy);
     case 'started':
       return state.phase === 'starting' || state.phase === 'restarting'
-        ? act(state, policy, { shadowAfterMs: 0 })
+        ? act(state, { shadowAfterMs: 0 })
         : stay(state);
     case 'promoted':
       return state.phase === 'promoting'
-        ? act({ ...state, promotions: state.promotions + 1 }, policy, {
-            shadowAfterMs: policy.takeoverQuietMs,
-          })
+        ? act({ ...state, promotions: state.promotions + 1 }, { shadowAfterMs: policy.takeoverQuietMs })
         : stay(state);
     case 'shadow-starting':
-      return state.phase === 'alone' ? { next: { ...state, phase: 'syncing' }, effects: [] } : stay(state);
+      return state.phase === 'alone' && state.dropping === 0
+        ? stay({ ...state, phase: 'syncing' })
+        : stay(state);
     case 'shadow-in-sync':
       return state.phase === 'syncing'
-        ? { next: { ...state, phase: 'protected', shadowFailures: 0 }, effects: [] }
+        ? stay({ ...state, phase: 'protected', shadowFailures: 0 })
         : stay(state);
     case 'shadow-lost':
-      return loseShadow(state, policy);
+      return state.dropping > 0 ? stay(state) : loseShadow(state, policy);
+    case 'protect-requested':
+      return protect(state);
+    case 'unprotect-requested':
+      return unprotect(state);
+    case 'save-requested':
+      return save(state);
+    case 'saved':
+      return leaveSaving(state, event);
+    case 'save-failed':
+      return goOnUnsaved(state, policy);
     case 'fenced':
       return leaveFence(state);
     case 'promote-failed':
       return state.phase === 'promoting' ? restart(state) : stay(state);
     case 'stopped':
       return stay(state);
+    default:
+      return unreachable(event);
   }
 }
 
@@ -172,17 +218,79 @@ function stop(state: ProtectionState, stopReason: StopReason): ProtectionStep {
 }
 
 /** A QEMU acts and nobody stands behind it yet. */
-function act(
-  state: ProtectionState,
-  policy: ProtectionPolicy,
-  { shadowAfterMs }: { shadowAfterMs: number },
-): ProtectionStep {
+function act(state: ProtectionState, { shadowAfterMs }: { shadowAfterMs: number }): ProtectionStep {
   const next: ProtectionState = { ...state, phase: 'alone', lost: undefined, after: undefined };
+  return { next, effects: [{ kind: 'pass-output' }, ...startIfWanted(state, shadowAfterMs)] };
+}
+
+function startIfWanted({ wanted }: ProtectionState, afterMs: number): ProtectionEffect[] {
+  return wanted ? [{ kind: 'start-shadow', afterMs }] : [];
+}
+
+/** While a takeover or a start is under way the wish is only noted: it counts as soon as a QEMU acts. */
+function protect(state: ProtectionState): ProtectionStep {
+  if (state.wanted) return stay(state);
+  const next = { ...state, wanted: true, shadowFailures: 0 };
+  return { next, effects: state.phase === 'alone' ? startIfWanted(next, 0) : [] };
+}
+
+function unprotect(state: ProtectionState): ProtectionStep {
+  if (!state.wanted) return stay(state);
+  const next: ProtectionState = { ...state, wanted: false };
+  switch (state.phase) {
+    case 'alone':
+    case 'syncing':
+    case 'protected':
+      return {
+        next: { ...next, phase: 'alone' },
+        effects: [{ kind: 'drop-shadow' }, { kind: 'pass-output' }],
+      };
+    default:
+      return stay(next);
+  }
+}
+
+/**
+ * A shadow in sync stays until the state is on disk: should the VM die meanwhile, it is taken over as always. One that
+ * is not in sync is of no use, and none may be started: its cuts would let the guest run.
+ */
+function save(state: ProtectionState): ProtectionStep {
+  switch (state.phase) {
+    case 'alone':
+    case 'syncing':
+      return {
+        next: { ...state, phase: 'saving', shadowBehind: false },
+        effects: [{ kind: 'drop-shadow' }, { kind: 'pass-output' }, { kind: 'save' }],
+      };
+    case 'protected':
+      return { next: { ...state, phase: 'saving', shadowBehind: true }, effects: [{ kind: 'save' }] };
+    default:
+      return stay(state);
+  }
+}
+
+/** What was held leaves: who goes on from the saved state knows of it. */
+function leaveSaving(state: ProtectionState, { next }: { next: 'end' | 'power-off' }): ProtectionStep {
+  if (state.phase !== 'saving') return stay(state);
+  if (next === 'end') {
+    const ended = stop(state, 'suspended');
+    return { ...ended, effects: [{ kind: 'pass-output' }, ...ended.effects] };
+  }
   return {
-    next,
+    next: { ...state, phase: 'alone', wanted: false, shadowBehind: false },
+    effects: [{ kind: 'drop-shadow' }, { kind: 'pass-output' }],
+  };
+}
+
+/** The epochs of the shadow ended with the attempt, so that there has to be another one. */
+function goOnUnsaved(state: ProtectionState, policy: ProtectionPolicy): ProtectionStep {
+  if (state.phase !== 'saving') return stay(state);
+  return {
+    next: { ...state, phase: 'alone', shadowBehind: false },
     effects: [
+      { kind: 'drop-shadow' },
       { kind: 'pass-output' },
-      ...(policy.enabled ? [{ kind: 'start-shadow', afterMs: shadowAfterMs } as const] : []),
+      ...startIfWanted(state, policy.shadowRetryMs),
     ],
   };
 }
@@ -195,9 +303,16 @@ function loseShadow(state: ProtectionState, policy: ProtectionPolicy): Protectio
       const afterMs = Math.min(policy.shadowRetryMaxMs, policy.shadowRetryMs * 2 ** state.shadowFailures);
       return {
         next: { ...state, phase: 'alone', shadowFailures: state.shadowFailures + 1 },
-        effects: [{ kind: 'drop-shadow' }, { kind: 'pass-output' }, { kind: 'start-shadow', afterMs }],
+        effects: [{ kind: 'drop-shadow' }, { kind: 'pass-output' }, ...startIfWanted(state, afterMs)],
       };
     }
+    case 'saving':
+      return state.shadowBehind
+        ? {
+            next: { ...state, shadowBehind: false },
+            effects: [{ kind: 'drop-shadow' }, { kind: 'pass-output' }],
+          }
+        : stay(state);
     // The shadow died while the primary was being fenced: there is nothing left to promote.
     case 'fencing':
       return state.after === 'promote'
@@ -217,12 +332,14 @@ function losePrimary(
   switch (state.phase) {
     case 'alone':
     case 'syncing':
-    case 'protected': {
+    case 'protected':
+    case 'saving': {
       const inherits =
         reason === 'panicked' &&
         state.panicPromotedAtMs !== undefined &&
         nowMs - state.panicPromotedAtMs < policy.panicForgetMs;
-      if (state.phase === 'protected' && !inherits) {
+      const couldGoOn = state.phase === 'protected' || (state.phase === 'saving' && state.shadowBehind);
+      if (couldGoOn && !inherits) {
         const panicPromotedAtMs = reason === 'panicked' ? nowMs : state.panicPromotedAtMs;
         return {
           next: { ...state, phase: 'fencing', lost: reason, after: 'promote', panicPromotedAtMs },

@@ -16,7 +16,8 @@ import { Host } from '../../src/host/host.ts';
 const [folder = '', moment] = process.argv.slice(2);
 const directories = { specDirectory: join(folder, 'specs'), endDirectory: join(folder, 'ends') };
 for (const path of Object.values(directories)) mkdirSync(path, { recursive: true });
-const host = new Host({ databasePath: join(folder, 'host.db'), ...directories, version: '0', clock, log });
+const database = { databasePath: join(folder, 'host.db'), stateDirectory: folder };
+const host = new Host({ ...database, ...directories, version: '0', clock, log });
 const { transaction, storeAnswer } = host;
 const die = () => process.kill(process.pid, 'SIGKILL');
 if (moment === 'answered' || moment === 'apart') {

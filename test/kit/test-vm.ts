@@ -15,7 +15,7 @@ import type { LinkStatus, VmStatus } from '../../src/control/vm-status.ts';
 import { monotonicMs } from '../../src/demo/monotonic-time.ts';
 import { RedisLoad } from '../../src/demo/redis-load.ts';
 import { Keeper } from '../../src/keeper/keeper.ts';
-import type { UnsafeKeeper } from '../../src/keeper/keeper-options.ts';
+import type { KeeperOptions, UnsafeKeeper } from '../../src/keeper/keeper-options.ts';
 import { ensurePreloadLibrary } from '../../src/memory/preload-library.ts';
 import { QemuFinder } from '../../src/qemu/qemu-binary.ts';
 
@@ -40,6 +40,8 @@ export interface TestVmOptions {
   readonly signal?: AbortSignal;
   /** Clients of Redis, each with one connection for its whole life; 0 for a guest that nobody speaks with. */
   readonly clients?: number;
+  /** Further options of its keeper. */
+  readonly keeper?: Partial<KeeperOptions>;
   /** A file system in memory for guest memory; by default a directory of its own below /dev/shm. */
   readonly memoryDirectory?: string;
 }
@@ -52,6 +54,11 @@ export interface Hold {
   release(): void;
 }
 
+type StartKeeper = (
+  extra?: Partial<KeeperOptions>,
+  directory?: RunDirectory,
+) => Promise<{ readonly keeper: Keeper; readonly runDirectory: RunDirectory }>;
+
 let made = 0;
 
 /**
@@ -59,7 +66,9 @@ let made = 0;
  * its own. Disposing it leaves nothing behind, whatever the test did to it.
  */
 export class TestVm implements AsyncDisposable {
-  readonly keeper: Keeper;
+  #keeper: Keeper;
+  #runDirectory: RunDirectory;
+  readonly #startKeeper: StartKeeper;
   readonly netns: string;
   readonly failpoints: Failpoints;
   readonly #directory: string;
@@ -70,6 +79,7 @@ export class TestVm implements AsyncDisposable {
 
   private constructor(parts: {
     keeper: Keeper;
+    startKeeper: StartKeeper;
     runDirectory: RunDirectory;
     netns: string;
     failpoints: Failpoints;
@@ -77,7 +87,9 @@ export class TestVm implements AsyncDisposable {
     logLines: readonly string[];
     owned: AsyncDisposableStack;
   }) {
-    this.keeper = parts.keeper;
+    this.#keeper = parts.keeper;
+    this.#runDirectory = parts.runDirectory;
+    this.#startKeeper = parts.startKeeper;
     this.netns = parts.netns;
     this.failpoints = parts.failpoints;
     this.#directory = parts.runDirectory.path;
@@ -96,30 +108,44 @@ export class TestVm implements AsyncDisposable {
     useDirectories(starting, options.memoryDirectory);
     const netns = makeNetns(starting, `us-${name}`);
     const spec = await specOf(options, { name, netns });
-    const runDirectory = starting.use(
-      await RunDirectory.open(name, {
-        clock: systemClock,
-        othersMayPass: spec.qemu.user !== undefined,
-      }),
-    );
+    const openDirectory = () =>
+      RunDirectory.open(name, { clock: systemClock, othersMayPass: spec.qemu.user !== undefined });
+    const runDirectory = await openDirectory();
     const logLines: string[] = [];
     const failpoints = new Failpoints();
-    const keeper = await Keeper.start({
-      spec,
-      accel: 'tcg',
-      qemu: await new QemuFinder().find(spec.qemu.binary),
-      preloadLibrary: await ensurePreloadLibrary({ cacheDir: cacheDirectory() }),
-      runDirectory,
-      log: jsonLogger((line) => logLines.push(line), Date.now),
-      clock: systemClock,
-      failpoints,
-      ...(options.unsafe !== undefined && { unsafe: options.unsafe }),
-      ...(options.signal !== undefined && { signal: options.signal }),
+    const startKeeper: StartKeeper = async (extra = {}, directory) => {
+      const held = directory ?? (await openDirectory());
+      try {
+        const keeper = await Keeper.start({
+          spec,
+          accel: 'tcg',
+          qemu: await new QemuFinder().find(spec.qemu.binary),
+          preloadLibrary: await ensurePreloadLibrary({ cacheDir: cacheDirectory() }),
+          runDirectory: held,
+          log: jsonLogger((line) => logLines.push(line), Date.now),
+          clock: systemClock,
+          failpoints,
+          ...(options.unsafe !== undefined && { unsafe: options.unsafe }),
+          ...(options.signal !== undefined && { signal: options.signal }),
+          ...options.keeper,
+          ...extra,
+        });
+        return { keeper, runDirectory: held };
+      } catch (thrown) {
+        held[Symbol.dispose]();
+        throw thrown;
+      }
+    };
+    const { keeper } = await startKeeper({}, runDirectory);
+    let started: TestVm | undefined;
+    starting.defer(async () => {
+      await (started?.keeper ?? keeper).stop({ graceful: false, termination: 'remove' });
+      (started === undefined ? runDirectory : started.#runDirectory)[Symbol.dispose]();
     });
-    starting.defer(() => keeper.stop({ graceful: false }));
     const load = clients > 0 ? starting.use(await loadIn(netns, clients)) : undefined;
     const vm = new TestVm({
       keeper,
+      startKeeper,
       runDirectory,
       netns,
       failpoints,
@@ -127,13 +153,26 @@ export class TestVm implements AsyncDisposable {
       logLines,
       owned: starting.move(),
     });
+    started = vm;
     try {
-      if (spec.shadow.enabled) await vm.untilProtected();
+      if (keeper.status().shadowWanted) await vm.untilProtected();
       return vm;
     } catch (thrown) {
       await vm[Symbol.asyncDispose]();
       throw thrown;
     }
+  }
+
+  get keeper(): Keeper {
+    return this.#keeper;
+  }
+
+  /** Another keeper for the same VM, after the one before has ended. */
+  async startAgain(options: Partial<KeeperOptions> = {}): Promise<void> {
+    this.#runDirectory[Symbol.dispose]();
+    const { keeper, runDirectory } = await this.#startKeeper(options);
+    this.#keeper = keeper;
+    this.#runDirectory = runDirectory;
   }
 
   get load(): RedisLoad {

@@ -1,0 +1,32 @@
+import type { HostEvent } from '../api/resources.ts';
+import { HostError } from './host-error.ts';
+import type { SavedKind } from './saved-states.ts';
+
+export function isSuspended(vm: string): HostError {
+  return new HostError('HOST_VM_SUSPENDED', `${vm} is suspended, and would lose that state`, {
+    hint: 'Start it without a snapshot to go on, or discard that state: --discard.',
+    facts: { vm },
+  });
+}
+
+export function noSavedState(vm: string, kind: SavedKind): HostError {
+  const what = kind === 'snapshot' ? 'snapshot' : 'suspended state';
+  return new HostError('HOST_NO_SAVED_STATE', `there is no ${what} of ${vm}`, {
+    hint: '`understudy snapshots ls` lists what there is.',
+    facts: { vm },
+  });
+}
+
+export function runs(vm: string): HostError {
+  return new HostError('HOST_VM_RUNS', `${vm} runs, is being started or is being stopped`, {
+    hint: `Stop it first, and wait until \`understudy ls\` shows that it is absent.`,
+    facts: { vm },
+  });
+}
+
+export function cannotEnd(vm: string, facts: HostEvent['facts']): HostError {
+  return new HostError('HOST_VM_STUCK', `${vm} cannot be ended yet: ${facts.error}`, {
+    hint: `The host goes on trying, and forgets it then. \`understudy stop ${vm} --force\` ends a keeper that hangs.`,
+    facts: { vm },
+  });
+}

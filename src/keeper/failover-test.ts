@@ -1,0 +1,163 @@
+import type { Clock } from '../base/clock.ts';
+import { messageOf, UnderstudyError } from '../base/errors.ts';
+import type { Failpoints } from '../base/failpoint.ts';
+import type { FailoverReport } from '../control/failover-report.ts';
+import { KeeperError } from '../control/keeper-error.ts';
+import { withFirmware } from '../qemu/firmware.ts';
+import type { StagedEpoch } from '../replication/epoch-slot.ts';
+import { copyImage } from '../replication/image-copy.ts';
+import { AgentProbe } from './agent-probe.ts';
+import type { Instance } from './instance.ts';
+import type { ShadowLoan } from './shadow-life.ts';
+import type { ShadowSession } from './shadow-session.ts';
+
+/** For so long it has to run without a panic, a reset or an end. */
+const RUN_MS = 1000;
+/** A guest under TCG has all its code to translate anew. */
+const AGENT_DEADLINE_MS = 10_000;
+/** Share of a CPU that the test may take from the VMs that matter. */
+const CPU_SHARE = 0.5;
+const ENDS_OF_A_GUEST: ReadonlySet<string> = new Set(['GUEST_PANICKED', 'SHUTDOWN', 'RESET']);
+
+export interface FailoverTestOptions {
+  readonly loan: ShadowLoan;
+  readonly clock: Clock;
+  readonly failpoints: Failpoints;
+  /** The guest has been heard on its agent channel: it has to answer there. */
+  readonly expectsAgent: boolean;
+  /** Starts a QEMU like any standby of this VM. */
+  readonly startStandby: (signal: AbortSignal) => Promise<Instance>;
+}
+
+/**
+ * Proves that the shadow would come up: a QEMU is started on a copy of its image, takes the device state and runs on,
+ * with nobody at the other end of its nics. The shadow goes on receiving epochs meanwhile. Nothing is left of the
+ * test when this resolves; it does not reject for what the test is there to find.
+ */
+export async function testFailover(options: FailoverTestOptions): Promise<FailoverReport> {
+  const found: Writable<FailoverReport> = {
+    ...{ ok: false, reason: null, epoch: null, copyMs: null, heldMs: null, loadMs: null, runningMs: null },
+    ...{ agentAnswered: null, memoryBytes: null },
+  };
+  try {
+    await tryOut(options, found);
+    found.ok = true;
+  } catch (cause) {
+    const { signal } = options.loan;
+    found.reason = reasonOf(signal.aborted ? signal.reason : cause);
+  }
+  return found;
+}
+
+type Writable<Type> = { -readonly [Key in keyof Type]: Type[Key] };
+
+async function tryOut(options: FailoverTestOptions, found: Writable<FailoverReport>): Promise<void> {
+  const { loan, clock, failpoints, expectsAgent, startStandby } = options;
+  const { signal } = loan;
+  const step = (name: string) => orAborted(failpoints.hit(`failover-test.${name}`), signal);
+  await step('before-start');
+  await using instance = await startStandby(signal);
+  const end = watchForTheEnd(instance, signal);
+  instance.limitCpu(CPU_SHARE);
+  await step('before-copy');
+  const { staged, firmware } = await loan.use((session) =>
+    copy(session, { instance, clock, signal, found, step }),
+  );
+  await step('before-load');
+  const startMs = clock.nowMs();
+  await end.orEnded(instance.machine.loadDeviceState(withFirmware(staged.deviceState, firmware)));
+  found.loadMs = clock.nowMs() - startMs;
+  await step('after-load');
+  using agent = new AgentProbe(instance.ports.get('agent'));
+  const runMs = clock.nowMs();
+  await end.orEnded(instance.machine.cont());
+  await step('running');
+  if (expectsAgent) {
+    found.agentAnswered = await end.orEnded(agent.answers({ clock, deadlineMs: AGENT_DEADLINE_MS }));
+    if (!found.agentAnswered) throw failed('its guest agent gave no answer');
+  }
+  await end.orEnded(clock.sleep(Math.max(0, runMs + RUN_MS - clock.nowMs())));
+  const { running, status } = await end.orEnded(instance.machine.status());
+  if (!running) throw failed(`it does not run but is ${status}`);
+  await step('before-end');
+  end.assertRuns();
+  found.runningMs = clock.nowMs() - runMs;
+}
+
+interface CopyOptions {
+  readonly instance: Instance;
+  readonly clock: Clock;
+  readonly signal: AbortSignal;
+  readonly found: Writable<FailoverReport>;
+  readonly step: (name: string) => Promise<void>;
+}
+
+async function copy(
+  { image, firmware }: ShadowSession,
+  { instance, clock, signal, found, step }: CopyOptions,
+): Promise<{ readonly staged: StagedEpoch; readonly firmware: Uint8Array }> {
+  const startMs = clock.nowMs();
+  const { staged, copiedBytes, heldMs } = await copyImage({
+    image,
+    to: instance.memory,
+    signal,
+    nowMs: () => clock.nowMs(),
+    onHeld: () => step('held'),
+  });
+  found.epoch = staged.epoch;
+  found.copyMs = clock.nowMs() - startMs;
+  found.heldMs = heldMs;
+  found.memoryBytes = copiedBytes;
+  return { staged, firmware };
+}
+
+/** What ends a test before its time: the guest, its QEMU, or somebody who needs the shadow or the machine. */
+function watchForTheEnd({ machine }: Instance, signal: AbortSignal) {
+  const { promise, reject } = Promise.withResolvers<never>();
+  promise.catch(() => {});
+  let ended: unknown;
+  const end = (why: unknown) => {
+    ended ??= why;
+    reject(why);
+  };
+  machine.qmp.onEvent(({ name }) => {
+    if (ENDS_OF_A_GUEST.has(name)) end(failed(`its guest reported ${name}`));
+  });
+  // What QEMU says about a state that it does not take is worth more than that it ended: it gets its turn first.
+  void machine.process.exited
+    .then(() => machine.process.drained())
+    .then(() => setImmediate(() => end(failed('its QEMU ended'))));
+  const abort = () => end(signal.reason);
+  signal.addEventListener('abort', abort, { once: true });
+  if (signal.aborted) abort();
+  return {
+    orEnded: <Value>(work: Promise<Value>): Promise<Value> => Promise.race([promise, work]),
+    assertRuns: () => {
+      if (ended !== undefined) throw ended;
+    },
+  };
+}
+
+async function orAborted(work: Promise<void> | void, signal: AbortSignal): Promise<void> {
+  signal.throwIfAborted();
+  if (work === undefined) return;
+  const { promise, reject } = Promise.withResolvers<never>();
+  const abort = () => reject(signal.reason);
+  signal.addEventListener('abort', abort, { once: true });
+  try {
+    await Promise.race([promise, work]);
+  } finally {
+    signal.removeEventListener('abort', abort);
+  }
+}
+
+function failed(what: string): KeeperError {
+  return new KeeperError('KEEPER_TEST_FAILED', `the copy of the shadow did not go on: ${what}`);
+}
+
+function reasonOf(cause: unknown): NonNullable<FailoverReport['reason']> {
+  return {
+    code: cause instanceof UnderstudyError ? cause.code : 'KEEPER_TEST_FAILED',
+    message: messageOf(cause),
+  };
+}

@@ -1,0 +1,218 @@
+import { join } from 'node:path';
+import { assert } from '../base/assert.ts';
+import type { Clock } from '../base/clock.ts';
+import { DelayedTask } from '../base/delayed-task.ts';
+import { messageOf } from '../base/errors.ts';
+import type { Failpoints } from '../base/failpoint.ts';
+import type { VmSpec } from '../config/vm-spec-schema.ts';
+import { type EpochId, FIRST_EPOCH, NO_EPOCH, nextEpoch } from '../epoch/epoch-id.ts';
+import type { EpochPipeline } from '../replication/epoch-pipeline.ts';
+import { EpochStats } from '../replication/epoch-stats.ts';
+import { epochsName } from './inheritance.ts';
+import type { Instance } from './instance.ts';
+import { cutShort } from './refusals.ts';
+import { type BeginOptions, ShadowSession } from './shadow-session.ts';
+
+export interface ShadowLifeOptions {
+  readonly spec: VmSpec;
+  readonly clock: Clock;
+  readonly failpoints: Failpoints;
+  readonly memoryDirectory: string;
+  /** What has to be put away before there is room for another QEMU. */
+  readonly beforeStart: () => Promise<void>;
+  readonly startStandby: (signal: AbortSignal) => Promise<Instance>;
+  /** The QEMU that a new shadow is to stand behind. */
+  readonly primary: () => Instance | undefined;
+  /** What epochs need of the VM and of the one who watches it. Output is held from this call on. */
+  readonly beginWith: () => EpochsOf;
+  readonly onStarting: () => void;
+  readonly onCommit: (epoch: EpochId) => void;
+  readonly onStartFailed: (cause: unknown) => void;
+  readonly onLost: (error: string) => void;
+  /** There is another shadow, or none any more. */
+  readonly onChange: () => void;
+}
+
+type EpochsOf = Pick<
+  BeginOptions,
+  'links' | 'participants' | 'mayContinue' | 'hasPanicked' | 'onPause' | 'onPrimaryLost'
+>;
+
+/** A shadow in sync that somebody may look at. */
+export interface ShadowLoan {
+  /** Aborted, with KEEPER_TEST_CUT_SHORT, when the shadow is needed or ends. */
+  readonly signal: AbortSignal;
+  /** Looks at it. A takeover waits for `work`, which therefore heeds the signal. */
+  readonly use: <Result>(work: (session: ShadowSession) => Promise<Result>) => Promise<Result>;
+}
+
+interface Loan {
+  readonly abort: AbortController;
+  /** Until the shadow is not looked at any more. */
+  inUse: Promise<void>;
+  /** Until the task has come to its end. */
+  ended: Promise<void>;
+}
+
+/**
+ * The shadow of one VM, from its start to its loss or promotion, and the next one after it. Epochs are counted over
+ * all of them. What follows from what happens to it is decided elsewhere.
+ */
+export class ShadowLife {
+  readonly stats = new EpochStats();
+  readonly #options: ShadowLifeOptions;
+  readonly #start: DelayedTask;
+  #session: ShadowSession | undefined;
+  readonly #loans = new Set<Loan>();
+  #nextEpoch: EpochId = FIRST_EPOCH;
+  #committed: EpochId = NO_EPOCH;
+
+  constructor(options: ShadowLifeOptions) {
+    this.#options = options;
+    this.#start = new DelayedTask(options.clock);
+  }
+
+  /** The shadow in the making or in sync. */
+  get session(): ShadowSession | undefined {
+    return this.#session;
+  }
+
+  get pipeline(): EpochPipeline | undefined {
+    return this.#session?.pipeline;
+  }
+
+  /** Newest epoch that any shadow of this VM has held whole. */
+  get committed(): EpochId {
+    return this.#committed;
+  }
+
+  /** The VM goes on from this epoch, which another keeper has committed. */
+  inherit(epoch: EpochId): void {
+    this.#committed = epoch;
+    this.#nextEpoch = nextEpoch(epoch);
+  }
+
+  startLater(afterMs: number): void {
+    this.#start.schedule(afterMs, async (signal) => {
+      try {
+        await this.#begin(signal);
+      } catch (cause) {
+        if (!signal.aborted) this.#options.onStartFailed(cause);
+      }
+    });
+  }
+
+  /**
+   * Lends the shadow in sync to `task`, which must not change it. The loan is called back, by its signal, as soon as
+   * somebody needs the shadow; a takeover waits until it is not in use, everything else for the end of the task.
+   */
+  async lend<Result>(task: (loan: ShadowLoan) => Promise<Result>): Promise<Result> {
+    const session = this.#session;
+    assert(session !== undefined, 'there is a shadow to lend');
+    const abort = new AbortController();
+    const { signal } = abort;
+    const loan: Loan = { abort, inUse: Promise.resolve(), ended: Promise.resolve() };
+    this.#loans.add(loan);
+    const use: ShadowLoan['use'] = async (work) => {
+      signal.throwIfAborted();
+      const working = work(session);
+      loan.inUse = settled(working);
+      return await working;
+    };
+    const working = task({ signal, use });
+    loan.ended = settled(working);
+    return await working.finally(() => this.#loans.delete(loan));
+  }
+
+  /** The VM is about to be fenced: from this moment nothing is sealed or committed. `halt` has to be waited for. */
+  freeze(): void {
+    this.pipeline?.freeze();
+    this.#callBack();
+  }
+
+  /** Makes no further epoch, and resolves when nobody looks at the shadow any more. */
+  async halt(): Promise<void> {
+    this.#callBack();
+    await Promise.all([...this.#loans].map(({ inUse }) => inUse));
+    await this.#session?.halt();
+  }
+
+  #callBack(): void {
+    for (const { abort } of this.#loans) abort.abort(cutShort());
+  }
+
+  /** Ends the shadow, or its start, wherever it has come to. */
+  async drop(): Promise<void> {
+    this.#callBack();
+    await Promise.all([...this.#loans].map(({ ended }) => ended));
+    await this.#start.cancel();
+    await this.#options.beforeStart();
+    const session = this.#session;
+    this.#session = undefined;
+    if (session === undefined) return;
+    await session.halt();
+    this.#countOn(session);
+    await session[Symbol.asyncDispose]();
+    this.#options.onChange();
+  }
+
+  /** The shadow acts from now on: it is no shadow any more. */
+  handOver(): ShadowSession {
+    const session = this.#session;
+    assert(session !== undefined, 'there is a shadow that was promoted');
+    this.#session = undefined;
+    this.#countOn(session);
+    return session;
+  }
+
+  async #begin(signal: AbortSignal): Promise<void> {
+    const { spec, clock, failpoints, memoryDirectory, ...options } = this.#options;
+    const primary = options.primary();
+    assert(primary !== undefined, 'a shadow stands behind a primary');
+    await options.beforeStart();
+    const standby = await options.startStandby(signal);
+    const fill = {
+      primary,
+      epochsInFlightMax: spec.shadow.epochsInFlightMax,
+      epochsDirectory: join(memoryDirectory, epochsName(standby.number)),
+      failpoints,
+      signal,
+    };
+    const session = await ShadowSession.open(standby, fill);
+    this.#session = session;
+    options.onChange();
+    void standby.machine.process.exited.then(() => this.#lose(session, 'its QEMU ended'));
+    options.onStarting();
+    standby.limitCpu(spec.shadow.standbyCpuShare);
+    await session.fill(fill);
+    signal.throwIfAborted();
+    session.begin({
+      ...options.beginWith(),
+      clock,
+      failpoints,
+      stats: this.stats,
+      policy: spec.shadow,
+      primary,
+      firstEpoch: this.#nextEpoch,
+      onCommit: (epoch) => {
+        this.#committed = epoch;
+        options.onCommit(epoch);
+      },
+      onShadowLost: (cause) => this.#lose(session, messageOf(cause)),
+    });
+  }
+
+  #lose(session: ShadowSession, error: string): void {
+    if (this.#session === session) this.#options.onLost(error);
+  }
+
+  /** No number is used twice, also not that of an epoch which was never committed. */
+  #countOn({ pipeline }: ShadowSession): void {
+    this.#nextEpoch = nextEpoch(pipeline?.openEpoch ?? this.#nextEpoch);
+  }
+}
+
+/** Resolves when the work has come to its end, whatever that is. */
+async function settled(work: Promise<unknown>): Promise<void> {
+  await work.catch(() => {});
+}

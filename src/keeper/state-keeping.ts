@@ -1,0 +1,184 @@
+import { readFileSync } from 'node:fs';
+import { messageOf } from '../base/errors.ts';
+import type { GuestLink } from '../net/guest-link.ts';
+import { readFirmware } from '../qemu/firmware.ts';
+import { SavedState, type SavedStateFacts } from '../replication/saved-state.ts';
+import { isEnding, type ProtectionEvent, type ProtectionState } from '../shadow/protection.ts';
+import type { Instance } from './instance.ts';
+import type { KeeperOptions } from './keeper-options.ts';
+import { isStopping, noPlaceToSave, saveFailed } from './refusals.ts';
+import type { ShadowLife } from './shadow-life.ts';
+import { stateFacts } from './state-restoring.ts';
+
+export type SavedKind = SavedStateFacts['kind'];
+
+/** Progress is told at these steps of it. */
+const SHARE_STEP = 0.1;
+
+export interface StateKeepingOptions {
+  readonly options: KeeperOptions;
+  readonly shadow: ShadowLife;
+  readonly state: () => ProtectionState;
+  readonly primary: () => Instance | undefined;
+  readonly links: () => readonly GuestLink[];
+  readonly dispatch: (event: ProtectionEvent) => void;
+  readonly publish: (kind: string, facts?: Readonly<Record<string, unknown>>) => void;
+  /** The guest stood still for so long. */
+  readonly notePause: (pausedMs: number) => void;
+}
+
+interface Order {
+  readonly kind: SavedKind;
+  readonly abort: AbortController;
+  readonly done: PromiseWithResolvers<void>;
+  /** Resolves when it holds nothing of the VM any more. */
+  work: Promise<void>;
+}
+
+/** Writes the state of a VM to disk when it is told to. */
+export class StateKeeping {
+  readonly #vm: StateKeepingOptions;
+  #order: Order | undefined;
+
+  constructor(vm: StateKeepingOptions) {
+    this.#vm = vm;
+  }
+
+  /**
+   * Resolves when the state is on disk: a VM that is suspended is being ended then, any other one runs again, without a
+   * shadow, and is about to be ended. Rejects with the reason, and the VM goes on.
+   */
+  async save(kind: SavedKind): Promise<void> {
+    const present = this.#order;
+    if (present !== undefined) {
+      if (present.kind !== kind) throw saveFailed(this.#name, 'it is being saved in another way');
+      await present.done.promise;
+      return;
+    }
+    const done = Promise.withResolvers<void>();
+    this.#order = { kind, abort: new AbortController(), done, work: Promise.resolve() };
+    this.#vm.dispatch({ kind: 'save-requested' });
+    const state = this.#vm.state();
+    if (state.phase !== 'saving')
+      this.#finish(
+        isEnding(state) ? isStopping(this.#name) : saveFailed(this.#name, 'it is being taken over'),
+      );
+    await done.promise;
+  }
+
+  /** Nobody waits for what is under way any more: the VM is lost, or is ended. */
+  giveUp(): void {
+    this.#order?.abort.abort(saveFailed(this.#name, 'the VM was lost or stopped meanwhile'));
+  }
+
+  /** Gives up, and resolves when nothing of the VM is in use any more. */
+  async end(): Promise<void> {
+    this.giveUp();
+    await this.#order?.work;
+  }
+
+  /** Carries out what was ordered. It reports by itself: a takeover must not wait for it. */
+  begin(): void {
+    const order = this.#order;
+    if (order === undefined) return;
+    order.work = this.#carryOut(order).then(
+      () => this.#finish(undefined),
+      (cause) => this.#finish(cause),
+    );
+  }
+
+  #finish(cause: unknown): void {
+    const order = this.#order;
+    this.#order = undefined;
+    if (cause === undefined) order?.done.resolve();
+    else order?.done.reject(cause);
+  }
+
+  async #carryOut({ kind, abort: { signal } }: Order): Promise<void> {
+    const { options, shadow, primary, dispatch, publish } = this.#vm;
+    const { clock, failpoints } = options;
+    const instance = primary();
+    const startMs = clock.nowMs();
+    let standsStill = false;
+    try {
+      if (instance === undefined) throw isStopping(this.#name);
+      await SavedState.assertRoom(this.#place(kind), instance.memory);
+      await shadow.halt();
+      await failpoints.hit('save.before-pause');
+      signal.throwIfAborted();
+      standsStill = true;
+      const saved = await this.#saveStill(instance, { kind, signal });
+      await failpoints.hit('save.before-end');
+      // One that was lost at the last moment is taken over: it may not go on from here as well.
+      if (this.#vm.state().phase !== 'saving') {
+        await saved.remove();
+        throw saveFailed(this.#name, 'the VM was lost or stopped meanwhile');
+      }
+      publish('saved', { kind, bytes: saved.sizeBytes, tookMs: clock.nowMs() - startMs });
+      // What the guest sent before it stood still leaves now, or never.
+      for (const link of this.#vm.links()) link.drainOutput();
+      if (kind === 'snapshot') await this.#goOn(instance, startMs);
+      dispatch({ kind: 'saved', next: kind === 'suspended' ? 'end' : 'power-off' });
+    } catch (cause) {
+      publish('save-failed', { kind, error: messageOf(cause) });
+      // One that is lost is taken over, and one that is stopped is stopped.
+      if (signal.aborted) throw signal.reason;
+      if (standsStill && instance !== undefined) await this.#goOn(instance, startMs).catch(() => {});
+      dispatch({ kind: 'save-failed' });
+      throw cause;
+    }
+  }
+
+  /** From here on the guest stands still, also when this fails. */
+  async #saveStill(
+    instance: Instance,
+    { kind, signal }: { kind: SavedKind; signal: AbortSignal },
+  ): Promise<SavedState> {
+    const { options, shadow, publish } = this.#vm;
+    const { clock, failpoints } = options;
+    const { machine, paths, memory } = instance;
+    const firmware = await readFirmware(machine, paths.firmware);
+    // As in a cut: what QEMU could still write into the guest's memory once its device state is saved stays away.
+    for (const link of this.#vm.links()) link.leaveUnread();
+    await machine.wake();
+    for (const link of this.#vm.links()) link.pauseInput();
+    const { stopped, saved } = machine.stopAndSave(paths.deviceState);
+    await stopped;
+    await saved;
+    await failpoints.hit('save.paused');
+    let told = 0;
+    publish('saving', { kind, share: 0 });
+    return await SavedState.save(this.#place(kind), {
+      facts: { ...stateFacts(options), kind, savedAtMs: clock.wallMs(), epoch: shadow.committed },
+      memory,
+      deviceState: readFileSync(paths.deviceState),
+      firmware,
+      signal,
+      failpoints,
+      onProgress: (share) => {
+        if (share < told + SHARE_STEP) return;
+        told = share;
+        publish('saving', { kind, share });
+      },
+    });
+  }
+
+  async #goOn({ machine }: Instance, sinceMs: number): Promise<void> {
+    await machine.cont();
+    for (const link of this.#vm.links()) {
+      link.readOn();
+      link.resumeInput();
+    }
+    this.#vm.notePause(this.#vm.options.clock.nowMs() - sinceMs);
+  }
+
+  #place(kind: SavedKind): string {
+    const { savedIn } = this.#vm.options;
+    if (savedIn === undefined) throw noPlaceToSave(this.#name, kind);
+    return savedIn[kind];
+  }
+
+  get #name(): string {
+    return this.#vm.options.spec.name;
+  }
+}

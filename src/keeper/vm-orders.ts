@@ -1,0 +1,180 @@
+import type { ConditionWaiters } from '../base/condition-waiters.ts';
+import { type Trace, traceFacts } from '../base/trace.ts';
+import type { VmSpec } from '../config/vm-spec-schema.ts';
+import type { FailoverReport } from '../control/failover-report.ts';
+import type { StopOrder } from '../control/keeper-control.ts';
+import type { StreamClient } from '../net/stream-end.ts';
+import { checkMachine, checkSpec } from '../qemu/protectability.ts';
+import {
+  isActing,
+  isEnding,
+  type LossReason,
+  type ProtectionEvent,
+  type ProtectionState,
+} from '../shadow/protection.ts';
+import { admit } from './admission.ts';
+import { testFailover } from './failover-test.ts';
+import type { Instance } from './instance.ts';
+import type { KeeperOptions } from './keeper-options.ts';
+import { askToPowerOff } from './power-button.ts';
+import {
+  cannotSave,
+  disksWouldBeWritten,
+  isStopping,
+  noPlaceToSave,
+  notProtected,
+  promoteFailed,
+  testUnderWay,
+} from './refusals.ts';
+import type { ShadowLife } from './shadow-life.ts';
+import { withShadow } from './shadow-wish.ts';
+import type { SavedKind, StateKeeping } from './state-keeping.ts';
+
+type Facts = Readonly<Record<string, unknown>>;
+
+/** What orders need of the keeper that carries them out. */
+export interface OrderedVm {
+  readonly options: KeeperOptions;
+  readonly waiters: ConditionWaiters;
+  readonly shadow: ShadowLife;
+  readonly states: StateKeeping;
+  readonly finished: Promise<unknown>;
+  readonly state: () => ProtectionState;
+  readonly primary: () => Instance | undefined;
+  readonly agent: () => StreamClient | undefined;
+  /** The guest has answered on its agent channel. */
+  readonly hasAgent: () => boolean;
+  /** Starts a QEMU like any standby, for a test. */
+  readonly startTest: (signal: AbortSignal) => Promise<Instance>;
+  readonly dispatch: (event: ProtectionEvent) => void;
+  /** The request that what follows is done for, as long as it is. */
+  readonly onBehalf: (trace: Trace | undefined) => void;
+  readonly losePrimary: (reason: LossReason, facts: Facts) => void;
+  readonly publish: (kind: string, facts?: Facts) => void;
+  /** Writes down what is wished for now, for the next keeper. */
+  readonly record: () => void;
+}
+
+/** What people and programs can ask of a VM: each order is checked first, and changes nothing when it is refused. */
+export class VmOrders {
+  readonly #vm: OrderedVm;
+  #isTesting = false;
+
+  constructor(vm: OrderedVm) {
+    this.#vm = vm;
+  }
+
+  async promote({ trace }: { trace?: Trace | undefined } = {}): Promise<void> {
+    const { waiters, shadow, state } = this.#vm;
+    if (state().phase !== 'protected' || shadow.pipeline === undefined)
+      throw notProtected(this.#name, state().phase);
+    const { promotions, restarts } = state();
+    const isPromoted = () => state().promotions > promotions;
+    this.#vm.onBehalf(trace);
+    this.#vm.losePrimary('planned', traceFacts(trace));
+    await waiters.until(() => isPromoted() || state().restarts > restarts || isEnding(state()));
+    if (!isEnding(state())) this.#vm.onBehalf(undefined);
+    if (!isPromoted()) throw promoteFailed(this.#name);
+  }
+
+  async protect(): Promise<void> {
+    if (this.#vm.state().wanted) return;
+    const spec = withShadow(this.#vm.options.spec, true);
+    checkSpec(spec);
+    await checkMachine((await this.#acting()).machine);
+    admit(spec, { runs: true });
+    this.#wish('protect-requested');
+  }
+
+  async unprotect(): Promise<void> {
+    const { waiters, state } = this.#vm;
+    if (state().wanted) this.#wish('unprotect-requested');
+    // Not in the middle of a takeover, which is not waited for.
+    await waiters.until(() => state().dropping === 0 || isEnding(state()));
+  }
+
+  async testFailover(): Promise<FailoverReport> {
+    const { options, shadow, state, startTest } = this.#vm;
+    const { spec, clock, failpoints } = options;
+    if (this.#isTesting) throw testUnderWay(this.#name);
+    if (state().phase !== 'protected') throw notProtected(this.#name, state().phase);
+    if (hasWritableDisk(spec)) throw disksWouldBeWritten(this.#name);
+    admit(withShadow(spec, true), { runs: true, besidesBytes: spec.memoryBytes });
+    this.#isTesting = true;
+    try {
+      const expectsAgent = this.#vm.hasAgent();
+      const report = await shadow.lend((loan) =>
+        testFailover({ loan, clock, failpoints, expectsAgent, startStandby: startTest }),
+      );
+      this.#vm.publish('failover-test', { ...report });
+      return report;
+    } finally {
+      this.#isTesting = false;
+    }
+  }
+
+  async stop({ graceful, termination, trace }: StopOrder): Promise<void> {
+    const { options } = this.#vm;
+    this.#vm.onBehalf(trace);
+    // Who does not want to wait for the guest does not want to wait for its memory either, unless it is said.
+    const order = termination ?? (graceful ? options.spec.termination : 'remove');
+    if (order !== 'remove') await this.#save(order === 'suspend' ? 'suspended' : 'snapshot');
+    if (order !== 'suspend') {
+      if (graceful) await this.#powerOff(trace);
+      this.#vm.dispatch({ kind: 'stop-requested' });
+    }
+    await this.#vm.finished;
+  }
+
+  async #save(kind: SavedKind): Promise<void> {
+    const { options, states } = this.#vm;
+    if (options.savedIn === undefined) throw noPlaceToSave(this.#name, kind);
+    const { machine } = await this.#acting();
+    try {
+      checkSpec(withShadow(options.spec, true));
+      await checkMachine(machine);
+    } catch (cause) {
+      throw cannotSave(this.#name, cause);
+    }
+    // A disk that went on meanwhile would not fit the memory of a snapshot.
+    if (kind === 'snapshot' && hasWritableDisk(options.spec))
+      throw cannotSave(this.#name, 'its disks are no part of a snapshot');
+    await states.save(kind);
+  }
+
+  async #powerOff(trace: Trace | undefined): Promise<void> {
+    const { options, waiters, state, primary, agent } = this.#vm;
+    await askToPowerOff({
+      clock: options.clock,
+      deadlineMs: options.spec.shutdownTimeoutMs,
+      // In the middle of a takeover there is nobody to ask: it takes milliseconds.
+      acts: waiters.until(() => isActing(state()) || isEnding(state())),
+      ask: () => primary()?.machine.powerdown({ trace }),
+      agent: agent(),
+      off: waiters.until(() => isEnding(state())),
+    });
+  }
+
+  /** The QEMU that acts, once a takeover under way has come to its end. */
+  async #acting(): Promise<Instance> {
+    const { waiters, state, primary } = this.#vm;
+    await waiters.until(() => isActing(state()) || isEnding(state()));
+    const instance = primary();
+    if (instance === undefined || isEnding(state())) throw isStopping(this.#name);
+    return instance;
+  }
+
+  #wish(kind: 'protect-requested' | 'unprotect-requested'): void {
+    this.#vm.dispatch({ kind });
+    this.#vm.record();
+    this.#vm.publish(kind);
+  }
+
+  get #name(): string {
+    return this.#vm.options.spec.name;
+  }
+}
+
+function hasWritableDisk({ boot, disks }: VmSpec): boolean {
+  return [...(boot.kind === 'disk' ? [boot.disk] : []), ...disks].some(({ readOnly }) => !readOnly);
+}
