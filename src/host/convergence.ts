@@ -155,7 +155,7 @@ export class Convergence implements AsyncDisposable {
 
   #sight(vm: VmOutline, nowMs: number): VmSight {
     const care = this.#careOf(vm.name);
-    const { keeper, shadowWanted } = this.sightOf(vm.name);
+    const { keeper, shadowWanted, leftShadow } = this.sightOf(vm.name);
     if (keeper === 'alive' && vm.desired === 'running' && !care.busy) {
       care.problem = null;
       care.trace = undefined;
@@ -165,7 +165,8 @@ export class Convergence implements AsyncDisposable {
     }
     // Only what was started and is gone has left one that says something.
     const end = keeper === 'none' && vm.started !== null ? this.fleet.endOf(vm.name)?.reason : undefined;
-    return { vm, keeper, end, shadowWanted, ...care };
+    const couldGoOn = leftShadow && this.#options.saved.look()(vm.name).suspended === null;
+    return { vm, keeper, end, shadowWanted, couldGoOn, ...care };
   }
 
   #begin(action: HostAction): void {

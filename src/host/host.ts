@@ -17,8 +17,9 @@ import type { Stats } from '../api/stats.ts';
 import type { Clock } from '../base/clock.ts';
 import type { Logger } from '../base/logger.ts';
 import { traceFacts } from '../base/trace.ts';
+import { ConfigError } from '../config/config-error.ts';
 import { parseVmSpec } from '../config/vm-spec.ts';
-import type { VmSpec } from '../config/vm-spec-schema.ts';
+import type { Termination, VmSpec } from '../config/vm-spec-schema.ts';
 import { checkSpec } from '../qemu/protectability.ts';
 import { AnswerStore } from './answer-store.ts';
 import { Convergence } from './convergence.ts';
@@ -194,7 +195,11 @@ export class Host implements HostService, AsyncDisposable {
   }
 
   stopVm(name: string, { graceful, termination, trace }: StopVm & RequestContext): Vm {
-    return this.#desire(name, 'stopped', { graceful, termination: termination ?? null, trace });
+    const usual = usualTermination(this.#inventory.get(name));
+    const order = termination ?? (graceful ? usual : 'remove');
+    // What nobody ever asked for need not be said.
+    const said = order === 'remove' && usual === 'remove' ? null : order;
+    return this.#desire(name, 'stopped', { graceful, termination: said, trace });
   }
 
   async protectVm(name: string, { trace }: RequestContext = {}): Promise<Vm> {
@@ -305,7 +310,7 @@ export class Host implements HostService, AsyncDisposable {
 
   #assertSnapshot(name: string): void {
     const { suspended, snapshot } = this.#saved.look()(name);
-    if (this.#isAtWork(name)) throw runs(name);
+    if (this.#convergence.sightOf(name).keeper === 'alive') throw runs(name);
     if (suspended !== null) throw isSuspended(name);
     if (snapshot === null) throw noSavedState(name, 'snapshot');
   }
@@ -342,6 +347,16 @@ export class Host implements HostService, AsyncDisposable {
       createdAt: new Date(createdMs).toISOString(),
       changedAt: new Date(changedMs).toISOString(),
     };
+  }
+}
+
+/** What the specification says. One that an earlier version took, and this one does not, must not keep its VM running. */
+function usualTermination({ spec, directory }: DeclaredVm): Termination {
+  try {
+    return checkedSpec(spec, directory).termination;
+  } catch (thrown) {
+    if (thrown instanceof ConfigError) return 'remove';
+    throw thrown;
   }
 }
 

@@ -45,6 +45,8 @@ export interface FleetSight {
   /** Of the QEMU that acts or acted last, as far as its keeper wrote it down. */
   readonly token: number | undefined;
   readonly shadowWanted: boolean | undefined;
+  /** A keeper that was killed left a shadow in sync. */
+  readonly leftShadow: boolean;
 }
 
 export const NOTHING: FleetSight = {
@@ -53,6 +55,7 @@ export const NOTHING: FleetSight = {
   pid: undefined,
   token: undefined,
   shadowWanted: undefined,
+  leftShadow: false,
 };
 
 /**
@@ -195,7 +198,10 @@ export class KeeperFleet implements Disposable {
     if (found === undefined) return NOTHING;
     const { keeper, record } = found;
     const token = record?.bootId === bootId() ? record.token : undefined;
-    if (keeper === 'lost') return { ...NOTHING, keeper: record?.failed ? 'failed' : 'lost', token };
+    if (keeper === 'lost') {
+      const leftShadow = record !== undefined && record.shadow !== null;
+      return { ...NOTHING, keeper: record?.failed ? 'failed' : 'lost', token, leftShadow };
+    }
     // A record that cannot be read is being replaced by a keeper that starts.
     const watch = record === undefined ? undefined : this.#watch(name, record.keeper);
     return {
@@ -204,6 +210,7 @@ export class KeeperFleet implements Disposable {
       pid: record?.keeper.pid,
       token,
       shadowWanted: watch?.shadowWanted,
+      leftShadow: false,
     };
   }
 

@@ -1,5 +1,6 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
+import type { Termination } from '../config/vm-spec-schema.ts';
 import { type HostAction, type KeeperSight, reconcile, type VmSight } from './reconcile.ts';
 import type { Desired, VmOutline } from './vm-inventory.ts';
 
@@ -95,6 +96,20 @@ describe('a VM that shall not run', () => {
     expect(stopped('deleted')).toMatchObject([{ kind: 'stop', termination: null }]);
   });
 
+  it('goes on first where its keeper was killed before its state was saved, if its shadow is there yet', () => {
+    const lost = (couldGoOn: boolean, changes: Partial<DeclaredVm>) =>
+      plan([sight({ keeper: 'lost', couldGoOn, vm: vm({ desired: 'stopped', ...changes }) })]).actions;
+    for (const termination of ['suspend', 'snapshot'] as const) {
+      expect(lost(true, { termination })).toEqual([{ kind: 'start', name: 'a' }]);
+      expect(lost(false, { termination })).toEqual([{ kind: 'sweep', name: 'a' }]);
+    }
+    for (const termination of ['remove', null] as const)
+      expect(lost(true, { termination })).toEqual([{ kind: 'sweep', name: 'a' }]);
+    expect(lost(true, { desired: 'deleted', termination: 'suspend' })).toEqual([
+      { kind: 'sweep', name: 'a' },
+    ]);
+  });
+
   it('is cleared away when its keeper was killed or it failed', () => {
     for (const keeper of ['lost', 'failed'] as const)
       expect(plan([sight({ keeper, vm: vm({ desired: 'stopped' }) })]).actions).toEqual([
@@ -120,16 +135,20 @@ it('every VM becomes what it is desired to be, in a few steps, from wherever it 
     end: fc.constantFrom(undefined, 'powered-off' as const, 'failed' as const),
     wish: fc.constantFrom(true, false, null),
     told: fc.constantFrom(true, false, undefined),
+    couldGoOn: fc.boolean(),
+    termination: fc.constantFrom<Termination | null>('remove', 'suspend', null),
   });
   fc.assert(
-    fc.property(sights, ({ keeper, desired, bootId, end, wish, told }) => {
+    fc.property(sights, ({ keeper, desired, bootId, end, wish, told, couldGoOn, termination }) => {
       let now: VmSight | undefined = sight({
         keeper,
         end,
         shadowWanted: told,
+        couldGoOn,
         vm: vm({
           desired,
           shadowWanted: wish,
+          termination,
           started: bootId === undefined ? null : { version: 1, bootId },
         }),
       });

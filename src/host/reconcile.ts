@@ -18,6 +18,8 @@ export interface VmSight {
   readonly end: StopReason | undefined;
   /** What its keeper says that is wanted; undefined as long as it says nothing. */
   readonly shadowWanted?: boolean | undefined;
+  /** Its keeper was killed and left a shadow in sync, and no newer state of it is on disk. */
+  readonly couldGoOn?: boolean | undefined;
   /** The host is at work on it: the next decision waits for the outcome. */
   readonly busy: boolean;
   /** Attempts that failed in a row, and when the last one did. */
@@ -86,11 +88,14 @@ function towardsRunning({ vm, keeper, end, shadowWanted }: VmSight, bootId: stri
   return { kind: 'start', name };
 }
 
-function towardsStopped({ vm, keeper }: VmSight): HostAction | undefined {
+function towardsStopped({ vm, keeper, couldGoOn }: VmSight): HostAction | undefined {
   const { name, desired, graceful, started } = vm;
   // Of one that is to be forgotten nothing is kept, as it is not asked to power off either.
   const termination = desired === 'deleted' ? null : vm.termination;
   if (keeper === 'alive') return { kind: 'stop', name, graceful, termination };
+  // Killed before its state was saved: it goes on from its shadow, and is stopped again.
+  const isToBeSaved = termination === 'suspend' || termination === 'snapshot';
+  if (keeper === 'lost' && couldGoOn && isToBeSaved) return { kind: 'start', name };
   if (keeper !== 'none') return { kind: 'sweep', name };
   if (desired === 'deleted') return { kind: 'forget', name };
   return started === null ? undefined : { kind: 'note-end', name };

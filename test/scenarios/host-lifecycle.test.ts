@@ -47,22 +47,26 @@ async function leaveNonce(): Promise<void> {
   await inGuest('nonce=$$-in-memory-only; echo set-$nonce\n', /set-\d+-in/);
 }
 
+async function untilAgentIsHeard(): Promise<void> {
+  using control = await ControlClient.connect(controlSocketOf('kept'), { vm: 'kept', clock });
+  const signal = AbortSignal.timeout(60_000);
+  while ((await control.status()).clock.answeredAgoMs === null) await clock.sleep(50, signal);
+}
+
 const findNonce = () => inGuest('echo got-$nonce\n', /got-\d+-in-memory-only/);
 
 describe('the protection of a VM that a host owns', () => {
   it('is wanted or not over restarts of host, keeper and VM, until somebody says otherwise', async () => {
     await using host = await TestHost.start();
     await declared(host);
-    expect(await host.client.call('unprotectVm', { params })).toMatchObject({
-      shadowWanted: false,
-      observed: { state: 'alone' },
-    });
+    expect(await host.client.call('unprotectVm', { params })).toMatchObject({ shadowWanted: false });
+    await host.until('kept', isIn('alone'));
     await host.end('SIGKILL');
     await host.startDaemon();
     expect((await host.until('kept', isIn('alone'))).shadowWanted).toBe(false);
 
-    process.kill(RunDirectory.find('kept')?.record?.keeper.pid ?? 0, 'SIGKILL');
     const after = await host.lastEventId();
+    process.kill(RunDirectory.find('kept')?.record?.keeper.pid ?? 0, 'SIGKILL');
     await host.nextEvent('alone', { vm: 'kept', after });
     await host.client.call('stopVm', { params, body: { graceful: false } });
     await host.until('kept', isIn('absent'));
@@ -76,6 +80,7 @@ describe('the protection of a VM that a host owns', () => {
   it('is tried out on a copy', async () => {
     await using host = await TestHost.start();
     await declared(host);
+    await untilAgentIsHeard();
     const report = await host.client.call('testFailover', { params });
     expect(report).toMatchObject({ ok: true, reason: null, agentAnswered: true });
     const event = await host.nextEvent('failover-test', { vm: 'kept', after: 0 });
@@ -108,6 +113,7 @@ describe('a VM that a host suspends', () => {
     await declared(host);
     await leaveNonce();
     for (let round = 0; round < 4; round += 1) {
+      const after = await host.lastEventId();
       await host.client.call('stopVm', { params, body: { termination: 'suspend' } });
       await clock.sleep(Math.random() * 400);
       const found = RunDirectory.find('kept');
@@ -115,7 +121,7 @@ describe('a VM that a host suspends', () => {
       if (found?.keeper === 'alive' && found.record?.shadow !== null)
         process.kill(found.record?.keeper.pid ?? 0, 'SIGKILL');
       await host.client.call('startVm', { params });
-      await vi.waitFor(() => host.until('kept', isIn('protected')), { timeout: 60_000 });
+      await host.nextEvent('protected', { vm: 'kept', after });
       expect(RunDirectory.list()).toHaveLength(1);
     }
     await findNonce();
