@@ -223,7 +223,10 @@ export class Convergence implements AsyncDisposable {
         return;
       case 'forget':
         this.#care.delete(name);
-        this.#ledger.forget(name, { removed: SAVED_KINDS.filter((kind) => saved.discard(name, kind)) });
+        this.#ledger.forget(name, {
+          removed: SAVED_KINDS.filter((kind) => saved.discard(name, kind)),
+          ...traceFacts(care.trace),
+        });
         return;
       default:
         return unreachable(action);

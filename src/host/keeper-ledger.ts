@@ -1,3 +1,4 @@
+import type { Trace } from '../base/trace.ts';
 import { KeeperError } from '../control/keeper-error.ts';
 import { bootId } from '../control/process-identity.ts';
 import type { EventLog } from './event-log.ts';
@@ -73,13 +74,13 @@ export class KeeperLedger {
   }
 
   /** The VM itself is no more, nor what is `removed` of its saved states. */
-  forget(name: string, { removed }: { removed: readonly string[] }): void {
+  forget(name: string, facts: { readonly removed: readonly string[]; readonly trace?: Trace }): void {
     const { database, inventory, tokens, fleet, events } = this.#options;
     fleet.forgetEnd(name);
     database.transaction(() => {
       inventory.forget(name);
       tokens.forget(name);
-      events.publish('deleted', { vm: name, facts: { removed } });
+      events.publish('deleted', { vm: name, facts });
     });
   }
 }

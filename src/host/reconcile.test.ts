@@ -97,7 +97,7 @@ describe('a VM that shall not run', () => {
   });
 
   it('goes on first where its keeper was killed before its state was saved, if its shadow is there yet', () => {
-    const lost = (couldGoOn: boolean, changes: Partial<DeclaredVm>) =>
+    const lost = (couldGoOn: boolean, changes: Partial<VmOutline>) =>
       plan([sight({ keeper: 'lost', couldGoOn, vm: vm({ desired: 'stopped', ...changes }) })]).actions;
     for (const termination of ['suspend', 'snapshot'] as const) {
       expect(lost(true, { termination })).toEqual([{ kind: 'start', name: 'a' }]);

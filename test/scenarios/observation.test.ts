@@ -4,6 +4,7 @@ import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
+import { text } from 'node:stream/consumers';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { ensureDemoGuest } from '../../guest/build.ts';
@@ -18,6 +19,7 @@ import type { VmStatus } from '../../src/control/vm-status.ts';
 import { PHASES } from '../../src/shadow/protection.ts';
 import { parseExposition, sampleOf } from '../kit/exposition.ts';
 
+const MAIN = fileURLToPath(new URL('../../src/cli/main.ts', import.meta.url));
 const DAEMON = fileURLToPath(new URL('../../src/host/main.ts', import.meta.url));
 const DEADLINE_MS = 60_000;
 const NAME = 'seen';
@@ -167,6 +169,32 @@ describe('the metrics of a VM that runs', () => {
   });
 });
 
+describe('understudy top', () => {
+  const look = async () => {
+    const args = [MAIN, 'top', '--json', '--once', '--interval', '0.5'];
+    const child = spawn(process.execPath, args, { stdio: ['ignore', 'pipe', 'inherit'] });
+    return JSON.parse(await text(child.stdout));
+  };
+  const seen = {
+    ...{ name: NAME, state: 'protected', epochsPerSecond: expect.any(Number) },
+    figures: expect.objectContaining({ memoryBytes: 134_217_728 }),
+  };
+
+  it('asks the host, and the keepers themselves where none answers', async () => {
+    const { host, vms } = await look();
+    expect(host.vms).toEqual({ declared: 1, running: 1, protected: 1 });
+    expect(vms).toEqual([{ ...seen, desired: 'running' }]);
+    // An idle guest is cut when its epoch is old.
+    expect(vms[0].epochsPerSecond).toBeGreaterThan(0);
+    vi.stubEnv('UNDERSTUDY_HOST_SOCKET', join(folder, 'nobody.sock'));
+    try {
+      expect(await look()).toMatchObject({ host: null, vms: [{ ...seen, desired: null }] });
+    } finally {
+      vi.stubEnv('UNDERSTUDY_HOST_SOCKET', undefined);
+    }
+  });
+});
+
 describe('the id of an API call', () => {
   it('is in the log of the host, the log of the keeper, the events, and the QMP log of the new primary', async () => {
     const trace = 'follow-me:1';
@@ -234,7 +262,11 @@ describe('the id of an API call', () => {
 describe('the metrics of a VM that was stopped or deleted', () => {
   it('are gone', async () => {
     expect((await scrape()).value('up')).toBeUndefined();
-    await client.call('deleteVm', { params: { name: NAME } });
+    const headers = { 'x-request-id': 'delete-1' };
+    expect((await ask(socketPath, { method: 'DELETE', path: `/v1/vms/${NAME}`, headers })).status).toBe(204);
+    const { events } = await client.call('listEvents', { query: { vm: NAME, limit: 1000 } });
+    const traced = events.filter(({ facts }) => facts.trace === 'delete-1').map(({ kind }) => kind);
+    expect(traced).toEqual(['deleting', 'deleted']);
     const { families } = await scrape();
     const ofVms = [...families.values()].flatMap(({ samples }) =>
       samples.filter(({ labels }) => labels.has('vm')),
