@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import { cacheDirectory } from '../src/base/cache-directory.ts';
 import { systemClock } from '../src/base/clock.ts';
 import { messageOf, UnderstudyError } from '../src/base/errors.ts';
+import { makeDirectory } from '../src/base/make-directory.ts';
 import { tryLockExclusive } from '../src/linux/file.ts';
 import { type DebianPackage, DebianPackages, sha256 } from './debian-packages.ts';
 import { GuestError, unexpectedPackage } from './guest-error.ts';
@@ -68,7 +69,7 @@ export async function ensureDemoGuest(options: DemoGuestOptions = {}): Promise<D
   const ready = await verifiedManifest(folder);
   if (ready !== undefined) return describe(folder, ready);
   try {
-    await mkdir(cache, { recursive: true });
+    makeDirectory(cache);
     await using _lock = await lock(join(cache, 'lock'), { onProgress, signal });
     // Another process may have built it while this one waited.
     const manifest = (await verifiedManifest(folder)) ?? (await build(cache, folder, { onProgress, signal }));
@@ -233,7 +234,7 @@ function packageFacts(packages: readonly DebianPackage[]): Pick<Manifest, 'packa
 /** Faults of the file system that a person can do something about. */
 function cacheFault(thrown: unknown, cache: string): GuestError | undefined {
   const errno = (thrown as NodeJS.ErrnoException).code ?? '';
-  if (!['EACCES', 'EPERM', 'ENOSPC', 'EROFS', 'EDQUOT', 'ENOTDIR', 'EEXIST'].includes(errno))
+  if (!['EACCES', 'EPERM', 'ENOSPC', 'EROFS', 'EDQUOT', 'ENOTDIR', 'EEXIST', 'ENOENT'].includes(errno))
     return undefined;
   return new GuestError(
     'GUEST_CACHE_UNWRITABLE',

@@ -2,6 +2,7 @@ import { createHash } from 'node:crypto';
 import { mkdir, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
+import { makeDirectory } from '../src/base/make-directory.ts';
 import { GuestError, unexpectedPackage } from './guest-error.ts';
 import { runTool } from './host-tool.ts';
 
@@ -46,7 +47,7 @@ export class DebianPackages implements AsyncDisposable {
 
   /** An index that is missing or damaged means that everything is fetched again. */
   static async open(directory: string, options: ArchiveOptions): Promise<DebianPackages> {
-    await mkdir(directory, { recursive: true });
+    makeDirectory(directory);
     const text = await readFile(join(directory, 'index.json'), 'utf8').catch(() => '{}');
     const index = indexSchema.safeParse(parseJson(text));
     return new DebianPackages(directory, index.data ?? {}, options);
@@ -121,7 +122,7 @@ export class DebianPackages implements AsyncDisposable {
     let outcome = await this.#apt(['download', ...names], arrival);
     if (outcome.kind === 'failed' && !this.#ownLists) {
       this.#onProgress('Fetching package lists');
-      await mkdir(join(this.#listsFolder, 'partial'), { recursive: true });
+      makeDirectory(join(this.#listsFolder, 'partial'));
       this.#ownLists = true;
       // Its success says little (it only warns when hosts are out of reach): the download decides.
       await this.#apt(['update'], arrival);

@@ -2,12 +2,14 @@
  * Loaded into QEMU with LD_PRELOAD. When QEMU maps the guest memory file, the mapping is registered with
  * userfaultfd for asynchronous write protection, so that another process can ask which pages were written
  * (PAGEMAP_SCAN); when QEMU gives guest memory back (balloon, free page reporting), that is reported, because
- * no page table tells it. QEMU also ends with its keeper: without one its guest would run on unseen.
- * Nothing else runs inside QEMU, and nothing here ever makes a call of QEMU's fail.
+ * no page table tells it. QEMU also ends or stands still with its keeper: without one its guest would run on
+ * unseen. Nothing else runs inside QEMU, and nothing here ever makes a call of QEMU's fail.
  *
  *   UNDERSTUDY_MEMORY      path of the guest memory file
  *   UNDERSTUDY_FD          an inherited SOCK_SEQPACKET socket; each message on it is a struct message
- *   UNDERSTUDY_KEEPER_PID  the process that QEMU is a child of and must not outlive
+ *   UNDERSTUDY_KEEPER_PID  the process that QEMU is a child of, and without which it must not run
+ *   UNDERSTUDY_KEEPER_END  what becomes of QEMU then: "stop" makes it stand still for the next keeper to take
+ *                          back, anything else ends it
  *
  * The kernel is called directly: looking up the next definition could map memory itself.
  */
@@ -220,6 +222,7 @@ static void leave_environment(void)
     unsetenv("UNDERSTUDY_MEMORY");
     unsetenv("UNDERSTUDY_FD");
     unsetenv("UNDERSTUDY_KEEPER_PID");
+    unsetenv("UNDERSTUDY_KEEPER_END");
     if (!list || !dladdr((void *)leave_environment, &self))
         return;
     char *rest = calloc(1, strlen(list) + 1), *copy = strdup(list), *position = NULL;
@@ -242,16 +245,19 @@ static void leave_environment(void)
 
 /*
  * The kernel sends the signal when the THREAD ends that started us, not only its process. Node starts children from
- * the thread that asks for them, and a keeper does so from its main thread, which lives as long as it does.
+ * the thread that asks for them, and a keeper does so from its main thread, which lives as long as it does. The
+ * signal is for the whole process, so that SIGSTOP halts every vCPU; the kernel asks nobody, and QEMU cannot ignore
+ * it. A standby stands still too instead of ending: it may have become the one that acts, and only QEMU itself could
+ * then change what its keeper's end means to it.
  */
-static void end_with_keeper(void)
+static void share_fate_of_keeper(void)
 {
-    const char *keeper = getenv("UNDERSTUDY_KEEPER_PID");
+    const char *keeper = getenv("UNDERSTUDY_KEEPER_PID"), *end = getenv("UNDERSTUDY_KEEPER_END");
 
     if (!keeper)
         return;
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    /* It may have ended before it could be watched: then somebody else is our parent by now. */
+    prctl(PR_SET_PDEATHSIG, end && strcmp(end, "stop") == 0 ? SIGSTOP : SIGKILL);
+    /* It may have ended before it could be watched: then somebody else is our parent by now, and no guest runs yet. */
     if (getppid() != atoi(keeper))
         _exit(EXIT_FAILURE);
 }
@@ -261,7 +267,7 @@ __attribute__((constructor)) static void start(void)
     const char *path = getenv("UNDERSTUDY_MEMORY"), *number = getenv("UNDERSTUDY_FD");
     struct stat file;
 
-    end_with_keeper();
+    share_fate_of_keeper();
     if (path && number) {
         channel = atoi(number);
         fcntl(channel, F_SETFD, FD_CLOEXEC);

@@ -13,6 +13,8 @@ interface ListedVm {
   readonly name: string;
   /** The VM's phase; else `starting`, `lost`, `failed` or `no answer`. */
   readonly state: string;
+  /** Of a lost VM: the QEMU that stands still and can be taken back. */
+  readonly qemuPid?: number;
   readonly status: VmStatus | null;
   /** Whether the host owns it, and what it shall be; null for a VM that was started by `run`. */
   readonly desired: Vm['desired'] | null;
@@ -49,8 +51,11 @@ async function declaredVms(): Promise<Map<string, Vm['desired']>> {
   return found;
 }
 
-async function ask({ name, keeper, record }: FoundVm): Promise<Omit<ListedVm, 'desired'>> {
-  if (keeper === 'lost') return { name, state: record?.failed ? 'failed' : 'lost', status: null };
+async function ask({ name, keeper, record, orphan }: FoundVm): Promise<Omit<ListedVm, 'desired'>> {
+  if (keeper === 'lost') {
+    const standing = orphan === undefined ? {} : { qemuPid: orphan.process.pid };
+    return { name, state: record?.failed ? 'failed' : 'lost', status: null, ...standing };
+  }
   try {
     using control = await openControl(name);
     const status = await control.status();
@@ -63,9 +68,9 @@ async function ask({ name, keeper, record }: FoundVm): Promise<Omit<ListedVm, 'd
 }
 
 function listText(vms: readonly ListedVm[]): string {
-  const rows = vms.map(({ name, state, status, desired }) => [
+  const rows = vms.map(({ name, state, status, desired, qemuPid }) => [
     name,
-    state,
+    qemuPid === undefined ? state : `${state}, stands still`,
     desired ?? '',
     status === null ? '' : formatBytes(status.memoryBytes),
     status === null ? '' : status.accel,

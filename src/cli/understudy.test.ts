@@ -70,8 +70,9 @@ function writeSpec(name: string, body: string): string {
   return path;
 }
 
-async function startVm(name: string): Promise<VmStatus> {
-  const { exitCode, stdout, stderr } = await understudy(['run', writeSpec(name, guestSpec), '--json']);
+async function startVm(name: string, more = ''): Promise<VmStatus> {
+  const path = writeSpec(name, guestSpec + more);
+  const { exitCode, stdout, stderr } = await understudy(['run', path, '--json']);
   expect(stderr + (exitCode === 0 ? '' : stdout)).toBe('');
   return JSON.parse(stdout);
 }
@@ -166,6 +167,17 @@ describe('understudy with wrong input', () => {
 });
 
 describe('a VM on the command line', () => {
+  it('whose cache directory cannot be made is told so at once, and does not try for ever', async () => {
+    const child = begin(['run', writeSpec('a', guestSpec)], [], {
+      ...process.env,
+      UNDERSTUDY_CACHE: '/proc/us-none',
+    });
+    const exited = once(child, 'exit');
+    expect(await text(child.stderr)).toContain('error MEMORY_CACHE_REFUSED');
+    expect((await exited)[0]).not.toBe(0);
+    nothingIsLeft();
+  });
+
   it('is refused in the words of QEMU when QEMU does not start', async () => {
     const kernel = join(folder, 'kernel');
     writeFileSync(kernel, 'no kernel');
@@ -264,10 +276,28 @@ describe('a VM on the command line', () => {
     expect(status.exitCode).toBe(3);
     expect((await understudy(['events', 'a'])).stdout).toContain('protected');
     const { endedPids } = JSON.parse((await understudy(['stop', 'a', '--json'])).stdout);
-    // They end with their keeper; what does not is ended by `stop`.
+    // They stand still with their keeper.
     const pids = [primary?.pid, shadow?.pid];
-    expect(pids).toEqual(expect.arrayContaining(endedPids));
+    expect(endedPids).toEqual(expect.arrayContaining(pids));
     for (const pid of pids) expect(pid && identityOf(pid)).toBeUndefined();
+    nothingIsLeft();
+  });
+
+  it('without a shadow whose keeper was killed stands still, says so, and is taken back by run', async () => {
+    const spec = 'shadow: {enabled: false}\n';
+    const { keeperPid, primary } = await startVm('a', spec);
+    process.kill(keeperPid, 'SIGKILL');
+    await expect.poll(() => RunDirectory.find('a')?.orphan).toBeDefined();
+    expect((await understudy(['ls'])).stdout).toMatch(/\na +lost, stands still/);
+    expect(JSON.parse((await understudy(['ls', '--json'])).stdout)).toMatchObject({
+      vms: [{ name: 'a', state: 'lost', qemuPid: primary?.pid }],
+    });
+    const { stderr } = await understudy(['status', 'a']);
+    expect(stderr).toContain(`its QEMU (process ${primary?.pid}) stands still`);
+    expect(stderr).toContain('`understudy run` with the same specification');
+    await startVm('a', spec);
+    expect((await understudy(['events', 'a'])).stdout).toContain('taken-back');
+    await understudy(['stop', 'a', '--force']);
     nothingIsLeft();
   });
 

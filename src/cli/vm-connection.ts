@@ -18,12 +18,17 @@ export async function connectTo(name: string): Promise<ControlClient> {
   const vm = findVm(name);
   if (vm.keeper === 'alive') return openControl(name);
   const failed = vm.record?.failed === true;
+  const stands =
+    vm.orphan === undefined ? '' : `, and its QEMU (process ${vm.orphan.process.pid}) stands still`;
+  const back = 'The host, or `understudy run` with the same specification, goes on with it';
   throw new KeeperError(
     'KEEPER_LOST',
-    failed ? `${name} failed and is not running` : `the keeper of ${name} was killed`,
+    failed ? `${name} failed and is not running` : `the keeper of ${name} was killed${stands}`,
     {
-      hint: `\`understudy events ${name}\` shows what happened, \`understudy stop ${name}\` clears it away.`,
-      facts: { vm: name },
+      hint: failed
+        ? `\`understudy events ${name}\` shows what happened, \`understudy stop ${name}\` clears it away.`
+        : `${back}, \`understudy stop ${name}\` ends it and clears it away.`,
+      facts: { vm: name, ...(vm.orphan !== undefined && { qemuPid: vm.orphan.process.pid }) },
     },
   );
 }

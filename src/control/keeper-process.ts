@@ -1,13 +1,14 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { closeSync, openSync } from 'node:fs';
-import { resolve } from 'node:path';
+import { join, resolve } from 'node:path';
 import { createInterface } from 'node:readline';
 import type { Readable } from 'node:stream';
 import { fileURLToPath } from 'node:url';
 import { z } from 'zod';
 import { cacheDirectory } from '../base/cache-directory.ts';
 import type { Clock } from '../base/clock.ts';
+import { makeDirectory } from '../base/make-directory.ts';
 import type { Trace } from '../base/trace.ts';
 import { decodeLine } from './control-protocol.ts';
 import { KeeperError, type KeeperErrorCode } from './keeper-error.ts';
@@ -23,6 +24,21 @@ const outcomeSchema = z.union([
     error: z.looseObject({ code: z.string(), message: z.string(), hint: z.string().optional() }),
   }),
 ]);
+
+/**
+ * Where Node keeps what it has made of our sources. With it a keeper need not load the compiler for TypeScript, and goes
+ * on with a VM 130 ms sooner, which is part of every outage by the loss of a keeper.
+ */
+function compileCache(): Record<string, string> {
+  const directory = resolve(process.env.NODE_COMPILE_CACHE || join(cacheDirectory(), 'compiled'));
+  try {
+    // Node itself would try for ever where it cannot be made.
+    makeDirectory(directory, { mode: 0o700 });
+  } catch {
+    return { NODE_DISABLE_COMPILE_CACHE: '1' };
+  }
+  return { NODE_COMPILE_CACHE: directory };
+}
 
 /** What a host wants of a keeper beside the specification. */
 export interface KeeperOrders {
@@ -64,6 +80,7 @@ export class KeeperProcess {
           UNDERSTUDY_RUN_DIR: runRoot(),
           UNDERSTUDY_MEMORY_DIR: memoryRoot(),
           UNDERSTUDY_CACHE: resolve(cacheDirectory()),
+          ...compileCache(),
         },
         stdio: [spec, 'pipe', 'pipe'],
       });

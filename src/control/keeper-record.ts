@@ -3,6 +3,8 @@ import { z } from 'zod';
 import { errnoNameOf } from '../linux/linux-error.ts';
 import { processIdentitySchema } from './process-identity.ts';
 
+const recordedQemuSchema = z.object({ instance: z.int().positive(), process: processIdentitySchema });
+
 const recordSchema = z.object({
   bootId: z.string(),
   keeper: processIdentitySchema,
@@ -18,9 +20,16 @@ const recordSchema = z.object({
   token: z.int().nonnegative().default(0),
   /** Whether a shadow is wanted for the VM, which may be another wish than its specification's; null: as that says. */
   shadowWanted: z.boolean().nullable().default(null),
+  /** The QEMU that acts: if its keeper is killed, the next one can take it back. */
+  acting: recordedQemuSchema.nullable().default(null),
+  /** The last epoch that was committed when this was written: numbers go on from it. */
+  committed: z.int().nonnegative().default(0),
   /** The VM ended by a failure, and what is left are its logs. */
   failed: z.boolean(),
 });
+
+/** One QEMU of a VM: its number, which names its files, and its process. */
+export type RecordedQemu = z.infer<typeof recordedQemuSchema>;
 
 /** `keeper.json`: what has to be cleaned up when the keeper is killed. */
 export type KeeperRecord = z.infer<typeof recordSchema>;

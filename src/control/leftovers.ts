@@ -1,12 +1,12 @@
 import { rmdirSync, rmSync } from 'node:fs';
-import { dirname, join } from 'node:path';
+import { basename, dirname, join } from 'node:path';
 import type { Clock } from '../base/clock.ts';
 import { errnoNameOf } from '../linux/linux-error.ts';
 import { KeeperError } from './keeper-error.ts';
-import { readRecord } from './keeper-record.ts';
+import { type RecordedQemu, readRecord } from './keeper-record.ts';
 import { directoriesIn, emptyDirectory, removeIfEmpty } from './own-directory.ts';
 import { bootId, endProcess, isAlive, type ProcessIdentity, processesMapping } from './process-identity.ts';
-import { runPaths } from './run-paths.ts';
+import { runPaths, SPEC_FILE } from './run-paths.ts';
 
 const END_DEADLINE_MS = 5000;
 const CGROUP_ROOT = '/sys/fs/cgroup';
@@ -15,26 +15,58 @@ const CGROUP_RETRY_MS = 20;
 
 /**
  * Ends and removes what a keeper that was killed left behind, and empties both directories but for the lock and, with
- * `keepMemory`, what lies in memory. Only for who holds the name's lock. Returns the ids of the processes that had
- * outlived their keeper.
+ * `keepMemory`, what lies in memory. `spared` is a QEMU that is to be taken back: it stays, with its files, cgroup and
+ * memory. Where a VM is to be gone on from, its specification stays too. Only for who holds the name's lock. Returns the ids of the processes that had outlived their keeper.
  * @throws KeeperError KEEPER_LOST when one of them cannot be ended.
  */
 export async function clearLeftovers(
   name: string,
-  { clock, keepMemory = false }: { clock: Clock; keepMemory?: boolean },
+  { clock, keepMemory = false, spared }: ClearOptions,
 ): Promise<number[]> {
   const paths = runPaths(name);
   const record = readRecord(paths.record);
   const known =
     record === 'absent' || record === undefined || record.bootId !== bootId() ? undefined : record;
   // QEMU maps its guest's memory: so it is found even if its keeper was killed before it wrote down the id.
-  const ended = await endAll([...(known?.processes ?? []), ...processesMapping(paths.memory)], clock);
-  for (const cgroup of known?.cgroups ?? []) await removeCgroup(cgroup, clock);
+  const found = [...(known?.processes ?? []), ...processesMapping(paths.memory)];
+  const ended = await endAll(
+    found.filter(({ pid }) => pid !== spared?.process.pid),
+    clock,
+  );
+  const isSpared = (cgroup: string) => basename(cgroup) === `${name}-${spared?.instance}`;
+  const recorded = (known?.cgroups ?? []).filter((cgroup) => !isSpared(cgroup));
+  for (const cgroup of recorded) await removeCgroup(cgroup, clock);
   // What is not on record may also be another user's, and may not be ours to remove.
-  for (const cgroup of cgroupsOf(name)) await removeCgroup(cgroup, clock).catch(() => {});
-  if (!keepMemory) emptyDirectory(paths.memory, []);
-  emptyDirectory(paths.directory, ['lock']);
+  for (const cgroup of cgroupsOf(name).filter((group) => !isSpared(group)))
+    await removeCgroup(cgroup, clock).catch(() => {});
+  if (!keepMemory && spared === undefined) emptyDirectory(paths.memory, []);
+  const kept = keepMemory || spared !== undefined ? [SPEC_FILE] : [];
+  emptyDirectory(paths.directory, [
+    'lock',
+    ...kept,
+    ...(spared === undefined ? [] : [String(spared.instance)]),
+  ]);
   return ended;
+}
+
+interface ClearOptions {
+  readonly clock: Clock;
+  readonly keepMemory?: boolean;
+  readonly spared?: RecordedQemu | undefined;
+}
+
+/**
+ * Ends a QEMU that was spared and removes all that it had but its memory.
+ * @throws KeeperError KEEPER_LOST when it cannot be ended: then nothing may go on from its memory.
+ */
+export async function clearSpared(
+  name: string,
+  { process, instance }: RecordedQemu,
+  clock: Clock,
+): Promise<void> {
+  await endAll([process], clock);
+  for (const cgroup of cgroupsOf(name)) await removeCgroup(cgroup, clock).catch(() => {});
+  rmSync(join(runPaths(name).directory, String(instance)), { recursive: true, force: true });
 }
 
 /** Kills these processes and waits for their end. Returns the ids of those that lived. */

@@ -3,20 +3,20 @@ import {
   constants,
   fchmodSync,
   fstatSync,
-  mkdirSync,
   openSync,
   readdirSync,
   rmdirSync,
   rmSync,
 } from 'node:fs';
 import { join } from 'node:path';
+import { makeDirectory } from '../base/make-directory.ts';
 import { errnoNameOf } from '../linux/linux-error.ts';
 import { KeeperError } from './keeper-error.ts';
 
 /** In a place that all may write to, such as /dev/shm, a directory of this name may be somebody else's. */
 export function makeOwnDirectory(path: string, { othersMayPass }: { othersMayPass: boolean }): void {
   try {
-    mkdirSync(path, { recursive: true, mode: 0o700 });
+    makeDirectory(path, { mode: 0o700 });
     claim(path, othersMayPass);
   } catch (thrown) {
     if (thrown instanceof KeeperError) throw thrown;

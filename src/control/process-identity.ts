@@ -28,6 +28,11 @@ export function isAlive(identity: ProcessIdentity): boolean {
   return identityOf(identity.pid)?.startTicks === identity.startTicks;
 }
 
+/** Whether it stands still by SIGSTOP, as a QEMU does whose keeper was killed. False when it is gone. */
+export function standsStill(identity: ProcessIdentity): boolean {
+  return isAlive(identity) && /\) [Tt] /.test(readProc(`${identity.pid}/stat`));
+}
+
 interface WaitOptions {
   readonly deadlineMs: number;
   readonly clock: Clock;
@@ -38,25 +43,25 @@ interface WaitOptions {
  * `deadlineMs`: it hangs in the kernel.
  */
 export async function endProcess(identity: ProcessIdentity, options: WaitOptions): Promise<boolean> {
-  using handle = hold(identity);
+  using handle = holdProcess(identity);
   handle?.signal('SIGKILL');
   return (await handle?.waitForExit(options)) ?? true;
 }
 
-/** Sends SIGKILL to exactly this process before anything else of this program runs; waits for nothing. */
-export function killNow(identity: ProcessIdentity): void {
-  using handle = hold(identity);
-  handle?.signal('SIGKILL');
+/** Sends a signal to exactly this process before anything else of this program runs; waits for nothing. */
+export function signalNow(identity: ProcessIdentity, signal: NodeJS.Signals): void {
+  using handle = holdProcess(identity);
+  handle?.signal(signal);
 }
 
 /** False when the process still lives after `deadlineMs`. */
 export async function waitForEnd(identity: ProcessIdentity, options: WaitOptions): Promise<boolean> {
-  using handle = hold(identity);
+  using handle = holdProcess(identity);
   return (await handle?.waitForExit(options)) ?? true;
 }
 
 /** A handle of exactly this process; undefined when it is gone. */
-function hold(identity: ProcessIdentity): PidFd | undefined {
+export function holdProcess(identity: ProcessIdentity): PidFd | undefined {
   let handle: PidFd;
   try {
     handle = PidFd.open(identity.pid);

@@ -16,6 +16,7 @@ import { dirname, join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { systemClock as clock } from '../base/clock.ts';
+import type { VmSpec } from '../config/vm-spec-schema.ts';
 import { CgroupTree } from '../linux/cgroup.ts';
 import { readEnd, writeEnd } from './keeper-end.ts';
 import { identityOf, isAlive } from './process-identity.ts';
@@ -43,12 +44,12 @@ function start(program: string, args: readonly string[]): ChildProcess & { reado
 }
 
 /** Another process that holds the VM `name`, with what it recorded, and the files that a keeper has. */
-async function startHolder(name: string, recorded: object): Promise<ChildProcess> {
+async function startHolder(name: string, recorded: object, inheritAs?: VmSpec): Promise<ChildProcess> {
   const code = `
     const { RunDirectory } = await import(${JSON.stringify(new URL('./run-directory.ts', import.meta.url).href)});
     const { systemClock } = await import(${JSON.stringify(new URL('../base/clock.ts', import.meta.url).href)});
     const { writeFileSync } = await import('node:fs');
-    const directory = await RunDirectory.open(${JSON.stringify(name)}, { clock: systemClock });
+    const directory = await RunDirectory.open(${JSON.stringify(name)}, { clock: systemClock, inheritAs: ${JSON.stringify(inheritAs)} });
     directory.record(${JSON.stringify(recorded)});
     writeFileSync(directory.controlSocket, '');
     writeFileSync(directory.memoryPath + '/us-1.ram', 'guest memory');
@@ -286,6 +287,86 @@ describe('sweeping', () => {
     using directory = await RunDirectory.open('a', { clock });
     expect(readdirSync(directory.memoryPath)).toEqual([]);
     expect(readdirSync(directory.path).sort()).toEqual(['keeper.json', 'lock']);
+  });
+});
+
+describe('a QEMU that acted when its keeper was killed', () => {
+  const spec = { name: 'a', memoryBytes: 1 } as VmSpec;
+  let qemu: ChildProcess & { readonly pid: number };
+  let standby: ChildProcess & { readonly pid: number };
+
+  /** Kills a keeper of a VM with two processes; the first one acts, and stands still as the kernel has it do. */
+  async function loseKeeper({ shadow = null as number | null } = {}): Promise<void> {
+    qemu = start('sleep', ['1000']);
+    standby = start('sleep', ['1000']);
+    const processes = [qemu.pid, standby.pid];
+    const acting = { instance: 1, pid: qemu.pid };
+    const holder = await startHolder('a', { spec, processes, acting, shadow, committed: 17 });
+    mkdirSync(join(folder, 'run/a/1'));
+    await kill(holder);
+    qemu.kill('SIGSTOP');
+    while (RunDirectory.find('a')?.orphan === undefined && shadow === null) await clock.sleep(1);
+  }
+
+  it('is spared for the next keeper of the same specification, with its files and its memory', async () => {
+    await loseKeeper();
+    const exited = once(standby, 'exit');
+    using directory = await RunDirectory.open('a', { clock, inheritAs: spec });
+    await exited;
+    expect(directory.heritage).toMatchObject({ kind: 'orphan', instance: 1, process: { pid: qemu.pid } });
+    expect(directory).toMatchObject({ committed: 17, holdsHeritage: true });
+    expect(identityOf(qemu.pid)).toBeDefined();
+    expect(readdirSync(directory.path).sort()).toEqual(['1', 'keeper.json', 'lock']);
+    expect(readdirSync(directory.memoryPath)).toEqual(['us-1.ram']);
+    if (directory.heritage.kind !== 'orphan') throw new Error('see above');
+    await directory.endOrphan(directory.heritage, clock);
+    expect(identityOf(qemu.pid)).toBeUndefined();
+    expect(readdirSync(directory.path).sort()).toEqual(['keeper.json', 'lock']);
+    expect(readdirSync(directory.memoryPath)).toEqual(['us-1.ram']);
+    expect(directory.holdsHeritage).toBe(false);
+  });
+
+  it('stays on record until it is ended: the next keeper may be killed as well', async () => {
+    await loseKeeper();
+    const next = await startHolder('a', {}, spec);
+    await kill(next);
+    expect(RunDirectory.find('a')?.orphan).toMatchObject({ instance: 1, process: { pid: qemu.pid } });
+    using again = await RunDirectory.open('a', { clock, inheritAs: spec });
+    expect(again).toMatchObject({ heritage: { kind: 'orphan' }, committed: 17 });
+  });
+
+  it('leaves the specification that its keeper was given, as long as it can be gone on from', async () => {
+    const given = { text: 'name: a', source: '/etc/vms/a.yaml' };
+    await loseKeeper();
+    expect(RunDirectory.leftSpec('a')).toBeUndefined();
+    writeFileSync(join(folder, 'run/a/spec.json'), JSON.stringify(given));
+    expect(RunDirectory.leftSpec('a')).toEqual(given);
+    {
+      const directory = await RunDirectory.open('a', { clock, inheritAs: spec });
+      expect(RunDirectory.leftSpec('a')).toEqual(given);
+      directory.keepSpec({ ...given, text: 'name: a # again' });
+      expect(RunDirectory.leftSpec('a')?.text).toBe('name: a # again');
+      directory.leaveHeritage();
+    }
+    const exited = once(qemu, 'exit');
+    qemu.kill('SIGKILL');
+    await exited;
+    expect(RunDirectory.leftSpec('a')).toBeUndefined();
+    (await RunDirectory.open('a', { clock })).remove();
+  });
+
+  it('is ended where the next keeper goes on from a shadow, or with another specification, or a sweep', async () => {
+    const ways = [
+      { shadow: 2, way: () => RunDirectory.open('a', { clock, inheritAs: spec }) },
+      { shadow: null, way: () => RunDirectory.open('a', { clock, inheritAs: { ...spec, memoryBytes: 2 } }) },
+      { shadow: null, way: () => RunDirectory.sweep('a', { clock }) },
+    ];
+    for (const { shadow, way } of ways) {
+      await loseKeeper({ shadow });
+      const opened = await way();
+      expect(identityOf(qemu.pid)).toBeUndefined();
+      if (opened instanceof RunDirectory) opened.remove();
+    }
   });
 });
 

@@ -1,16 +1,30 @@
-import { rmSync } from 'node:fs';
+import { readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { isDeepStrictEqual } from 'node:util';
+import { z } from 'zod';
 import { assert } from '../base/assert.ts';
 import type { Clock } from '../base/clock.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
+import { type Heritage, heritageOf, isHeir } from './heritage.ts';
 import { KeeperError } from './keeper-error.ts';
-import { type KeeperRecord, readRecord, writeRecord } from './keeper-record.ts';
-import { clearLeftovers, endAll, removeDirectories } from './leftovers.ts';
+import { type KeeperRecord, type RecordedQemu, readRecord, writeRecord } from './keeper-record.ts';
+import { clearLeftovers, clearSpared, endAll, removeDirectories } from './leftovers.ts';
 import { isLocked, NameLock } from './name-lock.ts';
-import { directoriesIn, makeOwnDirectory } from './own-directory.ts';
-import { bootId, identityOf, killNow, type ProcessIdentity, processesMapping } from './process-identity.ts';
-import { type RunPaths, runPaths, runRoot } from './run-paths.ts';
+import { directoriesIn, emptyDirectory, makeOwnDirectory } from './own-directory.ts';
+import {
+  bootId,
+  identityOf,
+  isAlive,
+  type ProcessIdentity,
+  processesMapping,
+  signalNow,
+  standsStill,
+} from './process-identity.ts';
+import { type RunPaths, runPaths, runRoot, SPEC_FILE } from './run-paths.ts';
+
+const givenSpecSchema = z.object({ text: z.string(), source: z.string() });
+
+/** A specification as a keeper is given it: its text, and where that came from, for messages and relative paths. */
+export type GivenSpec = z.infer<typeof givenSpecSchema>;
 
 const VM_NAME = /^[a-z0-9][a-z0-9-]{0,39}$/;
 
@@ -20,6 +34,8 @@ export interface FoundVm {
   readonly keeper: 'alive' | 'lost';
   /** Undefined when `keeper.json` cannot be read. */
   readonly record: KeeperRecord | undefined;
+  /** The QEMU of a lost keeper that stands still and can be taken back. */
+  readonly orphan: RecordedQemu | undefined;
 }
 
 export type Sweep =
@@ -39,31 +55,39 @@ export class RunDirectory implements Disposable {
   readonly #lock: NameLock;
   #record: KeeperRecord;
 
-  /**
-   * Number of the standby whose memory and staged epochs a keeper left that was killed: what the VM goes on from.
-   * Undefined when there is none.
-   */
-  readonly heritage: number | undefined;
+  /** What a keeper left that was killed, for this one to go on from. */
+  readonly heritage: Heritage;
+  /** The last epoch that it had committed, as far as it wrote that down; 0 without a heritage. */
+  readonly committed: number;
   /** What was last wished for while another keeper kept this VM; undefined when that is not known. */
   readonly shadowWanted: boolean | undefined;
 
-  private constructor(name: string, lock: NameLock, heir: Heir & Pick<KeeperRecord, 'token'>) {
+  private constructor(name: string, lock: NameLock, heir: Heir) {
+    const { heritage, spec, committed, shadowWanted, token } = heir;
     const keeper = identityOf(process.pid);
     assert(keeper !== undefined, 'this process exists');
     this.name = name;
     this.#paths = runPaths(name);
     this.#lock = lock;
-    this.heritage = heir.shadow ?? undefined;
-    this.shadowWanted = heir.shadowWanted ?? undefined;
+    this.heritage = heritage;
+    this.committed = committed;
+    this.shadowWanted = shadowWanted ?? undefined;
     // The heritage stays on record: this keeper may be killed as well before it has come into it.
-    this.#record = { bootId: bootId(), keeper, processes: [], cgroups: [], failed: false, ...heir };
+    const orphan = orphanOf(heritage) ?? null;
+    this.#record = {
+      ...{ bootId: bootId(), keeper, spec, committed, token, shadowWanted, cgroups: [], failed: false },
+      processes: orphan === null ? [] : [orphan.process],
+      shadow: heritage.kind === 'shadow' ? heritage.instance : null,
+      acting: orphan,
+    };
     writeRecord(this.#paths.record, this.#record);
   }
 
   /**
    * Makes the directories of a VM and locks them until `remove` or the end of this process. What a killed keeper
-   * left behind is cleared away first, but for a shadow that a VM of the same specification, `inheritAs`, can go on
-   * from. Tokens go on above what was left and above `tokenAbove`. `othersMayPass` lets other users through to what is made accessible to them, such as the sockets of a QEMU
+   * left behind is cleared away first, but for what a VM of the same specification, `inheritAs`, can go on from.
+   * Tokens go on above what was left and above `tokenAbove`. `othersMayPass` lets other users through to what is made
+   * accessible to them, such as the sockets of a QEMU
    * that runs as another user.
    * @throws KeeperError KEEPER_NAME_TAKEN, KEEPER_DIRECTORY_REFUSED, KEEPER_LOST
    */
@@ -75,10 +99,11 @@ export class RunDirectory implements Disposable {
     makeOwnDirectory(runRoot(), { othersMayPass });
     const lock = await NameLock.take(name, { clock, othersMayPass });
     try {
-      const heir = heritageOf(name, inheritAs);
-      const token = Math.max(tokenAbove, recordedToken(name));
-      await clearLeftovers(name, { clock, keepMemory: heir.shadow !== null });
-      return new RunDirectory(name, lock, { ...heir, token });
+      const heir = heirOf(name, { spec: inheritAs, tokenAbove });
+      const { heritage } = heir;
+      const keepMemory = heritage.kind === 'shadow';
+      await clearLeftovers(name, { clock, keepMemory, spared: orphanOf(heritage) });
+      return new RunDirectory(name, lock, heir);
     } catch (thrown) {
       lock[Symbol.dispose]();
       throw thrown;
@@ -97,7 +122,9 @@ export class RunDirectory implements Disposable {
     if (!VM_NAME.test(name)) return undefined;
     const record = readRecord(runPaths(name).record);
     // A directory without a record is in the making or being removed.
-    return record === 'absent' ? undefined : { name, keeper: isLocked(name) ? 'alive' : 'lost', record };
+    if (record === 'absent') return undefined;
+    const keeper = isLocked(name) ? 'alive' : 'lost';
+    return { name, keeper, record, orphan: keeper === 'lost' ? standingOf(record) : undefined };
   }
 
   /**
@@ -115,6 +142,32 @@ export class RunDirectory implements Disposable {
       if (thrown instanceof KeeperError && thrown.code === 'KEEPER_NAME_TAKEN') return { kind: 'alive' };
       throw thrown;
     }
+  }
+
+  /**
+   * The specification that a killed keeper had been given, where the next one can go on with its VM: only with this one,
+   * whatever has been written since. Undefined where there is nothing to go on from.
+   */
+  static leftSpec(name: string): GivenSpec | undefined {
+    const paths = runPaths(name);
+    const record = readRecord(paths.record);
+    if (record === 'absent' || record === undefined || record.bootId !== bootId() || record.failed)
+      return undefined;
+    if (record.shadow === null && !(record.acting !== null && isAlive(record.acting.process)))
+      return undefined;
+    try {
+      return givenSpecSchema.parse(JSON.parse(readFileSync(join(paths.directory, SPEC_FILE), 'utf8')));
+    } catch {
+      // From a release that did not write it, or damaged: then nothing is known but what is declared.
+      return undefined;
+    }
+  }
+
+  /** Leaves for a next keeper what this one was given. */
+  keepSpec(given: GivenSpec): void {
+    const path = join(this.path, SPEC_FILE);
+    writeFileSync(`${path}.new`, JSON.stringify(given), { mode: 0o600 });
+    renameSync(`${path}.new`, path);
   }
 
   get path(): string {
@@ -148,6 +201,8 @@ export class RunDirectory implements Disposable {
     shadow?: number | null;
     token?: number;
     shadowWanted?: boolean;
+    acting?: { readonly instance: number; readonly pid: number } | null;
+    committed?: number;
   }): void {
     const identities = facts.processes?.map(identityOf).filter((identity) => identity !== undefined);
     this.#update({
@@ -157,6 +212,8 @@ export class RunDirectory implements Disposable {
       ...(facts.shadowWanted !== undefined && { shadowWanted: facts.shadowWanted }),
       ...(identities !== undefined && { processes: identities }),
       ...(facts.cgroups !== undefined && { cgroups: [...facts.cgroups] }),
+      ...(facts.acting !== undefined && { acting: facts.acting === null ? null : recorded(facts.acting) }),
+      ...(facts.committed !== undefined && { committed: facts.committed }),
     });
   }
 
@@ -165,10 +222,18 @@ export class RunDirectory implements Disposable {
     rmSync(this.#paths.record, { force: true });
   }
 
-  /** Kills what is recorded at once, without letting anything else happen: see {@link killNow}. */
+  /** Kills what is recorded at once, without letting anything else happen: see {@link signalNow}. */
   killProcesses(): void {
-    for (const identity of this.#record.processes) killNow(identity);
-    for (const identity of this.#unrecorded()) killNow(identity);
+    for (const identity of [...this.#record.processes, ...this.#unrecorded()]) signalNow(identity, 'SIGKILL');
+  }
+
+  /**
+   * The orphan of the heritage is of no more use: proves it dead and removes all that it had but its memory.
+   * @throws KeeperError KEEPER_LOST when it cannot be ended: then nothing may go on from its memory
+   */
+  async endOrphan(orphan: RecordedQemu, clock: Clock): Promise<void> {
+    await clearSpared(this.name, orphan, clock);
+    this.#update({ processes: [], acting: null });
   }
 
   /** Kills what is recorded, for a keeper that can no longer end it in good order, and waits for its end. */
@@ -189,9 +254,16 @@ export class RunDirectory implements Disposable {
     return this.#record.token;
   }
 
+  /** What was left is of no use, and its memory is given back: nobody shall look for it again. */
+  forgetHeritage(): void {
+    this.#update({ shadow: null, acting: null });
+    emptyDirectory(this.memoryPath, []);
+  }
+
   /** Whether a next keeper could go on from what is there. */
   get holdsHeritage(): boolean {
-    return this.#record.shadow !== null;
+    const { shadow, acting } = this.#record;
+    return shadow !== null || (acting !== null && isAlive(acting.process));
   }
 
   /** The VM could not be taken over now, and what it goes on from is still there: for the next keeper to try. */
@@ -229,22 +301,36 @@ interface OpenOptions {
   readonly tokenAbove?: number;
 }
 
-function recordedToken(name: string): number {
-  const record = readRecord(runPaths(name).record);
-  return record === 'absent' || record === undefined ? 0 : record.token;
+interface Heir extends Pick<KeeperRecord, 'spec' | 'committed' | 'shadowWanted' | 'token'> {
+  readonly heritage: Heritage;
 }
 
-type Heir = Pick<KeeperRecord, 'spec' | 'shadow' | 'shadowWanted'>;
+function heirOf(name: string, { spec, tokenAbove }: { spec: VmSpec | undefined; tokenAbove: number }): Heir {
+  const found = readRecord(runPaths(name).record);
+  const record = found === 'absent' ? undefined : found;
+  const heritage = heritageOf(record, { spec, bootId: bootId(), lives: isAlive });
+  const token = Math.max(tokenAbove, record?.token ?? 0);
+  if (record === undefined || !isHeir(record, { spec, bootId: bootId() }))
+    return { heritage, spec: null, committed: 0, shadowWanted: null, token };
+  const { shadowWanted } = record;
+  if (heritage.kind === 'none') return { heritage, spec: null, committed: 0, shadowWanted, token };
+  return { heritage, spec: record.spec, committed: record.committed, shadowWanted, token };
+}
 
-/** Device state is only understood by a machine that was built in the same way, and memory is gone after a reboot. */
-function heritageOf(name: string, spec: VmSpec | undefined): Heir {
-  const nothing = { spec: null, shadow: null, shadowWanted: null };
-  const record = readRecord(runPaths(name).record);
-  if (spec === undefined || record === 'absent' || record === undefined) return nothing;
-  if (record.bootId !== bootId() || record.failed) return nothing;
-  return isDeepStrictEqual(record.spec, JSON.parse(JSON.stringify(spec)))
-    ? { spec: record.spec, shadow: record.shadow, shadowWanted: record.shadowWanted }
-    : nothing;
+function orphanOf(heritage: Heritage): RecordedQemu | undefined {
+  return heritage.kind === 'orphan' ? { instance: heritage.instance, process: heritage.process } : undefined;
+}
+
+/** What a lost keeper left that still stands; a shadow in sync is gone on from instead. */
+function standingOf(record: KeeperRecord | undefined): RecordedQemu | undefined {
+  const { acting = null, shadow = null } = record ?? {};
+  return acting !== null && shadow === null && standsStill(acting.process) ? acting : undefined;
+}
+
+/** Null when it has ended meanwhile. */
+function recorded({ instance, pid }: { instance: number; pid: number }): RecordedQemu | null {
+  const process = identityOf(pid);
+  return process === undefined ? null : { instance, process };
 }
 
 /** Where the keeper of a VM listens. */

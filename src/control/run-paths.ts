@@ -29,6 +29,9 @@ export interface RunPaths {
   readonly record: string;
 }
 
+/** In a VM's directory: the specification that its keeper was given, as it was given. */
+export const SPEC_FILE = 'spec.json';
+
 export function runPaths(name: string): RunPaths {
   const directory = join(runRoot(), name);
   return {

@@ -36,7 +36,7 @@ export interface VmStatus {
   readonly restarts: number;
   /** From the start of the promotion (the old primary is dead) until the VM runs again. */
   readonly promoteMs: SampleSummary;
-  /** From the first sign that the primary is gone until the VM runs again. */
+  /** From the loss of the primary, of one that hangs from its last answer, until the VM runs again. */
   readonly outageMs: SampleSummary;
 }
 

@@ -194,9 +194,14 @@ export class Convergence implements AsyncDisposable {
       case 'start': {
         const vm = this.#options.inventory.get(name);
         care.startedAtMs = this.#options.clock.nowMs();
-        const tokenAbove = this.#ledger.prepareStart(vm, { recorded: this.sightOf(name).token });
+        const left = this.fleet.leftSpec(name);
+        const version = left === undefined ? vm.version : (vm.started?.version ?? vm.version);
+        const tokenAbove = this.#ledger.prepareStart(
+          { name, version },
+          { recorded: this.sightOf(name).token },
+        );
         try {
-          await this.fleet.start(vm, { tokenAbove, trace: care.trace });
+          await this.fleet.start(vm, { tokenAbove, left, trace: care.trace });
         } catch (thrown) {
           this.#ledger.noteFailedStart(name, thrown);
           throw thrown;

@@ -12,7 +12,7 @@ import { KeeperError } from '../control/keeper-error.ts';
 import { KeeperProcess } from '../control/keeper-process.ts';
 import { type KeeperFigures, KeeperScrape } from '../control/keeper-scrape.ts';
 import { bootId, waitForEnd } from '../control/process-identity.ts';
-import { controlSocketOf, type FoundVm, RunDirectory } from '../control/run-directory.ts';
+import { controlSocketOf, type FoundVm, type GivenSpec, RunDirectory } from '../control/run-directory.ts';
 import type { VmEvent } from '../control/vm-event.ts';
 import type { Phase } from '../shadow/protection.ts';
 import { KeeperWatch } from './keeper-watch.ts';
@@ -94,14 +94,26 @@ export class KeeperFleet implements Disposable {
     rmSync(this.#endPath(name), { force: true });
   }
 
-  /** Starts a keeper, with tokens above `tokenAbove`; resolves when its VM runs. @throws what kept it from starting */
+  /**
+   * The specification that a killed keeper was given, where the next one goes on with what it left: what is declared
+   * since then waits for a start that somebody asks for.
+   */
+  leftSpec(name: string): GivenSpec | undefined {
+    return RunDirectory.leftSpec(name);
+  }
+
+  /**
+   * Starts a keeper, with tokens above `tokenAbove` and the specification that was `left`, if one was; resolves when its
+   * VM runs. @throws what kept it from starting
+   */
   async start(
     { name, spec, directory, shadowWanted, startFrom }: DeclaredVm,
-    { tokenAbove, trace }: RequestContext & { tokenAbove: number },
+    { tokenAbove, left, trace }: RequestContext & { tokenAbove: number; left: GivenSpec | undefined },
   ): Promise<void> {
     const path = this.#specPath(name);
+    const { text, source } = left ?? { text: spec, source: join(directory, `${name}.yaml`) };
     // A file and not a pipe: were this process killed, half a specification might be read as a whole one.
-    writeFileSync(path, spec, { mode: 0o600, flush: true });
+    writeFileSync(path, text, { mode: 0o600, flush: true });
     const orders = {
       stateDirectory: this.#options.stateDirectory,
       endPath: this.#endPath(name),
@@ -110,7 +122,7 @@ export class KeeperFleet implements Disposable {
       tokenAbove,
       trace,
     };
-    const keeper = new KeeperProcess(path, { vm: name, source: join(directory, `${name}.yaml`), orders });
+    const keeper = new KeeperProcess(path, { vm: name, source, orders });
     try {
       await keeper.started();
     } finally {

@@ -15,6 +15,9 @@ export interface KeeperLedgerOptions {
   readonly fleet: KeeperFleet;
 }
 
+/** A VM with the version of the specification that it runs with. */
+type StartedVm = Pick<VmOutline, 'name' | 'version'>;
+
 /**
  * What a host writes down before a keeper is started and after it has ended, in an order that makes sense of whatever
  * is found by a daemon that comes after one that was killed in between.
@@ -31,7 +34,7 @@ export class KeeperLedger {
    * it got so far, and how it ended, is what its keeper tells. `recorded` is the token in a run directory that was
    * left. Returns the token that the keeper goes on above.
    */
-  prepareStart(vm: VmOutline, { recorded }: { recorded: number | undefined }): number {
+  prepareStart(vm: StartedVm, { recorded }: { recorded: number | undefined }): number {
     const { database, tokens, fleet } = this.#options;
     const { name } = vm;
     const known = fleet.endOf(name)?.token ?? recorded;
@@ -55,7 +58,7 @@ export class KeeperLedger {
     });
   }
 
-  noteStarted({ name, version }: VmOutline): void {
+  noteStarted({ name, version }: StartedVm): void {
     this.#options.inventory.noteStarted(name, { version, bootId: bootId() });
   }
 

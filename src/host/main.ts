@@ -7,13 +7,14 @@
  * SIGINT end it; the VMs run on, and the next daemon takes them back.
  * Exit codes: 0 it was told to end, 1 it could not start, 70 a fault of the daemon.
  */
-import { mkdirSync, readFileSync } from 'node:fs';
+import { readFileSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { parseArgs } from 'node:util';
 import { ApiServer } from '../api/api-server.ts';
 import { systemClock as clock } from '../base/clock.ts';
 import { errorFacts, messageOf } from '../base/errors.ts';
 import { processLogger } from '../base/logger.ts';
+import { makeDirectory } from '../base/make-directory.ts';
 import { makeOwnDirectory } from '../control/own-directory.ts';
 import { hostSocket, runRoot, stateDirectory } from '../control/run-paths.ts';
 import { Host } from './host.ts';
@@ -48,7 +49,7 @@ async function main(): Promise<number> {
     }).values;
     const specDirectory = join(resolve(state), 'specs');
     const endDirectory = join(resolve(state), 'ends');
-    for (const path of [specDirectory, endDirectory]) mkdirSync(path, { recursive: true, mode: 0o700 });
+    for (const path of [specDirectory, endDirectory]) makeDirectory(path, { mode: 0o700 });
     makeOwnDirectory(runRoot(), { othersMayPass: false });
     const databasePath = join(resolve(state), 'host.db');
     const directories = { specDirectory, endDirectory, stateDirectory: resolve(state) };

@@ -1,7 +1,8 @@
-import { closeSync, mkdirSync, openSync } from 'node:fs';
+import { closeSync, openSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { DatabaseSync, type StatementSync } from 'node:sqlite';
 import { messageOf } from '../base/errors.ts';
+import { makeDirectory } from '../base/make-directory.ts';
 import { tryLockExclusive } from '../linux/file.ts';
 import { HostError } from './host-error.ts';
 
@@ -91,7 +92,7 @@ export class StateLock implements Disposable {
   static take(path: string): StateLock {
     let fd: number | undefined;
     try {
-      mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
+      makeDirectory(dirname(path), { mode: 0o700 });
       fd = openSync(`${path}.lock`, 'a', 0o600);
       if (!tryLockExclusive(fd)) throw alreadyRuns(path);
       return new StateLock(fd);

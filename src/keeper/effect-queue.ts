@@ -25,6 +25,11 @@ export class EffectQueue {
     this.#admitted = 'none';
   }
 
+  /** What fails from here on does so because everything is being ended by force: it is no news. */
+  get isFrozen(): boolean {
+    return this.#admitted === 'none';
+  }
+
   async #next(effect: ProtectionEffect): Promise<void> {
     if (this.#admitted === 'none' || (this.#admitted === 'stop' && effect.kind !== 'stop')) return;
     try {

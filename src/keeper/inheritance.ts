@@ -15,7 +15,10 @@ export interface InheritOptions {
   readonly links: readonly GuestLink[];
   readonly failpoints: Failpoints;
   readonly signal: AbortSignal | undefined;
-  readonly onCommitted: () => void;
+  /** This QEMU is about to run. */
+  readonly onActs: (standby: Instance) => void;
+  /** What was left is about to be thrown away. */
+  readonly onSpoilt: () => void;
 }
 
 export type Inheritance =
@@ -31,7 +34,7 @@ export type Inheritance =
  */
 export async function inheritShadow(
   setting: InstanceSetting,
-  { number, links, failpoints, signal, onCommitted }: InheritOptions,
+  { number, links, failpoints, signal, onActs, onSpoilt }: InheritOptions,
 ): Promise<Inheritance> {
   const standby = await Instance.start(setting, { number, role: 'standby', signal, keptMemory: true });
   const epochs = epochsName(number);
@@ -39,13 +42,13 @@ export async function inheritShadow(
   try {
     const epochsDirectory = join(setting.memoryDirectory, epochs);
     const session = ShadowSession.recover(standby, { epochsDirectory, failpoints });
-    const staged = await promoteShadow(session, { links, failpoints, onCommitted });
+    const staged = await promoteShadow(session, { links, failpoints, onActs: () => onActs(standby) });
     return { kind: 'acts', session, staged };
   } catch (cause) {
     if (!(cause instanceof ReplicationError || cause instanceof QemuError)) throw cause;
+    onSpoilt();
     for (const link of links) link.detach();
     await standby[Symbol.asyncDispose]();
-    emptyDirectory(setting.memoryDirectory, []);
     return { kind: 'spoilt', cause };
   }
 }

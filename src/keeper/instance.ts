@@ -190,6 +190,7 @@ function launch(
       environment: {
         ...channel.environment(paths.memory, setting.preloadLibrary),
         UNDERSTUDY_KEEPER_PID: String(process.pid),
+        UNDERSTUDY_KEEPER_END: 'stop',
       },
       extraFds: [channel.childFd],
       user: spec.qemu.user,

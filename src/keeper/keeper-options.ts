@@ -32,4 +32,6 @@ export interface UnsafeKeeper {
   readonly link?: UnsafeLink;
   /** The guest's clock is left alone. */
   readonly leaveClock?: boolean;
+  /** A QEMU that stood still when its keeper was killed is not taken back: the VM begins anew. */
+  readonly forgetOrphan?: boolean;
 }

@@ -101,7 +101,7 @@ export class Keeper implements KeeperControl {
     const spec = withShadow(options.spec, isShadowWanted(options));
     checkSpec(spec);
     // Where there is a heritage, what is needed was promised already.
-    if (options.runDirectory.heritage === undefined) admit(spec);
+    if (options.runDirectory.heritage.kind === 'none') admit(spec);
     const state = await stateToBeginFrom(options);
     const keeper = new Keeper(options);
     try {
@@ -116,8 +116,9 @@ export class Keeper implements KeeperControl {
       keeper.#agent = keeper.#links.agent?.connect({
         onOutput: (bytes) => keeper.#guestClock.receive(bytes),
       });
-      await beginVm(keeper.#parts, state);
-      keeper.#noteStarted();
+      const begun = await beginVm(keeper.#parts, state);
+      if (begun === 'runs') keeper.#noteStarted();
+      else keeper.#dispatch({ kind: 'powered-off' });
       return keeper;
     } catch (cause) {
       keeper.#publish('start-failed', errorFacts(cause));
@@ -262,9 +263,9 @@ export class Keeper implements KeeperControl {
   }
 
   /** Another QEMU is about to: its token is on record before it does anything. */
-  #beginToAct(): void {
+  #beginToAct(instance: Instance): void {
     this.#events.nextToken();
-    this.#record();
+    this.#record(instance);
   }
 
   #makePrimary(instance: Instance): void {
@@ -285,10 +286,12 @@ export class Keeper implements KeeperControl {
   }
 
   #losePrimary(reason: LossReason, facts: Facts): void {
-    if (!isActing(this.#state)) return;
-    this.#lostAtMs = this.#options.clock.nowMs();
+    if (!isActing(this.#state) || this.#effects.isFrozen) return;
+    const nowMs = this.#options.clock.nowMs();
+    // One that hangs was lost when it last answered, and not when that was noticed.
+    this.#lostAtMs = reason === 'hung' ? (this.#primary?.machine.qmp.lastHeardMs ?? nowMs) : nowMs;
     this.#publish('primary-lost', { reason, ...facts });
-    this.#dispatch({ kind: 'primary-lost', reason, nowMs: this.#lostAtMs });
+    this.#dispatch({ kind: 'primary-lost', reason, nowMs });
   }
 
   /** Something the guest did that is committed, or that nobody protects it from. */
@@ -324,7 +327,7 @@ export class Keeper implements KeeperControl {
       countFrom: (instance) => {
         this.#instances = instance;
       },
-      beginToAct: () => this.#beginToAct(),
+      beginToAct: (instance) => this.#beginToAct(instance),
       makePrimary: (instance) => this.#makePrimary(instance),
       onBehalf: (trace) => {
         this.#onBehalf = trace;
@@ -351,6 +354,7 @@ export class Keeper implements KeeperControl {
         this.#dispatch({ kind: 'shadow-lost' });
       },
       onLost: (error) => {
+        if (this.#effects.isFrozen) return;
         this.#publish('shadow-lost', { error });
         this.#dispatch({ kind: 'shadow-lost' });
       },
@@ -406,7 +410,7 @@ export class Keeper implements KeeperControl {
       this.#events.held.forget();
       await promoteShadow(session, {
         ...{ links: this.#allLinks, failpoints, trace: this.#onBehalf },
-        onCommitted: () => this.#beginToAct(),
+        onActs: () => this.#beginToAct(session.standby),
       });
     } catch (cause) {
       this.#publish('promote-failed', { ...errorFacts(cause), ...traceFacts(this.#onBehalf) });
@@ -477,13 +481,17 @@ export class Keeper implements KeeperControl {
   }
 
   /** Written down for whoever has to clean up after a keeper that was killed, or can go on from what it left. */
-  #record(): void {
-    const { log, runDirectory, spec } = this.#options;
-    const { phase, wanted: shadowWanted, shadowBehind } = this.#state;
-    const isProtected = phase === 'protected' || (phase === 'saving' && shadowBehind);
-    const shadow = this.#shadow.session;
-    const { token } = this.#events;
-    const acting = { primary: this.#primary, shadow, isProtected };
-    recordVm(runDirectory, { log, spec, token, ...acting, shadowWanted });
+  #record(acting = this.#primary): void {
+    const { phase, wanted, shadowBehind } = this.#state;
+    recordVm(this.#options.runDirectory, {
+      ...this.#options,
+      primary: this.#primary,
+      acting,
+      shadow: this.#shadow.session,
+      isProtected: phase === 'protected' || (phase === 'saving' && shadowBehind),
+      token: this.#events.token,
+      shadowWanted: wanted,
+      committed: this.#shadow.committed,
+    });
   }
 }

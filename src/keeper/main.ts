@@ -15,6 +15,7 @@
  * SIGTERM and SIGINT stop the VM as `understudy stop` does, a second one at once; SIGHUP is ignored.
  * Exit codes: 0 the VM was stopped or powered off, 1 it could not be started or failed, 70 a fault of the keeper.
  */
+import { flushCompileCache } from 'node:module';
 import { text } from 'node:stream/consumers';
 import { parseArgs } from 'node:util';
 import { cacheDirectory } from '../base/cache-directory.ts';
@@ -92,15 +93,19 @@ process.exitCode = await main();
 process.exit();
 
 async function main(): Promise<number> {
+  // By itself Node does this when it ends, and a keeper may be killed. Now nobody waits yet for what it keeps.
+  flushCompileCache();
   try {
     const { source, trace, tokenAbove, ...orders } = readArguments();
-    const spec = parseVmSpec(await text(process.stdin), { source });
+    const given = await text(process.stdin);
+    const spec = parseVmSpec(given, { source });
     const othersMayPass = spec.qemu.user !== undefined;
     const directory = await RunDirectory.open(spec.name, {
       ...{ clock, othersMayPass, inheritAs: spec },
       tokenAbove: wholeNumber(tokenAbove),
     });
     directory.record({ spec });
+    directory.keepSpec({ text: given, source });
     using file = new BoundedLog(directory.logPath, { lossNote: jsonLossNote });
     const log = processLogger((line) => file.append(line), clock.wallMs);
     for (const event of ['uncaughtException', 'unhandledRejection'] as const) {

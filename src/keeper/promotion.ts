@@ -19,8 +19,11 @@ export function attachLinks(links: readonly GuestLink[], instance: Instance): vo
 interface PromoteOptions {
   readonly links: readonly GuestLink[];
   readonly failpoints: Failpoints;
-  /** From here on the memory changes: what is staged is no way back to it any more. */
-  readonly onCommitted: () => void;
+  /**
+   * Right before the guest runs. Until then all of this can be repeated from what is staged: loading device state
+   * leaves guest memory alone. From then on the memory changes, and this QEMU's own state is the only one there is.
+   */
+  readonly onActs: () => void;
   /** The request that asked for it, if any did. */
   readonly trace?: Trace | undefined;
 }
@@ -35,7 +38,7 @@ interface PromoteOptions {
  */
 export async function promoteShadow(
   session: ShadowSession,
-  { links, failpoints, onCommitted, trace }: PromoteOptions,
+  { links, failpoints, onActs, trace }: PromoteOptions,
 ): Promise<StagedEpoch> {
   await failpoints.hit('promote.before');
   const { standby } = session;
@@ -45,10 +48,12 @@ export async function promoteShadow(
     link.pauseInput();
     link.rollBack(staged.epoch, staged.outputs.find((output) => output.link === link.name)?.items ?? []);
   }
-  onCommitted();
+  await failpoints.hit('promote.before-load');
   await standby.machine.loadDeviceState(withFirmware(staged.deviceState, session.firmware), { trace });
   await failpoints.hit('promote.after-load');
   attachLinks(links, standby);
+  onActs();
+  await failpoints.hit('promote.before-cont');
   await standby.machine.cont({ trace });
   for (const link of links) link.resumeInput();
   await failpoints.hit('promote.after');

@@ -55,6 +55,20 @@ export class ShadowSession implements AsyncDisposable {
   }
 
   /**
+   * Makes a VM that stands still its own shadow: its memory is there, its device state and firmware are left in
+   * `epochsDirectory`, from where `recover` goes on. @throws LinuxError ENOSPC
+   */
+  static leave(
+    epochsDirectory: string,
+    { firmware, ...state }: Parameters<typeof ShadowImage.leave>[1] & { readonly firmware: Uint8Array },
+  ): void {
+    rmSync(epochsDirectory, { recursive: true, force: true });
+    mkdirSync(epochsDirectory, { mode: 0o700 });
+    writeFileSync(join(epochsDirectory, FIRMWARE), firmware, { mode: 0o600 });
+    ShadowImage.leave(epochsDirectory, state);
+  }
+
+  /**
    * The shadow that a killed keeper left: `standby` is a new QEMU on the old one's memory. Good for a promotion only.
    * @throws ReplicationError REPLICATION_EPOCH_CORRUPT; the standby stays the caller's then
    */

@@ -8,7 +8,7 @@ const BOUNDS_MS = [2, 4, 6, 8, 12, 16, 25, 50, 100, 250, 500, 1000, 2500, 5000, 
 export class TakeoverStats {
   /** From the proof that the old primary is dead until the VM runs again. */
   readonly promoteMs = new Measurement({ samples: SAMPLES, bounds: BOUNDS_MS });
-  /** From the first sign of the loss until the VM runs again. */
+  /** From the loss of the primary, of one that hangs from its last answer, until the VM runs again. */
   readonly outageMs = new Measurement({ samples: SAMPLES, bounds: BOUNDS_MS });
 
   /** Times of one clock; returns what they amount to. */

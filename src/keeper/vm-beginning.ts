@@ -1,14 +1,12 @@
-import { errorFacts } from '../base/errors.ts';
-import { emptyDirectory } from '../control/own-directory.ts';
 import { epochId } from '../epoch/epoch-id.ts';
 import type { GuestLink } from '../net/guest-link.ts';
 import type { SavedState } from '../replication/saved-state.ts';
-import { inheritShadow } from './inheritance.ts';
 import type { Instance, InstanceSetting } from './instance.ts';
 import type { KeeperOptions } from './keeper-options.ts';
 import { attachLinks } from './promotion.ts';
 import type { ShadowLife } from './shadow-life.ts';
 import { restoreState } from './state-restoring.ts';
+import { type Succession, succeed } from './succession.ts';
 import type { TakeoverRemains } from './takeover-remains.ts';
 
 /** What a beginning needs of the keeper. */
@@ -22,61 +20,69 @@ export interface BeginningVm {
   /** Numbers of instances go on after this one. */
   readonly countFrom: (instance: number) => void;
   /** Another QEMU is about to act: to be called before it does anything. */
-  readonly beginToAct: () => void;
+  readonly beginToAct: (instance: Instance) => void;
   readonly makePrimary: (instance: Instance) => void;
   readonly publish: (kind: string, facts?: Readonly<Record<string, unknown>>) => void;
 }
 
 /**
  * Lets a VM run: from the state that it was saved in, from where a killed keeper left it, or anew. What it sends may
- * still be held when this resolves.
+ * still be held when this resolves. One that was left by a killed keeper may have powered off meanwhile.
  * @throws what keeps it from running
  */
-export async function beginVm(vm: BeginningVm, state: SavedState | undefined): Promise<void> {
-  const { heritage } = vm.options.runDirectory;
-  if (state !== undefined) await resume(vm, state);
-  else if (heritage === undefined || !(await inherit(vm, heritage))) await boot(vm, vm.options.signal);
+export async function beginVm(
+  vm: BeginningVm,
+  state: SavedState | undefined,
+): Promise<'runs' | 'powered-off'> {
+  if (state !== undefined) {
+    await resume(vm, state);
+    return 'runs';
+  }
+  const succession = await goOnFromBefore(vm);
+  if (succession === 'anew') await boot(vm, vm.options.signal);
+  return succession === 'powered-off' ? succession : 'runs';
 }
 
 /** Its guest begins anew. */
 export async function boot(vm: BeginningVm, signal?: AbortSignal): Promise<void> {
   const instance = await vm.startPrimary('primary', signal);
-  vm.beginToAct();
+  vm.beginToAct(instance);
   vm.makePrimary(instance);
   attachLinks(vm.links(), instance);
+  await vm.options.failpoints.hit('start.before-cont');
   await instance.machine.cont();
 }
 
-/** Goes on where a keeper was killed. False when what it left is of no use. */
-async function inherit(vm: BeginningVm, number: number): Promise<boolean> {
-  const { clock, failpoints, signal } = vm.options;
-  const startMs = clock.nowMs();
-  vm.countFrom(number);
-  const outcome = await inheritShadow(vm.setting, {
-    ...{ number, signal, links: vm.links(), failpoints },
-    onCommitted: vm.beginToAct,
+/** Goes on where a keeper was killed, if that left something to go on from. */
+async function goOnFromBefore(vm: BeginningVm): Promise<Succession['kind']> {
+  const { failpoints, signal, runDirectory, unsafe } = vm.options;
+  const outcome = await succeed(vm.setting, {
+    ...{ runDirectory, failpoints, signal, unsafe, links: vm.links() },
+    onActs: vm.beginToAct,
   });
-  if (outcome.kind === 'spoilt') {
-    vm.publish('inherit-failed', errorFacts(outcome.cause));
-    return false;
+  const { heritage, committed } = runDirectory;
+  if (heritage.kind !== 'none') vm.countFrom(heritage.instance);
+  vm.shadow.inherit(outcome.kind === 'acts' ? outcome.staged.epoch : epochId(committed));
+  for (const { kind, facts } of outcome.events) vm.publish(kind, facts);
+  if (outcome.kind === 'acts') {
+    vm.remains.keep({ primary: undefined, session: outcome.session, trace: undefined });
+    vm.makePrimary(outcome.session.standby);
   }
-  const { session, staged } = outcome;
-  vm.shadow.inherit(staged.epoch);
-  vm.remains.keep({ primary: undefined, session, trace: undefined });
-  vm.makePrimary(session.standby);
-  vm.publish('inherited', { instance: number, tookMs: clock.nowMs() - startMs });
-  return true;
+  return outcome.kind;
 }
 
 async function resume(vm: BeginningVm, state: SavedState): Promise<void> {
   const { clock, failpoints, runDirectory, signal } = vm.options;
   const { kind, savedAtMs, epoch } = state.facts;
   const startMs = clock.nowMs();
-  // A keeper that was killed after it had saved this left a shadow that is older.
-  emptyDirectory(runDirectory.memoryPath, []);
+  // A keeper that was killed after it had saved this left a shadow that is older, or a QEMU that stands still.
+  const { heritage } = runDirectory;
+  if (heritage.kind === 'orphan') await runDirectory.endOrphan(heritage, clock);
+  if (heritage.kind !== 'none') vm.countFrom(heritage.instance);
+  runDirectory.forgetHeritage();
   const instance = await vm.startPrimary('standby', signal);
   vm.shadow.inherit(epochId(epoch));
-  vm.beginToAct();
+  vm.beginToAct(instance);
   vm.makePrimary(instance);
   const onRuns = async () => kind === 'suspended' && (await state.remove());
   await restoreState(state, instance, { links: vm.links(), failpoints, onRuns });

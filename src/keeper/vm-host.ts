@@ -43,6 +43,7 @@ export async function prepareHost(spec: VmSpec, options: VmHostOptions): Promise
     cacheFile: acceleratorCacheFile(cacheDir),
     logPath: join(directory, 'probe.log'),
     user: spec.qemu.user,
+    environment: endingWithThisProcess(preloadLibrary),
     clock,
     log,
     signal,
@@ -58,4 +59,9 @@ export async function prepareHost(spec: VmSpec, options: VmHostOptions): Promise
 function probeGuest({ boot }: VmSpec): ProbeGuest | undefined {
   if (boot.kind === 'disk') return undefined;
   return { kernel: boot.kernel, cmdline: 'console=ttyS0 panic=-1', marker: 'Unable to mount root fs' };
+}
+
+/** For a QEMU of ours that nobody takes over: one that outlived us would spin for ever. */
+export function endingWithThisProcess(preloadLibrary: string): Record<string, string> {
+  return { LD_PRELOAD: preloadLibrary, UNDERSTUDY_KEEPER_PID: String(process.pid) };
 }

@@ -2,6 +2,7 @@ import { messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
 import type { RunDirectory } from '../control/run-directory.ts';
+import type { EpochId } from '../epoch/epoch-id.ts';
 import type { Instance } from './instance.ts';
 import type { ShadowSession } from './shadow-session.ts';
 
@@ -9,19 +10,23 @@ interface RecordedVm {
   readonly log: Logger;
   readonly spec: VmSpec;
   readonly primary: Instance | undefined;
+  /** Who acts: the primary, or a standby that is about to become it. */
+  readonly acting: Instance | undefined;
   readonly shadow: ShadowSession | undefined;
   /** All output waits for the shadow. Else the shadow is behind what the world has seen, and must not be gone on from. */
   readonly isProtected: boolean;
   readonly token: number;
   readonly shadowWanted: boolean;
+  readonly committed: EpochId;
 }
 
 /** Writes down what whoever comes after a killed keeper has to know. Never fails: a VM does not depend on it. */
 export function recordVm(
   directory: RunDirectory,
-  { log, spec, primary, shadow, isProtected, token, shadowWanted }: RecordedVm,
+  { log, spec, primary, acting, shadow, isProtected, token, shadowWanted, committed }: RecordedVm,
 ): void {
-  const living = [primary, shadow?.standby].filter((instance) => instance !== undefined);
+  const all = [primary, shadow?.standby, acting].filter((instance) => instance !== undefined);
+  const living = [...new Set(all)];
   try {
     directory.record({
       spec,
@@ -30,6 +35,8 @@ export function recordVm(
       shadow: isProtected ? (shadow?.standby.number ?? null) : null,
       token,
       shadowWanted,
+      acting: acting === undefined ? null : { instance: acting.number, pid: acting.pid },
+      committed,
     });
   } catch (cause) {
     // No record is better than one that is no longer true.

@@ -1,10 +1,12 @@
 import { execFile } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { existsSync } from 'node:fs';
-import { mkdir, readFile, rename, rm } from 'node:fs/promises';
+import { readFile, rename, rm } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
+import { messageOf } from '../base/errors.ts';
+import { makeDirectory } from '../base/make-directory.ts';
 import { errnoNameOf } from '../linux/linux-error.ts';
 import { MemoryError } from './memory-error.ts';
 
@@ -22,7 +24,7 @@ interface LibraryOptions {
 
 /**
  * The path of the preload library, compiled when there is none yet for this source and this compiler.
- * @throws MemoryError MEMORY_COMPILER_MISSING, MEMORY_COMPILE_FAILED, MEMORY_LIBRARY_PATH.
+ * @throws MemoryError MEMORY_COMPILER_MISSING, MEMORY_COMPILE_FAILED, MEMORY_LIBRARY_PATH, MEMORY_CACHE_REFUSED.
  */
 export async function ensurePreloadLibrary(options: LibraryOptions): Promise<string> {
   const { compiler = 'gcc' } = options;
@@ -38,7 +40,7 @@ export async function ensurePreloadLibrary(options: LibraryOptions): Promise<str
   const library = join(cacheDir, `understudy-preload-${key.slice(0, 16)}.so`);
   if (existsSync(library)) return library;
 
-  await mkdir(cacheDir, { recursive: true });
+  makeCache(cacheDir);
   // Several keepers may do this at once: each writes its own file, and the last rename wins.
   const fresh = `${library}.${process.pid}.${performance.now()}`;
   try {
@@ -48,6 +50,18 @@ export async function ensurePreloadLibrary(options: LibraryOptions): Promise<str
     await rm(fresh, { force: true });
   }
   return library;
+}
+
+function makeCache(cacheDir: string): void {
+  try {
+    makeDirectory(cacheDir);
+  } catch (cause) {
+    throw new MemoryError('MEMORY_CACHE_REFUSED', `cannot make ${cacheDir}: ${messageOf(cause)}`, {
+      cause,
+      facts: { cacheDir },
+      hint: 'Set UNDERSTUDY_CACHE to a folder that this user may write.',
+    });
+  }
 }
 
 async function compile(compiler: string, args: readonly string[]): Promise<string> {

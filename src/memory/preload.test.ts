@@ -1,6 +1,8 @@
 import { spawn } from 'node:child_process';
-import { chmodSync, mkdtempSync, readdirSync, rmSync, statSync, writeSync } from 'node:fs';
+import { once } from 'node:events';
+import { chmodSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
+import { setImmediate } from 'node:timers/promises';
 import fc from 'fast-check';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { systemClock } from '../base/clock.ts';
@@ -156,8 +158,45 @@ test('children of the program inherit neither the library nor its variables nor 
   const output = (await child.stdout?.toArray())?.join('') ?? '';
   expect(output).toContain('LD_PRELOAD=libm.so.6:libdl.so.2\n');
   expect(output).toContain('no socket\n');
-  expect(output).not.toMatch(/^UNDERSTUDY_(MEMORY|FD)=/m);
+  expect(output).not.toMatch(/^UNDERSTUDY_(MEMORY|FD|KEEPER_\w+)=/m);
 });
+
+describe('a program whose keeper is killed', () => {
+  /** Starts a shell that starts a program, kills the shell, and waits until the program is no longer what it was. */
+  async function fateOf(end: string): Promise<string> {
+    const program = `UNDERSTUDY_KEEPER_END=${end} UNDERSTUDY_KEEPER_PID=$$ LD_PRELOAD=${compiled.libraryPath} sleep 600`;
+    const keeper = spawn('sh', ['-c', `${program} & echo $!; read line`], {
+      stdio: ['pipe', 'pipe', 'inherit'],
+    });
+    const [line] = await once(keeper.stdout, 'data');
+    const pid = Number(line);
+    // The library has done its part when the program itself has begun: it takes its variables away.
+    while (!comm(pid).startsWith('sleep') || stateOf(pid) !== 'S') await setImmediate();
+    keeper.kill('SIGKILL');
+    while ('SRD'.includes(stateOf(pid))) await setImmediate();
+    const fate = stateOf(pid);
+    if (fate === 'T') process.kill(pid, 'SIGKILL');
+    return fate;
+  }
+  const comm = (pid: number) => readIfPossible(`/proc/${pid}/comm`);
+  const stateOf = (pid: number) => /\) (.)/.exec(readIfPossible(`/proc/${pid}/stat`))?.[1] ?? 'gone';
+
+  test('stands still where it is to be taken back', async () => {
+    expect(await fateOf('stop')).toBe('T');
+  });
+
+  test('ends where nobody would take it back', async () => {
+    expect(await fateOf('end')).toMatch(/Z|X|gone/);
+  });
+});
+
+function readIfPossible(path: string): string {
+  try {
+    return readFileSync(path, 'latin1');
+  } catch {
+    return '';
+  }
+}
 
 describe('the library', () => {
   test('is compiled once, by whoever comes first', async () => {
@@ -177,6 +216,12 @@ describe('the library', () => {
     });
     await expect(ensurePreloadLibrary({ cacheDir: directory, compiler: 'false' })).rejects.toMatchObject({
       code: 'MEMORY_COMPILE_FAILED',
+    });
+  });
+
+  test('says where its directory cannot be made', async () => {
+    await expect(ensurePreloadLibrary({ cacheDir: '/proc/us-none' })).rejects.toMatchObject({
+      code: 'MEMORY_CACHE_REFUSED',
     });
   });
 

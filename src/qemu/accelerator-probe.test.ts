@@ -113,6 +113,19 @@ describe('the choice of the accelerator', () => {
     expect(existsSync(given.cacheFile)).toBe(false);
   });
 
+  test.runIf(kvmThere)('is not remembered where this user was not let in', async () => {
+    const refusal = 'Could not access KVM kernel module: Permission denied';
+    const qemu = { path: join(folder, 'refused-qemu'), version: '7.2.0' };
+    writeFileSync(qemu.path, `#!/bin/sh\necho 'qemu: -accel kvm: ${refusal}' >&2\nexit 1\n`, { mode: 0o755 });
+    const given = await options('silent', { qemu, deadlineMs: LONG_MS });
+    expect(await probeAccelerator(given)).toMatchObject({ accel: 'tcg', source: 'booted' });
+    expect(existsSync(given.cacheFile)).toBe(false);
+    // Any other failure is.
+    writeFileSync(qemu.path, '#!/bin/sh\nexit 1\n');
+    await probeAccelerator(given);
+    expect(existsSync(given.cacheFile)).toBe(true);
+  });
+
   test.runIf(kvmThere)('is not taken from a cache of another machine or a broken one', async () => {
     const given = await options('silent');
     await probeAccelerator(given);

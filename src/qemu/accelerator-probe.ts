@@ -1,9 +1,10 @@
-import { existsSync, mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
+import { existsSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
 import { cpus, release } from 'node:os';
 import { dirname } from 'node:path';
 import type { Clock } from '../base/clock.ts';
 import { messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
+import { makeDirectory } from '../base/make-directory.ts';
 import { type Accelerator, acceleratorArguments } from './launch-arguments.ts';
 import type { QemuBinary } from './qemu-binary.ts';
 import { QemuError } from './qemu-error.ts';
@@ -31,6 +32,8 @@ export interface ProbeOptions {
   readonly logPath: string;
   /** The user that QEMU will run as. */
   readonly user?: string | undefined;
+  /** Added to our own environment for QEMU, e.g. what makes it end with this process. */
+  readonly environment?: Readonly<Record<string, string>>;
   readonly clock: Clock;
   readonly log: Logger;
   /** Ends the trial; nothing is remembered then. */
@@ -68,15 +71,19 @@ export async function probeAccelerator(options: ProbeOptions): Promise<ProbeResu
  */
 export async function bootsUnder(
   accel: Accelerator,
-  options: Pick<ProbeOptions, 'qemu' | 'guest' | 'deadlineMs' | 'logPath' | 'user' | 'clock' | 'signal'>,
+  options: Pick<
+    ProbeOptions,
+    'qemu' | 'guest' | 'deadlineMs' | 'logPath' | 'user' | 'environment' | 'clock' | 'signal'
+  >,
 ): Promise<{ works: boolean; reason: string }> {
-  const { qemu, guest, deadlineMs, logPath, user, clock, signal } = options;
+  const { qemu, guest, deadlineMs, logPath, user, environment, clock, signal } = options;
   signal?.throwIfAborted();
   await using process = await QemuProcess.launch({
     binary: qemu.path,
     args: probeArguments(accel, guest),
     logPath,
     user,
+    ...(environment !== undefined && { environment }),
     clock,
   });
   return await new Promise((resolve, reject) => {
@@ -131,7 +138,8 @@ async function kvmAnswer(options: ProbeOptions): Promise<KvmAnswer> {
     return { ...known, source: 'remembered' };
   }
   const answer = await bootsUnder('kvm', options);
-  remember(options, { key, ...answer });
+  // A refusal says nothing about KVM: whoever is let in afterwards shall not have to wait for the next boot.
+  if (answer.works || !/permission denied/i.test(answer.reason)) remember(options, { key, ...answer });
   return { ...answer, source: 'booted' };
 }
 
@@ -176,7 +184,7 @@ function remembered(cacheFile: string): Remembered | undefined {
 function remember({ cacheFile, log }: ProbeOptions, answer: Remembered): void {
   const draft = `${cacheFile}.${process.pid}`;
   try {
-    mkdirSync(dirname(cacheFile), { recursive: true });
+    makeDirectory(dirname(cacheFile));
     writeFileSync(draft, `${JSON.stringify(answer, null, 2)}\n`);
     renameSync(draft, cacheFile);
   } catch (error) {

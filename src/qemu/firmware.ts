@@ -22,7 +22,10 @@ const RAM_EOS = 0x10n;
  * Reads the firmware of a machine, running or not, through the file `path`, which QEMU must be able to write.
  * @throws {QemuError} the QMP codes; QEMU_FIRMWARE_REFUSED when what lies there is no file of the firmware's size
  */
-export async function readFirmware(machine: Machine, path: string): Promise<Uint8Array> {
+export async function readFirmware(
+  machine: Pick<Machine, 'monitor' | 'qmp'>,
+  path: string,
+): Promise<Uint8Array> {
   const bytes = firmwareBytes(await machine.monitor('info ramblock'));
   try {
     await machine.qmp.execute('pmemsave', { val: END_ADDRESS - bytes, size: bytes, filename: path });

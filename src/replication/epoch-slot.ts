@@ -210,6 +210,12 @@ export class EpochSlot implements Disposable, AsyncDisposable {
     };
   }
 
+  /** Closes the file and leaves it for whoever goes on from it. */
+  leave(): void {
+    this.mapping[Symbol.dispose]();
+    closeSync(this.#fd);
+  }
+
   [Symbol.dispose](): void {
     this.mapping[Symbol.dispose]();
     unlinkSync(this.path);

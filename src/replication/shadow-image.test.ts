@@ -219,6 +219,22 @@ async function perform(world: World, todo: Step): Promise<void> {
   else await new Promise<void>((resolve) => setImmediate(resolve));
 }
 
+describe('a state that was left', () => {
+  it('is found as an epoch without pages: the memory as it is, and the device state', async () => {
+    using memory = GuestMemory.create(join(directory, 'left.ram'), PAGES * PAGE_BYTES);
+    using content = Mapping.anonymous(PAGES * PAGE_BYTES);
+    content.bytes.fill(7);
+    memory.writeRuns([{ firstPage: 0, pageCount: PAGES }], content);
+    const slots = mkdtempSync(join(directory, 'left-'));
+    const deviceState = Buffer.from('device state');
+    ShadowImage.leave(slots, { epoch: epochId(41), memoryBytes: memory.sizeBytes, deviceState });
+    using image = ShadowImage.recover({ memory, directory: slots, failpoints: new Failpoints() });
+    expect(await image.settle()).toMatchObject({ epoch: 41, runs: [], deviceState, outputs: [] });
+    memory.readRuns([{ firstPage: 0, pageCount: PAGES }], content);
+    expect(content.bytes.every((byte) => byte === 7)).toBe(true);
+  });
+});
+
 describe('the image of a shadow', () => {
   it('is the last committed epoch once it settles, however commits, applications and failures fall together', async () => {
     await fc.assert(

@@ -76,6 +76,24 @@ export class ShadowImage implements Disposable, AsyncDisposable {
     return image;
   }
 
+  /**
+   * Leaves a state in `directory` that is whole in the memory already, as an epoch without pages: `recover` finds it
+   * there. @throws LinuxError ENOSPC
+   */
+  static leave(
+    directory: string,
+    { epoch, memoryBytes, deviceState }: { epoch: EpochId; memoryBytes: number; deviceState: Uint8Array },
+  ): void {
+    const slot = EpochSlot.create(slotPath(directory, 0), { memoryBytes });
+    try {
+      slot.begin(epoch);
+      slot.finish({ deviceState, outputs: [] });
+      slot.commit();
+    } finally {
+      slot.leave();
+    }
+  }
+
   #recoverFrom(slots: readonly EpochSlot[]): void {
     const committed = slots
       .map((slot) => ({ slot, epoch: slot.read()?.epoch }))

@@ -36,7 +36,8 @@ describe('a primary that is stopped by a signal', () => {
     vm.signalPrimary('SIGSTOP');
     expect((await lost).facts).toMatchObject({ reason: 'hung' });
     expect(await promoting, 'the old primary lives when the shadow begins to act').toBe(false);
-    await promoted;
+    // Of all the time in which it did not answer, not only since that was noticed.
+    expect((await promoted).facts.outageMs).toBeGreaterThan(1000);
     await vm.untilProtected();
     expect((await vm.load.end()).connections.survived).toBe(1);
     expect(await vm.load.verify()).toMatchObject({ lostWrites: 0 });

@@ -142,6 +142,25 @@ describe('a VM that a host owns', () => {
     expect(kinds).not.toContain('inherit-failed');
   });
 
+  it('goes on as it was when its keeper is killed after another specification was declared, which waits', async () => {
+    const { version } = await declare();
+    const { keeperPid } = (await until('protected')).observed;
+    const params = { name: 'kept' };
+    const headers = { 'if-match': `"${version}"` };
+    const body = { spec: spec.replace('128MiB', '160MiB'), directory: '/' };
+    await client.call('changeVm', { params, headers, body });
+    process.kill(keeperPid ?? 0, 'SIGKILL');
+    await nextEvent('inherited', 0);
+    expect(await until('protected')).toMatchObject({ version: 2, observed: { version: 1 } });
+    expect((await keeperStatus()).memoryBytes).toBe(128 * 2 ** 20);
+
+    await client.call('stopVm', { params, body: { graceful: false } });
+    await until('absent');
+    await client.call('startVm', { params });
+    expect(await until('protected')).toMatchObject({ version: 2, observed: { version: 2 } });
+    expect((await keeperStatus()).memoryBytes).toBe(160 * 2 ** 20);
+  });
+
   it('is stopped, started and deleted as it is told, and nothing is left of it then', async () => {
     await declare();
     await until('protected');

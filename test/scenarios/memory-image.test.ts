@@ -35,6 +35,26 @@ async function standStill(vm: TestVm): Promise<{ hashes: BigUint64Array; release
 }
 
 describe('the memory of a shadow that takes over', () => {
+  it('is the same before and after the device state is loaded', async () => {
+    await using vm = await TestVm.start();
+    for (let round = 0; round < 3; round += 1) {
+      await vm.load.begin();
+      const shadow = vm.memoryPath(vm.status.shadow);
+      const [before, after] = [vm.holdAt('promote.before-load'), vm.holdAt('promote.after-load')];
+      vm.signalPrimary('SIGKILL');
+      await before.reached;
+      const unloaded = hashesOf(shadow);
+      before.release();
+      await after.reached;
+      expect(pagesThatDiffer(unloaded, hashesOf(shadow))).toEqual([]);
+      after.release();
+      // That the comparison sees what a guest does once it runs.
+      await vm.nextEvent('protected');
+      expect(pagesThatDiffer(unloaded, hashesOf(shadow)).length).toBeGreaterThan(0);
+      expect(await vm.load.end()).toMatchObject({ errors: [] });
+    }
+  });
+
   it.each(['pagemap-scan', 'compare'])(
     'is that of the primary in its last committed cut, page by page, found by %s while the guest writes',
     async (dirtyLog) => {

@@ -1,0 +1,276 @@
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { addAbortSignal } from 'node:stream';
+import { ensureDemoGuest } from '../../guest/build.ts';
+import { systemClock as clock } from '../../src/base/clock.ts';
+import { ControlClient } from '../../src/control/control-client.ts';
+import { KeeperProcess } from '../../src/control/keeper-process.ts';
+import type { KeeperRecord } from '../../src/control/keeper-record.ts';
+import { endProcess } from '../../src/control/process-identity.ts';
+import { controlSocketOf, type FoundVm, RunDirectory } from '../../src/control/run-directory.ts';
+import { runPaths } from '../../src/control/run-paths.ts';
+import type { VmEvent } from '../../src/control/vm-event.ts';
+import type { VmStatus } from '../../src/control/vm-status.ts';
+import { DemoNetwork } from '../../src/demo/demo-network.ts';
+import { RedisLoad } from '../../src/demo/redis-load.ts';
+import { QemuProcess } from '../../src/qemu/qemu-process.ts';
+
+/** Of every wait; shorter than that of a test, so that what failed is still tidied up. */
+const DEADLINE_MS = 60_000;
+
+interface KeptVmOptions {
+  readonly clients?: number;
+  /** False for a VM that is to stay without a shadow. */
+  readonly shadow?: boolean;
+  /** Runs in its first keeper before anything else; see `killAt` and `unsafely`. */
+  readonly plant?: string;
+}
+
+let made = 0;
+
+/**
+ * A Redis VM under load, kept by a process that can be killed. Run directory and guest memory are its own, and this
+ * process' environment says so until it is disposed of: one at a time.
+ */
+export class KeptVm implements AsyncDisposable {
+  readonly name: string;
+  readonly folder: string;
+  readonly memoryDirectory: string;
+  readonly specPath: string;
+  readonly #network: DemoNetwork;
+  readonly #owned: AsyncDisposableStack;
+  #load: RedisLoad | undefined;
+  /** Redis makes it up when it starts: another one would mean that the guest, or Redis in it, began anew. */
+  #runId = '';
+
+  private constructor(parts: {
+    name: string;
+    folder: string;
+    memoryDirectory: string;
+    network: DemoNetwork;
+    owned: AsyncDisposableStack;
+  }) {
+    this.name = parts.name;
+    this.folder = parts.folder;
+    this.memoryDirectory = parts.memoryDirectory;
+    this.specPath = join(parts.folder, 'spec.yaml');
+    this.#network = parts.network;
+    this.#owned = parts.owned;
+  }
+
+  /** Everything but a keeper: `startKeeper` and `connect`, or a host, come next. */
+  static async prepare({ shadow = true }: KeptVmOptions = {}): Promise<KeptVm> {
+    const guest = await ensureDemoGuest();
+    made += 1;
+    const name = `kept-${process.pid}-${made}`;
+    await using preparing = new AsyncDisposableStack();
+    const folder = mkdtempSync(join(tmpdir(), 'us-kept-'));
+    const memoryDirectory = mkdtempSync('/dev/shm/us-kept-');
+    const before = { ...process.env };
+    preparing.defer(() => {
+      process.env = before;
+      for (const path of [folder, memoryDirectory]) rmSync(path, { recursive: true, force: true });
+    });
+    process.env.UNDERSTUDY_RUN_DIR = join(folder, 'run');
+    process.env.UNDERSTUDY_MEMORY_DIR = memoryDirectory;
+    process.env.UNDERSTUDY_STATE_DIR = join(folder, 'state');
+    const network = preparing.use(await DemoNetwork.open({ name, kind: 'tap' }));
+    preparing.defer(async () => {
+      const keeper = RunDirectory.find(name)?.record?.keeper;
+      if (keeper !== undefined) await endProcess(keeper, { deadlineMs: DEADLINE_MS, clock });
+      await RunDirectory.sweep(name, { clock });
+    });
+    const vm = new KeptVm({ name, folder, memoryDirectory, network, owned: preparing.move() });
+    const cmdline = `${guest.cmdline} ${network.cmdline}`;
+    const boot = { kernel: guest.kernel, initrd: guest.initrd, cmdline };
+    const nics = [{ uplink: network.uplink }];
+    const rest = { boot, nics, ...(!shadow && { shadow: { enabled: false } }) };
+    writeFileSync(vm.specPath, JSON.stringify({ name, memory: '128MiB', accel: 'tcg', ...rest }));
+    return vm;
+  }
+
+  /** Boots the guest and waits until Redis answers, and until it is protected where it has a shadow. */
+  static async start(options: KeptVmOptions = {}): Promise<KeptVm> {
+    const vm = await KeptVm.prepare(options);
+    try {
+      await vm.startKeeper(options);
+      await vm.connect(options);
+      await vm.until(options.shadow === false ? 'alone' : 'protected');
+      return vm;
+    } catch (thrown) {
+      await vm[Symbol.asyncDispose]();
+      throw thrown;
+    }
+  }
+
+  get load(): RedisLoad {
+    if (this.#load === undefined) throw new Error('there are no clients yet');
+    return this.#load;
+  }
+
+  async connect({ clients = 3 }: Pick<KeptVmOptions, 'clients'> = {}): Promise<void> {
+    this.#load = this.#owned.use(await RedisLoad.start({ ...this.#network.redis, clock }));
+    await this.#load.connect(clients);
+    this.#runId = await this.#askRunId();
+  }
+
+  /** Whether it is the guest that it was when its clients connected. */
+  async isSameGuest(): Promise<boolean> {
+    return (await this.#askRunId()) === this.#runId;
+  }
+
+  /** Redis may have to boot first. */
+  async untilAnswered(): Promise<void> {
+    const signal = AbortSignal.timeout(DEADLINE_MS);
+    for (;;) {
+      const answered = await this.load.command('PING').catch(() => undefined);
+      if (answered !== undefined) return;
+      await clock.sleep(100, signal);
+    }
+  }
+
+  /** A QEMU that nobody keeps, on the memory of one that acts, with a guest that runs: what must never be. */
+  async secondQemu(instance: number): Promise<QemuProcess> {
+    const memory = join(runPaths(this.name).memory, `us-${this.name}-${instance}.ram`);
+    const { kernel } = await ensureDemoGuest();
+    return await QemuProcess.launch({
+      binary: 'qemu-system-x86_64',
+      args: [
+        ...['-nodefaults', '-display', 'none', '-name', 'guest=second,debug-threads=on', '-m', '128M'],
+        ...['-machine', 'q35,memory-backend=ram', '-accel', 'tcg', '-kernel', kernel],
+        ...['-object', `memory-backend-file,id=ram,size=128M,mem-path=${memory},share=on`],
+      ],
+      logPath: join(this.folder, 'second.log'),
+    });
+  }
+
+  /** @throws what keeps it from starting */
+  async startKeeper({ plant }: Pick<KeptVmOptions, 'plant'> = {}): Promise<KeeperProcess> {
+    const keeper = this.spawnKeeper({ plant });
+    try {
+      await keeper.started();
+    } finally {
+      keeper.release();
+    }
+    return keeper;
+  }
+
+  spawnKeeper({ plant }: { plant?: string | undefined } = {}): KeeperProcess {
+    if (plant === undefined) return new KeeperProcess(this.specPath, { vm: this.name });
+    const path = join(this.folder, 'plant.mjs');
+    writeFileSync(path, `if (process.argv[1]?.endsWith('keeper/main.ts')) {\n${plant}\n}\n`);
+    const before = process.env.NODE_OPTIONS;
+    process.env.NODE_OPTIONS = `--import ${path}`;
+    try {
+      return new KeeperProcess(this.specPath, { vm: this.name });
+    } finally {
+      if (before === undefined) delete process.env.NODE_OPTIONS;
+      else process.env.NODE_OPTIONS = before;
+    }
+  }
+
+  get found(): FoundVm | undefined {
+    return RunDirectory.find(this.name);
+  }
+
+  get record(): KeeperRecord {
+    const record = this.found?.record;
+    if (record === undefined) throw new Error(`there is no record of ${this.name}`);
+    return record;
+  }
+
+  /** SIGKILL for the keeper; resolves when it is gone. */
+  async killKeeper(): Promise<void> {
+    await endProcess(this.record.keeper, { deadlineMs: DEADLINE_MS, clock });
+  }
+
+  /** The kernel has sent the signal when the keeper is gone; QEMU's threads take it a moment later. */
+  async untilStandsStill(): Promise<void> {
+    const signal = AbortSignal.timeout(DEADLINE_MS);
+    while (this.found?.orphan === undefined) await clock.sleep(2, signal);
+  }
+
+  async until(...phases: readonly string[]): Promise<VmStatus> {
+    const signal = AbortSignal.timeout(DEADLINE_MS);
+    for (;;) {
+      const status = await this.status().catch(() => undefined);
+      if (status !== undefined && phases.includes(status.phase)) return status;
+      await clock.sleep(20, signal);
+    }
+  }
+
+  /** The present keeper has promoted a shadow. */
+  async untilPromoted(): Promise<void> {
+    const signal = AbortSignal.timeout(DEADLINE_MS);
+    while ((await this.status()).promotions === 0) await clock.sleep(10, signal);
+  }
+
+  /** Types a line on the serial console and waits until it shows this. */
+  async typeOnConsole(line: string, wanted: RegExp): Promise<void> {
+    using control = await this.#control();
+    const console = await control.console();
+    console.write(`${line}\n`);
+    let shown = '';
+    for await (const bytes of addAbortSignal(AbortSignal.timeout(DEADLINE_MS), console)) {
+      shown += String(bytes);
+      if (wanted.test(shown)) return;
+    }
+    throw new Error(`the console ended, and showed no ${wanted}: ${shown}`);
+  }
+
+  async status(): Promise<VmStatus> {
+    using control = await this.#control();
+    return await control.status();
+  }
+
+  async promote(): Promise<void> {
+    using control = await this.#control();
+    await control.promote();
+  }
+
+  /** Of the present keeper. */
+  async events(): Promise<readonly VmEvent[]> {
+    using control = await this.#control();
+    const events: VmEvent[] = [];
+    for await (const event of control.events({ since: 0, follow: false })) events.push(event);
+    return events;
+  }
+
+  async kinds(): Promise<string[]> {
+    return (await this.events()).map(({ kind }) => kind);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#owned[Symbol.asyncDispose]();
+  }
+
+  #control(): Promise<ControlClient> {
+    return ControlClient.connect(controlSocketOf(this.name), { vm: this.name, clock });
+  }
+
+  async #askRunId(): Promise<string> {
+    const info = String(await this.load.command('INFO', 'server'));
+    return /run_id:(\w+)/.exec(info)?.[1] ?? info;
+  }
+}
+
+const sourceUrl = (path: string) => JSON.stringify(new URL(`../../src/${path}`, import.meta.url).href);
+
+/** A plant for a keeper that is killed at the n-th hit of a failpoint. */
+export function killAt(failpoint: string, nth = 1): string {
+  return `
+    const { Failpoints } = await import(${sourceUrl('base/failpoint.ts')});
+    let hits = 0;
+    Failpoints.prototype.hit = function (name) {
+      if (name === ${JSON.stringify(failpoint)} && ++hits === ${nth}) process.kill(process.pid, 'SIGKILL');
+    };`;
+}
+
+/** A plant for a keeper without some of its protections; see `UnsafeKeeper`. */
+export function unsafely(unsafe: object): string {
+  return `
+    const { Keeper } = await import(${sourceUrl('keeper/keeper.ts')});
+    const start = Keeper.start;
+    Keeper.start = (options) => start.call(Keeper, { ...options, unsafe: ${JSON.stringify(unsafe)} });`;
+}
