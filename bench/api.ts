@@ -159,7 +159,7 @@ function vmName(index: number): string {
 }
 
 interface Read<Id extends RouteId = RouteId> {
-  readonly id: Exclude<Id, 'streamEvents'>;
+  readonly id: Exclude<Id, 'streamEvents' | 'openConsole'>;
   readonly question: object;
   readonly path: string;
 }

@@ -8,8 +8,8 @@
  *   UNDERSTUDY_MEMORY      path of the guest memory file
  *   UNDERSTUDY_FD          an inherited SOCK_SEQPACKET socket; each message on it is a struct message
  *   UNDERSTUDY_KEEPER_PID  the process that QEMU is a child of, and without which it must not run
- *   UNDERSTUDY_KEEPER_END  what becomes of QEMU then: "stop" makes it stand still for the next keeper to take
- *                          back, anything else ends it
+ *   UNDERSTUDY_KEEPER_END  what becomes of QEMU then: "stop" makes it stand still, once it has mapped its memory, for
+ *                          the next keeper to take back; anything else ends it
  *
  * The kernel is called directly: looking up the next definition could map memory itself.
  */
@@ -58,6 +58,7 @@ struct message {
 };
 
 static int channel = -1;
+static int may_stand_still;
 static dev_t memory_device;
 static ino_t memory_inode;
 static char *memory_address;
@@ -149,6 +150,10 @@ static void watch(void *address, size_t length, off_t offset)
     memory_address = address;
     memory_length = length;
     memory_offset = offset;
+    /* From here on whoever looks for what a keeper left finds QEMU by its memory; before, one that stood still would be
+     * lost for ever. */
+    if (may_stand_still)
+        prctl(PR_SET_PDEATHSIG, SIGSTOP);
     enum step step = protect(&uffd);
     if (step == READY) {
         tell_hello(READY, 0, uffd);
@@ -245,9 +250,9 @@ static void leave_environment(void)
 
 /*
  * The kernel sends the signal when the THREAD ends that started us, not only its process. Node starts children from
- * the thread that asks for them, and a keeper does so from its main thread, which lives as long as it does. The
- * signal is for the whole process, so that SIGSTOP halts every vCPU; the kernel asks nobody, and QEMU cannot ignore
- * it. A standby stands still too instead of ending: it may have become the one that acts, and only QEMU itself could
+ * the thread that asks for them, and a keeper does so from its main thread, which lives as long as it does. It is a
+ * matter of our main thread, too, which is the one that maps guest memory. The signal is for the whole process, so that
+ * SIGSTOP halts every vCPU; the kernel asks nobody, and QEMU cannot ignore it. A standby stands still too instead of ending: it may have become the one that acts, and only QEMU itself could
  * then change what its keeper's end means to it.
  */
 static void share_fate_of_keeper(void)
@@ -256,7 +261,8 @@ static void share_fate_of_keeper(void)
 
     if (!keeper)
         return;
-    prctl(PR_SET_PDEATHSIG, end && strcmp(end, "stop") == 0 ? SIGSTOP : SIGKILL);
+    may_stand_still = end && strcmp(end, "stop") == 0;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
     /* It may have ended before it could be watched: then somebody else is our parent by now, and no guest runs yet. */
     if (getppid() != atoi(keeper))
         _exit(EXIT_FAILURE);

@@ -1,8 +1,10 @@
 import { request as httpRequest, type IncomingMessage } from 'node:http';
+import type { Duplex } from 'node:stream';
 import type { Clock } from '../base/clock.ts';
 import { MIB } from '../base/units.ts';
 import { errnoNameOf } from '../linux/linux-error.ts';
 import { ApiError, type ApiErrorCode } from './api-error.ts';
+import { askForConsole } from './console-client.ts';
 import { FrameReader } from './event-frames.ts';
 import { HEARTBEAT_MS } from './event-streams.ts';
 import { type HostEvent, hostEventSchema, problemSchema } from './resources.ts';
@@ -59,7 +61,7 @@ export class ApiClient {
    * @throws ApiError with the code that the host answered with, which may be one of another module;
    * API_UNREACHABLE, API_NO_ANSWER; the reason of `signal`
    */
-  async call<Id extends Exclude<RouteId, 'streamEvents'>>(
+  async call<Id extends Exclude<RouteId, 'streamEvents' | 'openConsole'>>(
     id: Id,
     question: Question<Id>,
     signal?: AbortSignal,
@@ -116,6 +118,21 @@ export class ApiClient {
       }
       await clock.sleep(waitMs, signal);
       waitMs = Math.min(2 * waitMs, RESUME_AFTER_MAX_MS);
+    }
+  }
+
+  /**
+   * Joins the serial console of a VM. Its end is that of the console; destroy it to leave.
+   * @throws ApiError like `call`; as an error of the stream API_CONSOLE_CLOSED
+   */
+  async console(name: string): Promise<Duplex> {
+    const path = pathOf('openConsole', { params: { name } });
+    try {
+      const answer = await askForConsole({ ...this.#options, path });
+      if (answer.kind === 'joined') return answer.console;
+      throw relayed(await textOf(answer.response));
+    } catch (thrown) {
+      throw thrown instanceof ApiError ? thrown : connectionError(thrown, this.#options);
     }
   }
 

@@ -69,6 +69,13 @@ const put = (tag: string, more: Partial<RawRequest> = {}): RawRequest => ({
   ...more,
 });
 
+const upgrade = {
+  connection: 'Upgrade',
+  upgrade: 'websocket',
+  'sec-websocket-version': '13',
+  'sec-websocket-key': 'dGhlIHNhbXBsZSBub25jZQ==',
+};
+
 /** In this order: each with the status that it gets. */
 const talk: readonly [string, RawRequest, number][] = [
   ['getHealth', { path: '/v1/health' }, 200],
@@ -116,6 +123,7 @@ const talk: readonly [string, RawRequest, number][] = [
   ['listEvents', { path: '/v1/events?after=1&limit=2&vm=alpha' }, 200],
   ['listEvents', { path: '/v1/events?after=-1' }, 400],
   ['streamEvents', { path: '/v1/events/stream?after=x' }, 400],
+  ['openConsole', { path: `${vm}/console`, headers: upgrade }, 101],
   ['deleteVm', { method: 'DELETE', path: vm, headers: { 'if-match': '"1"' } }, 412],
   ['deleteVm', { method: 'DELETE', path: vm }, 204],
   ['deleteVm', { method: 'DELETE', path: vm }, 404],
@@ -160,6 +168,9 @@ const refusals: readonly (readonly [string, RawRequest, number, (() => Promise<v
   ['promoteVm', post(`${vm}/promote`), 409, failing('KEEPER_NOT_PROTECTED')],
   ['promoteVm', post(`${vm}/promote`), 503, failing('KEEPER_NO_ANSWER')],
   ['promoteVm', post(`${vm}/promote`), 500, () => Promise.reject(new Error('disk on fire'))],
+  ['openConsole', { path: `${vm}/console` }, 426],
+  ['openConsole', { path: '/v1/vms/beta/console', headers: upgrade }, 404],
+  ['openConsole', { path: `${vm}/console`, headers: { ...upgrade, origin: 'http://a' } }, 403],
   ['listEvents', { path: '/v1/events?after=1e3' }, 400],
   ['streamEvents', { path: '/v1/events/stream', headers: { 'last-event-id': 'x' } }, 400],
 ];
@@ -200,7 +211,7 @@ describe('the OpenAPI document', () => {
     // What asks for nothing can only be asked in a wrong way that belongs to no route.
     const asksNothing = ['getHealth', 'getMetrics', 'getOpenApi', 'getStats'];
     expect([...byId.keys()].filter((id) => !refused.has(id)).sort()).toEqual(asksNothing);
-    expect([...statuses].sort()).toEqual([400, 404, 409, 412, 413, 415, 422, 428, 431, 500, 503]);
+    expect([...statuses].sort()).toEqual([400, 403, 404, 409, 412, 413, 415, 422, 426, 428, 431, 500, 503]);
     const problem = checkerOf(described.components.schemas.Problem ?? {}, described);
     for (const [request, status] of [
       [{ path: '/v1/nothing' }, 404],

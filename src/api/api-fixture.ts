@@ -77,6 +77,11 @@ export async function ask(
     },
   });
   request.on('error', reject);
+  // What is switched to is not spoken here.
+  request.on('upgrade', (response, socket) => {
+    socket.destroy();
+    resolve({ status: response.statusCode ?? 0, headers: response.headers, text: '' });
+  });
   request.on('response', (response) => {
     let text = '';
     response.setEncoding('utf8');
@@ -113,6 +118,11 @@ export class ManualClock implements Clock {
     return () => {
       this.#tasks = this.#tasks.filter((other) => other !== entry);
     };
+  }
+
+  /** Whether something is to happen in exactly so many milliseconds. */
+  awaits(ms: number): boolean {
+    return this.#tasks.some(({ atMs }) => atMs === this.#nowMs + ms);
   }
 
   advance(ms: number): void {

@@ -12,6 +12,7 @@ import { isTrace } from '../base/trace.ts';
 import { KIB, MIB } from '../base/units.ts';
 import { ApiError, type ApiErrorCode } from './api-error.ts';
 import { ApiMetrics } from './api-metrics.ts';
+import { ConsoleSessions } from './console-sessions.ts';
 import { EventStreams } from './event-streams.ts';
 import { type HandledId, handlers } from './handlers.ts';
 import type { HostService, RequestContext } from './host-service.ts';
@@ -21,6 +22,7 @@ import { problemOf } from './problem.ts';
 import type { Problem } from './resources.ts';
 import { type Asked, type RouteId, routeOf, routes, takesKey } from './routes.ts';
 import { listenOnUnixSocket } from './unix-listener.ts';
+import { isUpgrade, Upgrades } from './upgrades.ts';
 
 /** A specification of the largest size, escaped for JSON, and what is around it. */
 const BODY_BYTES_MAX = MIB + 128 * KIB;
@@ -63,6 +65,8 @@ export class ApiServer implements AsyncDisposable {
   readonly #options: ApiServerOptions;
   readonly #streams: EventStreams;
   readonly #metrics = new ApiMetrics({ streams: () => this.#streams.size });
+  readonly #consoles: ConsoleSessions;
+  readonly #upgrades = new Upgrades();
   readonly #idempotency: Idempotency;
   /** Requests that came with an Idempotency-Key and are being carried out. */
   readonly #keyed = new WeakMap<FastifyRequest, KeyedRequest>();
@@ -72,11 +76,12 @@ export class ApiServer implements AsyncDisposable {
     const { service } = options;
     this.#options = options;
     this.#streams = new EventStreams(options);
+    this.#consoles = new ConsoleSessions(options);
     this.#idempotency = new Idempotency(service);
     this.#app = fastify({
       logger: false,
       bodyLimit: BODY_BYTES_MAX,
-      http: { maxHeaderSize: HEADER_BYTES_MAX },
+      http: { maxHeaderSize: HEADER_BYTES_MAX, shouldUpgradeCallback: isUpgrade },
       requestTimeout: REQUEST_MAX_MS,
       connectionTimeout: SILENCE_MAX_MS,
       exposeHeadRoutes: false,
@@ -111,9 +116,10 @@ export class ApiServer implements AsyncDisposable {
     return api;
   }
 
-  /** Ends the streams of events, lets the last answers out, closes and removes the socket. */
+  /** Ends the streams of events and the consoles, lets the last answers out, closes and removes the socket. */
   async [Symbol.asyncDispose](): Promise<void> {
     this.#streams[Symbol.dispose]();
+    this.#consoles[Symbol.dispose]();
     const cancel = this.#options.clock.after(CLOSE_DEADLINE_MS, () => this.#app.server.closeAllConnections());
     await this.#app.close();
     cancel();
@@ -140,6 +146,7 @@ export class ApiServer implements AsyncDisposable {
     for (const id of Object.keys(routes) as RouteId[]) this.#addRoute(id);
     this.#refuseOtherMethods();
     await app.ready();
+    this.#upgrades.listenTo(app.server, (request, response) => app.routing(request, response));
   }
 
   #addRoute(id: RouteId): void {
@@ -183,6 +190,10 @@ export class ApiServer implements AsyncDisposable {
       this.#openStream(request as { id: string } & Asked<'streamEvents'>, reply);
       return undefined;
     }
+    if (id === 'openConsole') {
+      await this.#openConsole(request as FastifyRequest & Asked<'openConsole'>, reply);
+      return undefined;
+    }
     const handle = handlers[id] as AnyHandler;
     const { service } = this.#options;
     const asked = { params, query, headers, body };
@@ -217,6 +228,29 @@ export class ApiServer implements AsyncDisposable {
     // A reader that comes back names what it saw last; what it asked for at first is older.
     const after = headers['last-event-id'] ?? query.after ?? this.#options.service.newestEvent();
     this.#streams.open(response, { after, vm: query.vm, requestId: id });
+  }
+
+  /** All that can be refused is refused before it is a WebSocket, in the form of all refusals. */
+  async #openConsole(
+    { id, raw, params }: FastifyRequest & Asked<'openConsole'>,
+    reply: FastifyReply,
+  ): Promise<void> {
+    const vm = params.name;
+    this.#upgrades.ensureAcceptable(raw);
+    const place = this.#consoles.reserve(vm);
+    const left = () => place[Symbol.dispose]();
+    try {
+      const console = await this.#options.service.openConsole(vm);
+      console.once('close', left);
+      reply.hijack();
+      this.#upgrades.accept(raw, {
+        begin: (socket) => this.#consoles.join(socket, { console, vm, requestId: id }),
+        gone: () => console.destroy(),
+      });
+    } catch (thrown) {
+      left();
+      throw thrown;
+    }
   }
 
   #replay(request: FastifyRequest, reply: FastifyReply): FastifyReply | undefined {

@@ -17,7 +17,7 @@ type Handler<Id extends RouteId> = (
 ) => Handled<Id> | Promise<Handled<Id>>;
 
 /** Routes that ask the host and answer with JSON. */
-export type HandledId = Exclude<RouteId, 'streamEvents' | 'getOpenApi' | 'getMetrics'>;
+export type HandledId = Exclude<RouteId, 'streamEvents' | 'openConsole' | 'getOpenApi' | 'getMetrics'>;
 
 export const handlers: { readonly [Id in HandledId]: Handler<Id> } = {
   getHealth: (service) => ({ body: service.health() }),

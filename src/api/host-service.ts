@@ -1,3 +1,4 @@
+import type { Duplex } from 'node:stream';
 import type { Trace } from '../base/trace.ts';
 import type {
   ChangeVm,
@@ -56,6 +57,12 @@ export interface HostService {
   deleteSavedState(name: string, kind: 'suspended' | 'snapshot'): void;
   /** Planned switch to the shadow; resolves when it acts. @throws HostError HOST_VM_UNKNOWN; KeeperError KEEPER_NOT_PROTECTED */
   promoteVm(name: string, context?: RequestContext): Promise<Vm>;
+
+  /**
+   * Joins the serial console: what it showed last, then committed output; what is written is typed. It ends with the VM,
+   * and when its output is not read. @throws HostError HOST_VM_UNKNOWN; KeeperError KEEPER_NO_CONSOLE, KEEPER_NOT_RUNNING, …
+   */
+  openConsole(name: string): Promise<Duplex>;
 
   /** Events after number `after`, oldest first. */
   listEvents(page: {

@@ -1,3 +1,4 @@
+import { type Duplex, duplexPair } from 'node:stream';
 import { ConfigError } from '../config/config-error.ts';
 import { ApiError, type ApiErrorCode } from './api-error.ts';
 import type { HostService, RequestContext, StoredAnswer } from './host-service.ts';
@@ -28,6 +29,8 @@ export class MemoryService implements HostService {
   promotions = 0;
   /** Of the promotions. */
   readonly traces: (string | undefined)[] = [];
+  /** The guest's ends of all consoles that were opened. */
+  readonly consoles: Duplex[] = [];
 
   health() {
     return { status: 'ok' } as const;
@@ -148,6 +151,15 @@ export class MemoryService implements HostService {
 
   async exposition(): Promise<string> {
     return `# HELP memory_vms VMs that are declared.\n# TYPE memory_vms gauge\nmemory_vms ${this.vms.size}\n`;
+  }
+
+  async openConsole(name: string): Promise<Duplex> {
+    this.getVm(name);
+    const [console, guest] = duplexPair();
+    // As the two ends of a socket.
+    console.once('close', () => guest.destroy());
+    this.consoles.push(guest);
+    return console;
   }
 
   listEvents({ after, limit, vm }: { after: number; limit: number; vm: string | undefined }): EventPage {

@@ -15,7 +15,7 @@ const problemResponse = {
 export function fastifySchemaOf(id: RouteId): FastifySchema {
   const { summary, params, query, headers, body, status, answer, mediaType } = routeOf(id);
   const success =
-    status === 204
+    status === 204 || status === 101
       ? answer
       : {
           description: answer.description ?? 'Done.',

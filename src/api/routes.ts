@@ -28,7 +28,7 @@ interface Route {
   readonly query?: z.ZodObject;
   readonly headers?: z.ZodObject;
   readonly body?: z.ZodType;
-  readonly status: 200 | 201 | 204;
+  readonly status: 101 | 200 | 201 | 204;
   readonly mediaType?: 'text/event-stream' | 'text/plain';
   readonly answer: z.ZodType;
   /** Other than usual; milliseconds. */
@@ -204,6 +204,17 @@ export const routes = {
     status: 200,
     answer: vmSchema,
     deadlineMs: ACT_DEADLINE_MS,
+  },
+  openConsole: {
+    method: 'GET',
+    path: '/v1/vms/{name}/console',
+    summary:
+      'The serial console as WebSocket: binary messages both ways, at most 64 KiB each. Begins with what it showed ' +
+      'last; shows nothing that an uncommitted epoch did. Close codes: 1001 the host ends, 1003 text was sent, 4000 the ' +
+      'console has ended, 4001 output was not read, 4002 pings were not answered.',
+    params: oneVm,
+    status: 101,
+    answer: z.null().meta({ description: 'It is a WebSocket from here on.' }),
   },
   listEvents: {
     method: 'GET',

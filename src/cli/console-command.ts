@@ -1,9 +1,10 @@
 import type { Duplex } from 'node:stream';
+import { ApiError } from '../api/api-error.ts';
 import { systemClock } from '../base/clock.ts';
+import { openConsole } from './console-connection.ts';
 import { EXIT_CODES } from './exit-codes.ts';
 import { Interruption } from './interruption.ts';
 import type { Output } from './output.ts';
-import { connectTo } from './vm-connection.ts';
 
 /** Ctrl-], as in telnet and virsh. */
 const LEAVE_BYTE = 0x1d;
@@ -15,13 +16,14 @@ export interface ConsoleOptions {
 
 /** Joins the serial console until Ctrl-], the end of piped input, or the end of the VM. */
 export async function joinConsole(name: string, { lingerMs }: ConsoleOptions, out: Output): Promise<number> {
-  using control = await connectTo(name);
-  const console = await control.console();
+  const console = await openConsole(name);
   const { stdin, stdout } = process;
   const isTerminal = stdin.isTTY === true;
   if (isTerminal) out.progress(`console of ${name}; Ctrl-] leaves it\n`);
-  const { promise: left, resolve: leave } = Promise.withResolvers<void>();
-  console.once('close', leave).on('error', leave);
+  const { promise: left, resolve: leave, reject: fail } = Promise.withResolvers<void>();
+  console.once('close', leave);
+  // A keeper that is gone breaks the connection; a host says why it closes it.
+  console.on('error', (error) => (error instanceof ApiError ? fail(error) : leave()));
   using interruption = new Interruption();
   if (isTerminal) stdin.setRawMode(true);
   try {

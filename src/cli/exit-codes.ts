@@ -28,6 +28,7 @@ const BY_ERROR_CODE: Readonly<Record<string, keyof typeof EXIT_CODES>> = {
   HOST_NAME_FIXED: 'usage',
   HOST_BACKUP_EXISTS: 'usage',
   API_UNREACHABLE: 'impossible',
+  BLOCK_TOOL_MISSING: 'impossible',
   CLI_NODE_TOO_OLD: 'impossible',
   CLI_MACHINE_UNFIT: 'impossible',
   DEMO_NETWORK_FAILED: 'impossible',

@@ -64,6 +64,7 @@ export const HOST_CHECKS: readonly Check[] = [
   { id: 'tap', title: 'network: TAP', look: tap },
   { id: 'netns', title: 'network namespaces', look: networkNamespaces },
   { id: 'passt', title: 'network: passt', look: () => program('passt', 'passt') },
+  { id: 'qemu-img', title: 'images of disks', look: () => program('qemu-img', 'qemu-utils') },
   { id: 'gcc', title: 'C compiler', look: () => program('gcc', 'gcc libc6-dev') },
 ];
 

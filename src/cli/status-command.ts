@@ -35,6 +35,7 @@ export function statusText(vm: VmStatus): string {
       ['commit', quantiles(epochs.commitMs, ' ms')],
     );
   }
+  for (const disk of vm.disks) rows.push(['disk', diskText(disk)]);
   rows.push(['guest clock', clockText(clock)]);
   if (vm.promotions > 0) {
     rows.push(
@@ -45,6 +46,10 @@ export function statusText(vm: VmStatus): string {
   if (vm.restarts > 0) rows.push(['cold restarts', String(vm.restarts)]);
   const text = table(rows);
   return vm.links.length === 0 ? text : `${text}\n\n${linksText(vm.links)}`;
+}
+
+function diskText({ path, format, readOnly }: VmStatus['disks'][number]): string {
+  return `${path} (${format}, ${readOnly ? 'only read' : 'not replicated: after a failover it may be newer than memory'})`;
 }
 
 function shadowText(shadow: VmStatus['shadow']): string {

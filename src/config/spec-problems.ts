@@ -86,8 +86,13 @@ function shown(node: Found['node'], { document }: SpecText): string {
   return text.length > SHOWN_MAX ? `${text.slice(0, SHOWN_MAX)}…` : text;
 }
 
+/** Where a field of a text that was accepted stands, as `demo.yaml:7: disks[0]`. */
+export function placeOf(path: Path, text: SpecText): string {
+  return `${text.source}:${lineOf(path, text)}: ${fieldName(path)}`;
+}
+
 /** `['nics', 0, 'mac']` → `nics[0].mac`. */
-function fieldName(path: Path): string {
+export function fieldName(path: Path): string {
   const name = path.map((step) => (typeof step === 'number' ? `[${step}]` : `.${String(step)}`)).join('');
   return name === '' ? 'specification' : name.replace(/^\./, '');
 }

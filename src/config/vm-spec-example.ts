@@ -9,7 +9,16 @@ boot:                          # a kernel, or disk: {path: debian.qcow2, format:
   kernel: vmlinuz              # relative paths begin at the folder of this file
   initrd: initrd.cpio.gz
   cmdline: console=ttyS0
-disks: []                      # {path, format: raw|qcow2, readOnly: false}; not with a shadow yet
+disks:                         # none unless listed; boot.disk has the same fields
+  - path: data.qcow2
+    format: qcow2              # raw | qcow2; never guessed
+    readOnly: false            # a shadow can follow a disk that is only read
+    size: 10GiB                # whole MiB; an image that is there must have this size
+    create: true               # default false: make the image when it is missing
+    # backing: {path: base.qcow2, format: qcow2}   # what a qcow2 image stands on, one level
+    cache: writeback           # writeback | none: past the host's page cache
+    serial: data-1             # for the guest to find it by; up to 20 of A-Z a-z 0-9 _ . -
+    unprotectedDisk: true      # default false: after a failover it may be newer than memory: docs/disks.md
 nics:
   - mac: 52:54:00:12:34:56     # derived from name and position when left out
     uplink:

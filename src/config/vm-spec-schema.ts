@@ -1,9 +1,11 @@
 import { createHash } from 'node:crypto';
 import { z } from 'zod';
-import { GIB, MIB, parseBytes } from '../base/units.ts';
+import { GIB, MIB, parseBytes, TIB } from '../base/units.ts';
 
 const MEMORY_BYTES_MIN = 32 * MIB;
 const MEMORY_BYTES_MAX = 1024 * GIB;
+const DISK_BYTES_MAX = 64 * TIB;
+const DISKS_MAX = 16;
 
 /** Linux: IFNAMSIZ is 16 bytes with the closing zero, and a device name is a file name in sysfs. */
 const deviceName = z
@@ -34,11 +36,49 @@ const memory = z
     return bytes ?? z.NEVER;
   });
 
-const disk = z.strictObject({
-  path: filePath,
-  format: z.enum(['raw', 'qcow2']),
-  readOnly: z.boolean().default(false),
-});
+const imageFormat = z.enum(['raw', 'qcow2']);
+
+const diskSize = z
+  .union([z.string(), z.int()], 'expected a size such as 10GiB')
+  .transform((size, context) => {
+    const bytes = parseBytes(String(size));
+    const problem =
+      bytes === undefined
+        ? `${JSON.stringify(size)} is no size such as 10GiB`
+        : bytes < MIB || bytes > DISK_BYTES_MAX
+          ? 'expected 1 MiB to 64 TiB'
+          : // Half a cluster would be rounded up by one format and not by the other.
+            bytes % MIB !== 0
+            ? 'expected a whole number of MiB'
+            : undefined;
+    if (problem !== undefined) context.addIssue({ code: 'custom', message: problem });
+    return bytes ?? z.NEVER;
+  });
+
+const disk = z
+  .strictObject({
+    path: filePath,
+    /** Never guessed: a guest can write to a raw disk what makes it look like another format. */
+    format: imageFormat,
+    readOnly: z.boolean().default(false),
+    size: diskSize.optional(),
+    create: z.boolean().default(false),
+    backing: z.strictObject({ path: filePath, format: imageFormat }).optional(),
+    cache: z.enum(['writeback', 'none']).default('writeback'),
+    serial: z
+      .string()
+      .regex(/^[A-Za-z0-9_.-]{1,20}$/, 'expected 1 to 20 of A-Z a-z 0-9 _ . -')
+      .optional(),
+    unprotectedDisk: z.boolean().default(false),
+  })
+  .superRefine(({ format, readOnly, size, create, backing }, context) => {
+    const contradict = (field: string, message: string) =>
+      context.addIssue({ code: 'custom', path: [field], message });
+    if (create && size === undefined) contradict('create', 'needs a size');
+    if (create && readOnly) contradict('create', 'contradicts readOnly: a new image has nothing to read');
+    if (backing !== undefined && format !== 'qcow2')
+      contradict('backing', 'contradicts format: only a qcow2 image can stand on another one');
+  });
 
 const boot = z
   .strictObject({
@@ -110,6 +150,11 @@ const nics = z
   .max(8)
   .superRefine(distinct((entry) => entry.mac, 'mac', 'is taken by another nic'));
 
+const disks = z
+  .array(disk)
+  .max(DISKS_MAX)
+  .superRefine(distinct((entry) => entry.path, 'path', 'is a disk of this VM already'));
+
 const qemu = z.strictObject({
   binary: z.string().min(1, 'is empty').default('qemu-system-x86_64'),
   user: z
@@ -156,7 +201,7 @@ export const vmSpecSchema = z
     accel: z.enum(['auto', 'kvm', 'tcg']).default('auto'),
     machine: z.literal('q35').default('q35'),
     boot,
-    disks: z.array(disk).max(16).default([]),
+    disks: disks.default([]),
     nics: nics.default([]),
     console: z.boolean().default(true),
     agent: z.boolean().default(true),

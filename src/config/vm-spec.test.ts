@@ -8,6 +8,8 @@ import { VM_SPEC_EXAMPLE } from './vm-spec-example.ts';
 
 const SMALL = 'name: redis-demo\nmemory: 256MiB\nboot:\n  kernel: vmlinuz\n';
 
+const DISK_DEFAULTS = { readOnly: false, create: false, cache: 'writeback', unprotectedDisk: false };
+
 function parse(text: string) {
   return parseVmSpec(text, { source: 'demo.yaml', directory: '/specs' });
 }
@@ -81,8 +83,25 @@ describe('a specification that is right', () => {
     );
     expect(spec.boot).toEqual({
       kind: 'disk',
-      disk: { path: '/specs/a.qcow2', format: 'qcow2', readOnly: false },
+      disk: { path: '/specs/a.qcow2', format: 'qcow2', ...DISK_DEFAULTS },
     });
+  });
+
+  test('may have disks beside its shadow that are only read, or whose content may be ahead of memory', () => {
+    const lines =
+      '  - {path: a.raw, format: raw, readOnly: true}\n' +
+      '  - {path: b.qcow2, format: qcow2, backing: {path: c.raw, format: raw}, unprotectedDisk: true, size: 1GiB}\n';
+    expect(parse(`${SMALL}disks:\n${lines}`).disks).toEqual([
+      { path: '/specs/a.raw', format: 'raw', ...DISK_DEFAULTS, readOnly: true },
+      {
+        path: '/specs/b.qcow2',
+        format: 'qcow2',
+        ...DISK_DEFAULTS,
+        unprotectedDisk: true,
+        size: 1024 * 1024 * 1024,
+        backing: { path: '/specs/c.raw', format: 'raw' },
+      },
+    ]);
   });
 });
 
@@ -213,12 +232,43 @@ describe('a specification that is wrong', () => {
   });
 
   test.each([
-    ['disks: [{path: data.raw, format: raw}]\nboot: {kernel: a}', 'disks'],
-    ['boot: {disk: {path: a.raw, format: raw}}', 'boot.disk'],
-  ])('refuses to protect a VM with disks', (lines, field) => {
-    const error = refusal(`name: a\nmemory: 64M\n${lines}\n`);
+    ['size: 0', 'disks[0].size: expected 1 MiB to 64 TiB'],
+    ['size: 65TiB', 'disks[0].size: expected 1 MiB to 64 TiB'],
+    ['size: 1048577', 'disks[0].size: expected a whole number of MiB'],
+    ['size: large', 'disks[0].size: "large" is no size'],
+    ['create: true', 'disks[0].create: needs a size'],
+    ['create: true, size: 1GiB, readOnly: true', 'disks[0].create: contradicts readOnly'],
+    ['backing: {path: b, format: raw}', 'disks[0].backing: contradicts format'],
+    ['backing: b', 'disks[0].backing: expected object, not "b"'],
+    ['serial: "a,b"', 'disks[0].serial: expected 1 to 20 of'],
+    ['cache: unsafe', 'disks[0].cache: expected one of writeback, none'],
+    ['unprotectedDisk: "yes"', 'disks[0].unprotectedDisk: expected boolean, not "yes"'],
+    ['unprotected: true', 'disks[0].unprotected: unknown field (did you mean unprotectedDisk?)'],
+  ])('refuses a disk with %s', (field, problem) => {
+    expect(problems(`${SMALL}disks: [{path: a, format: raw, ${field}}]\n`)[0]).toContain(`5: ${problem}`);
+  });
+
+  test('refuses a disk that is given twice', () => {
+    const one = '{path: a, format: raw, readOnly: true}';
+    expect(problems(`${SMALL}disks: [${one}, ${one}]\n`)).toEqual([
+      '5: disks[1].path: a is a disk of this VM already',
+    ]);
+  });
+
+  test('refuses to protect a VM with a writable disk unless that is accepted, naming each disk and its line', () => {
+    const lines =
+      'name: a\nmemory: 64M\nboot: {disk: {path: a.raw, format: raw}}\ndisks:\n' +
+      '  - {path: b.raw, format: raw, unprotectedDisk: true}\n  - {path: c.raw, format: raw}\n';
+    const error = refusal(lines);
     expect(error.code).toBe('CONFIG_UNPROTECTABLE');
-    expect(error.message).toContain(`demo.yaml: ${field}: `);
+    expect(error.message.split('\n')).toEqual([
+      expect.stringMatching(/^demo\.yaml:3: boot\.disk: a\.raw is writable/),
+      expect.stringMatching(/^demo\.yaml:6: disks\[1\]: c\.raw is writable/),
+    ]);
+    expect(error.hint).toContain('unprotectedDisk: true');
+    const accepted = lines.replaceAll('format: raw}', 'format: raw, unprotectedDisk: true}');
+    expect(parse(accepted).disks).toHaveLength(2);
+    expect(parse(`${lines}shadow: {enabled: false}\n`).disks).toHaveLength(2);
   });
 });
 
@@ -244,6 +294,20 @@ describe('a specification on disk', () => {
       expect.objectContaining({
         code: 'CONFIG_FILE_MISSING',
         message: `${path}: boot.kernel: ${directory}/gone does not exist\n${path}: boot.initrd: /nowhere/initrd does not exist`,
+      }),
+    );
+  });
+
+  test('need not find a disk that is to be made, but what that stands on', () => {
+    const path = join(directory, 'disks.yaml');
+    const text = `${SMALL}shadow: {enabled: false}\ndisks:\n  - {path: none, format: qcow2, create: true, size: 1GiB`;
+    writeFileSync(path, `${text}}\n`);
+    expect(loadVmSpec(path).disks).toHaveLength(1);
+    writeFileSync(path, `${text}, backing: {path: base, format: raw}}\n  - {path: gone, format: raw}\n`);
+    expect(() => loadVmSpec(path)).toThrow(
+      expect.objectContaining({
+        code: 'CONFIG_FILE_MISSING',
+        message: `${path}: disks[0].backing.path: ${directory}/base does not exist\n${path}: disks[1].path: ${directory}/gone does not exist`,
       }),
     );
   });

@@ -2,7 +2,8 @@ import { existsSync, readFileSync } from 'node:fs';
 import { dirname, resolve } from 'node:path';
 import { type Document, isScalar, LineCounter, parseDocument, visit } from 'yaml';
 import { ConfigError } from './config-error.ts';
-import { firstOf, type SpecText, specProblems } from './spec-problems.ts';
+import { CONSENT_HINT, disksOf, needsConsent } from './spec-disks.ts';
+import { fieldName, firstOf, placeOf, type SpecText, specProblems } from './spec-problems.ts';
 import { type BootSpec, type DiskSpec, type VmSpec, vmSpecSchema } from './vm-spec-schema.ts';
 
 /** Longer texts are no specification. Protects the parser. */
@@ -59,7 +60,7 @@ export function parseVmSpec(text: string, { source, directory = dirname(source) 
   const specText: SpecText = { document, lines, source };
   const result = vmSpecSchema.safeParse(plainValue(specText));
   if (!result.success) throw invalid(specProblems(result.error.issues, vmSpecSchema, specText));
-  refuseUnprotectable(result.data, source);
+  refuseUnprotectable(result.data, specText);
   return withAbsolutePaths(result.data, resolve(directory));
 }
 
@@ -109,37 +110,54 @@ function keysGivenTwice(document: Document): { offset: number; message: string }
   return found;
 }
 
-/** Disks are not part of an epoch yet: a shadow that goes on with another disk content would corrupt it. */
-function refuseUnprotectable(spec: VmSpec, source: string): void {
+/** Disks are not part of an epoch yet: after a failover they are newer than memory. Who accepts that has to say so. */
+function refuseUnprotectable(spec: VmSpec, text: SpecText): void {
   if (!spec.shadow.enabled) return;
-  const field = spec.disks.length > 0 ? 'disks' : spec.boot.kind === 'disk' ? 'boot.disk' : undefined;
-  if (field === undefined) return;
-  throw new ConfigError(
-    'CONFIG_UNPROTECTABLE',
-    `${source}: ${field}: a VM with disks cannot be protected: disks are not replicated yet`,
-    { hint: 'Boot from kernel and initrd without disks, or set shadow.enabled: false.', facts: { field } },
+  const refused = disksOf(spec).filter(({ disk }) => needsConsent(disk));
+  if (refused.length === 0) return;
+  const problems = refused.map(
+    ({ field, disk }) =>
+      `${placeOf(field, text)}: ${disk.path} is writable, and disks are not replicated yet`,
   );
+  throw new ConfigError('CONFIG_UNPROTECTABLE', problems.join('\n'), {
+    hint: CONSENT_HINT,
+    facts: { problems },
+  });
 }
 
 function withAbsolutePaths(spec: VmSpec, directory: string): VmSpec {
   const absolute = (path: string) => resolve(directory, path);
-  const disk = (given: DiskSpec): DiskSpec => ({ ...given, path: absolute(given.path) });
-  return { ...spec, boot: absoluteBoot(spec.boot, absolute), disks: spec.disks.map(disk) };
+  const disks = spec.disks.map((disk) => absoluteDisk(disk, absolute));
+  return { ...spec, boot: absoluteBoot(spec.boot, absolute), disks };
+}
+
+function absoluteDisk(disk: DiskSpec, absolute: (path: string) => string): DiskSpec {
+  const backing = disk.backing && { ...disk.backing, path: absolute(disk.backing.path) };
+  return { ...disk, path: absolute(disk.path), ...(backing && { backing }) };
 }
 
 function absoluteBoot(boot: BootSpec, absolute: (path: string) => string): BootSpec {
-  if (boot.kind === 'disk') return { ...boot, disk: { ...boot.disk, path: absolute(boot.disk.path) } };
+  if (boot.kind === 'disk') return { ...boot, disk: absoluteDisk(boot.disk, absolute) };
   const initrd = boot.initrd === undefined ? undefined : absolute(boot.initrd);
   return { ...boot, kernel: absolute(boot.kernel), initrd };
 }
 
-function namedFiles({ boot, disks }: VmSpec): { field: string; file: string }[] {
+function namedFiles(spec: VmSpec): { field: string; file: string }[] {
+  const { boot } = spec;
   const bootFiles =
     boot.kind === 'disk'
-      ? [{ field: 'boot.disk.path', file: boot.disk.path }]
+      ? []
       : [
           { field: 'boot.kernel', file: boot.kernel },
           ...(boot.initrd === undefined ? [] : [{ field: 'boot.initrd', file: boot.initrd }]),
         ];
-  return [...bootFiles, ...disks.map(({ path }, index) => ({ field: `disks[${index}].path`, file: path }))];
+  const diskFiles = disksOf(spec).flatMap(({ field, disk: { path, create, backing } }) => {
+    const name = fieldName(field);
+    return [
+      // One that is to be made need not be there.
+      ...(create ? [] : [{ field: `${name}.path`, file: path }]),
+      ...(backing === undefined ? [] : [{ field: `${name}.backing.path`, file: backing.path }]),
+    ];
+  });
+  return [...bootFiles, ...diskFiles];
 }

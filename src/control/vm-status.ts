@@ -31,6 +31,7 @@ export interface VmStatus {
     readonly dirtyPages: SampleSummary;
   };
   readonly clock: GuestClockStatus;
+  readonly disks: readonly DiskStatus[];
   readonly links: readonly LinkStatus[];
   readonly promotions: number;
   readonly restarts: number;
@@ -55,6 +56,12 @@ export interface LinkStatus {
   readonly releasedItems: number;
   readonly replayedItems: number;
   readonly droppedItems: number;
+}
+
+export interface DiskStatus {
+  readonly path: string;
+  readonly format: 'raw' | 'qcow2';
+  readonly readOnly: boolean;
 }
 
 export interface GuestClockStatus {

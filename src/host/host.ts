@@ -1,3 +1,4 @@
+import type { Duplex } from 'node:stream';
 import type { HostService, RequestContext, StoredAnswer } from '../api/host-service.ts';
 import type {
   ChangeVm,
@@ -250,6 +251,11 @@ export class Host implements HostService, AsyncDisposable {
       state: this.#convergence.stateOf(name),
       desired: desired === 'running' ? 'running' : 'stopped',
     }));
+  }
+
+  async openConsole(name: string): Promise<Duplex> {
+    this.#inventory.get(name);
+    return this.#convergence.fleet.console(name);
   }
 
   listEvents({ after, limit, vm }: { after: number; limit: number; vm: string | undefined }): EventPage {

@@ -1,5 +1,6 @@
 import { rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import type { Duplex } from 'node:stream';
 import type { RequestContext } from '../api/host-service.ts';
 import { assert } from '../base/assert.ts';
 import type { Clock } from '../base/clock.ts';
@@ -164,6 +165,17 @@ export class KeeperFleet implements Disposable {
   async testFailover(name: string): Promise<FailoverReport> {
     using control = await this.#connect(name);
     return await control.testFailover();
+  }
+
+  /** Joins the serial console. @throws KeeperError KEEPER_NO_CONSOLE, KEEPER_NOT_RUNNING, KEEPER_NO_ANSWER */
+  async console(name: string): Promise<Duplex> {
+    const control = await this.#connect(name);
+    try {
+      return await control.console();
+    } catch (thrown) {
+      control[Symbol.dispose]();
+      throw thrown;
+    }
   }
 
   /** Clears away what a keeper left that was killed or failed. */

@@ -110,7 +110,7 @@ export class Instance implements AsyncDisposable {
     const orAborted = untilAborted(signal);
     await orAborted(cgroup?.addProcess(machine.process.pid).catch(ignoreRefusal));
     await orAborted(channel.awaitHello({ deadlineMs: HELLO_DEADLINE_MS, clock }));
-    if (role === 'standby' || spec.shadow.enabled) await orAborted(checkMachine(machine));
+    if (role === 'standby' || spec.shadow.enabled) await orAborted(checkMachine(machine, spec));
     const { log: dirtyLog } = openDirtyLog({ method: spec.shadow.dirtyLog, memory, channel });
     starting.use(dirtyLog);
     for (const port of ports.values())

@@ -42,6 +42,7 @@ import { type BeginningVm, beginVm, boot } from './vm-beginning.ts';
 import { describeVm, type KnownVm } from './vm-description.ts';
 import { endVm } from './vm-ending.ts';
 import { VmEvents } from './vm-events.ts';
+import { prepareImages } from './vm-images.ts';
 import { measureVm } from './vm-measures.ts';
 import { type OrderedVm, VmOrders } from './vm-orders.ts';
 import { recordVm } from './vm-record.ts';
@@ -101,8 +102,10 @@ export class Keeper implements KeeperControl {
     const spec = withShadow(options.spec, isShadowWanted(options));
     checkSpec(spec);
     // Where there is a heritage, what is needed was promised already.
-    if (options.runDirectory.heritage.kind === 'none') admit(spec);
+    const isHeir = options.runDirectory.heritage.kind !== 'none';
+    if (!isHeir) admit(spec);
     const state = await stateToBeginFrom(options);
+    await prepareImages(options, { goesOn: isHeir || state !== undefined });
     const keeper = new Keeper(options);
     try {
       keeper.#links = await GuestLinks.open({

@@ -1,3 +1,4 @@
+import { disksOf } from '../config/spec-disks.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
 import type { GuestClockStatus, VmStatus } from '../control/vm-status.ts';
 import type { EpochId } from '../epoch/epoch-id.ts';
@@ -57,6 +58,7 @@ export function describeVm(vm: KnownVm): VmStatus {
       dirtyPages: epochs.dirtyPages.summary(),
     },
     clock: vm.guestClock,
+    disks: disksOf(spec).map(({ disk: { path, format, readOnly } }) => ({ path, format, readOnly })),
     links: vm.links.map((link) => ({ name: link.name, ...link.stats() })),
     promotions: state.promotions,
     restarts: state.restarts,

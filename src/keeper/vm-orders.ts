@@ -1,5 +1,6 @@
 import type { ConditionWaiters } from '../base/condition-waiters.ts';
 import { type Trace, traceFacts } from '../base/trace.ts';
+import { disksOf } from '../config/spec-disks.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
 import type { FailoverReport } from '../control/failover-report.ts';
 import type { StopOrder } from '../control/keeper-control.ts';
@@ -81,7 +82,7 @@ export class VmOrders {
     if (this.#vm.state().wanted) return;
     const spec = withShadow(this.#vm.options.spec, true);
     checkSpec(spec);
-    await checkMachine((await this.#acting()).machine);
+    await checkMachine((await this.#acting()).machine, spec);
     admit(spec, { runs: true });
     this.#wish('protect-requested');
   }
@@ -131,8 +132,9 @@ export class VmOrders {
     if (options.savedIn === undefined) throw noPlaceToSave(this.#name, kind);
     const { machine } = await this.#acting();
     try {
-      checkSpec(withShadow(options.spec, true));
-      await checkMachine(machine);
+      const spec = withShadow(options.spec, true);
+      checkSpec(spec);
+      await checkMachine(machine, spec);
     } catch (cause) {
       throw cannotSave(this.#name, cause);
     }
@@ -175,6 +177,6 @@ export class VmOrders {
   }
 }
 
-function hasWritableDisk({ boot, disks }: VmSpec): boolean {
-  return [...(boot.kind === 'disk' ? [boot.disk] : []), ...disks].some(({ readOnly }) => !readOnly);
+function hasWritableDisk(spec: VmSpec): boolean {
+  return disksOf(spec).some(({ disk }) => !disk.readOnly);
 }

@@ -1,7 +1,7 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { chmodSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeSync } from 'node:fs';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { setImmediate } from 'node:timers/promises';
 import fc from 'fast-check';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
@@ -163,30 +163,40 @@ test('children of the program inherit neither the library nor its variables nor 
 
 describe('a program whose keeper is killed', () => {
   /** Starts a shell that starts a program, kills the shell, and waits until the program is no longer what it was. */
-  async function fateOf(end: string): Promise<string> {
-    const program = `UNDERSTUDY_KEEPER_END=${end} UNDERSTUDY_KEEPER_PID=$$ LD_PRELOAD=${compiled.libraryPath} sleep 600`;
-    const keeper = spawn('sh', ['-c', `${program} & echo $!; read line`], {
-      stdio: ['pipe', 'pipe', 'inherit'],
+  async function fateOf(end: string, program: string): Promise<string> {
+    const variables = [
+      ...[`UNDERSTUDY_KEEPER_END=${end}`, 'UNDERSTUDY_KEEPER_PID=$$', `LD_PRELOAD=${compiled.libraryPath}`],
+      // Nobody listens: the handshake goes nowhere.
+      ...[`UNDERSTUDY_MEMORY=${memory.path}`, 'UNDERSTUDY_FD=9'],
+    ];
+    const keeper = spawn('sh', ['-c', `${variables.join(' ')} ${program} <&3 & echo $!; read line`], {
+      stdio: ['pipe', 'pipe', 'inherit', 'pipe'],
     });
+    if (keeper.stdout === null) throw new Error('a pipe was asked for');
     const [line] = await once(keeper.stdout, 'data');
     const pid = Number(line);
-    // The library has done its part when the program itself has begun: it takes its variables away.
-    while (!comm(pid).startsWith('sleep') || stateOf(pid) !== 'S') await setImmediate();
+    const name = basename(program.split(' ')[0] ?? '').slice(0, 15);
+    // It waits for its input: whatever the library does at its start is done.
+    while (readIfPossible(`/proc/${pid}/comm`).trim() !== name || stateOf(pid) !== 'S') await setImmediate();
     keeper.kill('SIGKILL');
     while ('SRD'.includes(stateOf(pid))) await setImmediate();
     const fate = stateOf(pid);
     if (fate === 'T') process.kill(pid, 'SIGKILL');
     return fate;
   }
-  const comm = (pid: number) => readIfPossible(`/proc/${pid}/comm`);
   const stateOf = (pid: number) => /\) (.)/.exec(readIfPossible(`/proc/${pid}/stat`))?.[1] ?? 'gone';
+  const writer = () => `${compiled.writerPath} ${memory.path} ${memory.sizeBytes}`;
 
   test('stands still where it is to be taken back', async () => {
-    expect(await fateOf('stop')).toBe('T');
+    expect(await fateOf('stop', writer())).toBe('T');
+  });
+
+  test('ends where it has not mapped guest memory yet: nobody would find it', async () => {
+    expect(await fateOf('stop', 'cat')).toMatch(/Z|X|gone/);
   });
 
   test('ends where nobody would take it back', async () => {
-    expect(await fateOf('end')).toMatch(/Z|X|gone/);
+    expect(await fateOf('end', writer())).toMatch(/Z|X|gone/);
   });
 });
 

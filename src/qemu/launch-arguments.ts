@@ -1,6 +1,7 @@
 import { assert } from '../base/assert.ts';
 import { MIB } from '../base/units.ts';
-import type { BootSpec, DiskSpec, VmSpec } from '../config/vm-spec-schema.ts';
+import { disksOf, type SpecDisk } from '../config/spec-disks.ts';
+import type { BootSpec, VmSpec } from '../config/vm-spec-schema.ts';
 import type { InstancePaths } from './instance-paths.ts';
 
 export type Accelerator = 'kvm' | 'tcg';
@@ -49,7 +50,7 @@ export function buildArguments(spec: VmSpec, { role, paths, accel }: ArgumentOpt
     // Without it a guest without a history of its own waits seconds for entropy while it boots.
     ...['-device', `virtio-rng-pci,${LEGACY_VIRTIO}`],
     ...bootArguments(spec.boot),
-    ...spec.disks.flatMap((disk, index) => diskArguments(disk, `disk${index}`)),
+    ...disksOf(spec).flatMap(diskArguments),
     ...spec.nics.flatMap(({ mac }, index) => nicArguments(mac, { index, path: paths.nics[index] ?? '' })),
     ...(spec.console
       ? ['-chardev', clientSocket('console', paths.console), '-serial', 'chardev:console']
@@ -77,7 +78,7 @@ export function acceleratorArguments(accel: Accelerator): string[] {
 }
 
 function bootArguments(boot: BootSpec): string[] {
-  if (boot.kind === 'disk') return diskArguments(boot.disk, 'boot', ',bootindex=0');
+  if (boot.kind === 'disk') return [];
   return [
     ...['-kernel', boot.kernel],
     ...(boot.initrd === undefined ? [] : ['-initrd', boot.initrd]),
@@ -85,12 +86,61 @@ function bootArguments(boot: BootSpec): string[] {
   ];
 }
 
-function diskArguments(disk: DiskSpec, id: string, deviceOptions = ''): string[] {
-  const readOnly = disk.readOnly ? 'on' : 'off';
-  return [
-    ...['-drive', `if=none,id=${id},file=${escaped(disk.path)},format=${disk.format},readonly=${readOnly}`],
-    ...['-device', `virtio-blk-pci,drive=${id}${deviceOptions}`],
+/**
+ * A disk and everything below it, each part by its own name and with its format given: nothing is guessed from what
+ * a guest or a stranger wrote into an image, and no other file is opened because an image names it.
+ */
+function diskArguments({ id, disk }: SpecDisk): string[] {
+  const { path, format, readOnly, cache, backing, serial } = disk;
+  const image = {
+    driver: format,
+    'node-name': id,
+    'read-only': readOnly,
+    cache: { direct: cache === 'none', 'no-flush': false },
+    file: fileNode(`${id}-file`, { path, readOnly }),
+    ...(format === 'qcow2' && { backing: backing === undefined ? null : backingNode(id, backing) }),
+  };
+  const device = [
+    `virtio-blk-pci,id=${id},drive=${id},${LEGACY_VIRTIO}`,
+    // A VM that QEMU stops on an error of the storage would be taken to stand still in an epoch: the guest is told.
+    'werror=report,rerror=report',
+    ...(serial === undefined ? [] : [`serial=${serial}`]),
+    ...(id === 'boot' ? ['bootindex=0'] : []),
   ];
+  return ['-blockdev', JSON.stringify(image), '-device', device.join(',')];
+}
+
+function backingNode(id: string, { path, format }: NonNullable<SpecDisk['disk']['backing']>): object {
+  return {
+    driver: format,
+    'node-name': `${id}-backing`,
+    'read-only': true,
+    file: fileNode(`${id}-backing-file`, { path, readOnly: true }),
+    ...(format === 'qcow2' && { backing: null }),
+  };
+}
+
+/**
+ * Locked, so that no two QEMUs write to one image; a standby, whose disks are inactive, takes its locks when it is
+ * promoted. The host's page cache is right for both of them, as they run on one host.
+ */
+function fileNode(name: string, { path, readOnly }: { path: string; readOnly: boolean }): object {
+  return {
+    driver: 'file',
+    'node-name': name,
+    filename: path,
+    'read-only': readOnly,
+    locking: 'on',
+    'drop-cache': false,
+  };
+}
+
+/** The names of all block nodes that a VM of this specification has. */
+export function blockNodeNames(spec: VmSpec): string[] {
+  return disksOf(spec).flatMap(({ id, disk: { backing } }) => [
+    ...[id, `${id}-file`],
+    ...(backing === undefined ? [] : [`${id}-backing`, `${id}-backing-file`]),
+  ]);
 }
 
 function nicArguments(mac: string, { index, path }: { index: number; path: string }): string[] {

@@ -1,5 +1,6 @@
+import { CONSENT_HINT, disksOf, needsConsent } from '../config/spec-disks.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
-import { MEMORY_BLOCK } from './launch-arguments.ts';
+import { blockNodeNames, MEMORY_BLOCK } from './launch-arguments.ts';
 import type { Machine } from './machine.ts';
 import { QemuError } from './qemu-error.ts';
 
@@ -70,33 +71,38 @@ export function checkSpec(spec: VmSpec): void {
       },
     );
   }
-  if (spec.shadow.enabled) refuse([...diskObstacles(spec), ...argumentObstacles(extraArgs)]);
+  if (!spec.shadow.enabled) return;
+  const disks = diskObstacles(spec);
+  refuse([...disks, ...argumentObstacles(extraArgs)], disks.length > 0 ? CONSENT_HINT : undefined);
 }
 
 /**
- * Looks at what a machine really has, before its guest runs: RAM blocks, devices, drives, and QEMU's own reasons
- * against migration.
+ * Looks at what a machine really has, before its guest runs: RAM blocks, devices, what it has open as a disk, and
+ * QEMU's own reasons against migration. Disks of the specification are as they have to be.
  * @throws {QemuError} QEMU_UNPROTECTABLE
  */
-export async function checkMachine(machine: Machine): Promise<void> {
+export async function checkMachine(machine: Machine, spec: VmSpec): Promise<void> {
   const { qmp } = machine;
-  const [blocks, anonymous, named, drives, migration] = await Promise.all([
+  const [blocks, anonymous, named, nodes, migration] = await Promise.all([
     machine.monitor('info ramblock'),
     qmp.execute<readonly QomProperty[]>('qom-list', { path: '/machine/peripheral-anon' }),
     qmp.execute<readonly QomProperty[]>('qom-list', { path: '/machine/peripheral' }),
-    qmp.execute<readonly { device: string; inserted?: unknown }[]>('query-block'),
+    qmp.execute<readonly BlockNode[]>('query-named-block-nodes', { flat: true }),
     qmp.execute<{ 'blocked-reasons'?: readonly string[] }>('query-migrate'),
   ]);
   refuse([
     ...ramBlockObstacles(blocks),
-    ...qomObstacles([...anonymous, ...named]),
-    ...drives
-      .filter(({ inserted }) => inserted !== undefined)
-      .map(({ device }) => ({ what: `drive ${device}`, why: NOT_REPLICATED })),
+    ...qomObstacles([...anonymous, ...named.filter((property) => !isOurDisk(property, spec))]),
+    ...blockObstacles(nodes, spec),
     ...(migration['blocked-reasons'] ?? [])
       .filter((reason) => !reason.includes('invtsc'))
       .map((reason) => ({ what: 'QEMU refuses migration', why: reason })),
   ]);
+}
+
+interface BlockNode {
+  readonly 'node-name'?: string;
+  readonly file: string;
 }
 
 interface QomProperty {
@@ -148,9 +154,23 @@ function deviceObstacle(driver: string): string | undefined {
   return known?.[1] ?? `${driver} is not known to be safe`;
 }
 
-function diskObstacles({ boot, disks }: VmSpec): Obstacle[] {
-  const all = boot.kind === 'disk' ? [boot.disk, ...disks] : disks;
-  return all.map(({ path }) => ({ what: `disk ${path}`, why: NOT_REPLICATED }));
+function diskObstacles(spec: VmSpec): Obstacle[] {
+  return disksOf(spec)
+    .filter(({ disk }) => needsConsent(disk))
+    .map(({ disk }) => ({ what: `disk ${disk.path}`, why: `it is writable, and ${NOT_REPLICATED}` }));
+}
+
+function isOurDisk({ name, type }: QomProperty, spec: VmSpec): boolean {
+  return type === 'child<virtio-blk-pci>' && disksOf(spec).some(({ id }) => id === name);
+}
+
+/** Everything that QEMU has open as a disk and that the specification does not say, e.g. because an image names it. */
+function blockObstacles(nodes: readonly BlockNode[], spec: VmSpec): Obstacle[] {
+  const ours = new Set(blockNodeNames(spec));
+  const foreign = nodes.filter((node) => !ours.has(node['node-name'] ?? ''));
+  // A format and the file below it are two nodes.
+  const files = [...new Set(foreign.map(({ file }) => file))];
+  return files.map((file) => ({ what: `drive ${file}`, why: NOT_REPLICATED }));
 }
 
 /**
@@ -186,11 +206,13 @@ function optionName(arg: string): string {
   return arg.replace(/^--?/, '');
 }
 
-function refuse(obstacles: readonly Obstacle[]): void {
+const REFUSAL_HINT = 'Remove what is named, or run the VM without a shadow (shadow.enabled: false).';
+
+function refuse(obstacles: readonly Obstacle[], hint = REFUSAL_HINT): void {
   if (obstacles.length === 0) return;
   const list = obstacles.map(({ what, why }) => `${what}: ${why}`).join('\n');
   throw new QemuError('QEMU_UNPROTECTABLE', `this VM cannot be protected:\n${list}`, {
-    hint: 'Remove what is named, or run the VM without a shadow (shadow.enabled: false).',
+    hint,
     facts: { obstacles },
   });
 }

@@ -145,6 +145,8 @@ export class QemuProcess implements AsyncDisposable {
     await this.#within(this.#drained, DRAIN_DEADLINE_MS);
     const end = this.#exit === undefined ? 'did not become ready' : `ended (${exitText(this.#exit)})`;
     const words = this.outputTail.trim();
+    const image = imageInUse(words);
+    if (image !== undefined) return diskInUse(image, { output: words, cause });
     return new QemuError(
       'QEMU_START_FAILED',
       `QEMU ${end}: ${words === '' ? 'it said nothing' : lastLines(words)}`,
@@ -189,6 +191,20 @@ export class QemuProcess implements AsyncDisposable {
 /** The last lines of QEMU's output: the first ones are often warnings. */
 export function lastLines(text: string, count = 5): string {
   return text.trim().split('\n').slice(-count).join('\n');
+}
+
+/** The image that QEMU could not lock, from its own words; undefined when they are about something else. */
+function imageInUse(words: string): string | undefined {
+  if (!/Failed to get (?:shared )?"[\w ]+" lock/.test(words)) return undefined;
+  return /Is another process using the image \[(.*)\]\?/.exec(words)?.[1];
+}
+
+function diskInUse(path: string, { output, cause }: { output: string; cause: unknown }): QemuError {
+  return new QemuError('QEMU_DISK_IN_USE', `another process uses the image ${path}`, {
+    hint: 'An image that is written to belongs to one VM at a time: stop the other one, or give this one an image of its own.',
+    facts: { path, output },
+    cause,
+  });
 }
 
 function exitText({ code, signal }: QemuExit): string {

@@ -26,6 +26,7 @@ const PLAIN_TOOLS = 'sh cat chmod cmp cp cut dirname env id mkdir readlink sed s
 const PROGRAM_OF_PACKAGE: Record<string, string> = {
   npm: 'npm',
   'qemu-system-x86': 'qemu-system-x86_64',
+  'qemu-utils': 'qemu-img',
   gcc: 'gcc',
   'libc6-dev': 'c-headers',
   iproute2: 'ip',

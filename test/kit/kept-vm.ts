@@ -14,6 +14,7 @@ import type { VmEvent } from '../../src/control/vm-event.ts';
 import type { VmStatus } from '../../src/control/vm-status.ts';
 import { DemoNetwork } from '../../src/demo/demo-network.ts';
 import { RedisLoad } from '../../src/demo/redis-load.ts';
+import { writeGuest } from '../../src/qemu/machine-fixture.ts';
 import { QemuProcess } from '../../src/qemu/qemu-process.ts';
 
 /** Of every wait; shorter than that of a test, so that what failed is still tidied up. */
@@ -23,6 +24,7 @@ interface KeptVmOptions {
   readonly clients?: number;
   /** False for a VM that is to stay without a shadow. */
   readonly shadow?: boolean;
+  readonly disks?: readonly object[];
   /** Runs in its first keeper before anything else; see `killAt` and `unsafely`. */
   readonly plant?: string;
 }
@@ -60,7 +62,7 @@ export class KeptVm implements AsyncDisposable {
   }
 
   /** Everything but a keeper: `startKeeper` and `connect`, or a host, come next. */
-  static async prepare({ shadow = true }: KeptVmOptions = {}): Promise<KeptVm> {
+  static async prepare({ shadow = true, disks = [] }: KeptVmOptions = {}): Promise<KeptVm> {
     const guest = await ensureDemoGuest();
     made += 1;
     const name = `kept-${process.pid}-${made}`;
@@ -85,7 +87,7 @@ export class KeptVm implements AsyncDisposable {
     const cmdline = `${guest.cmdline} ${network.cmdline}`;
     const boot = { kernel: guest.kernel, initrd: guest.initrd, cmdline };
     const nics = [{ uplink: network.uplink }];
-    const rest = { boot, nics, ...(!shadow && { shadow: { enabled: false } }) };
+    const rest = { boot, nics, disks, ...(!shadow && { shadow: { enabled: false } }) };
     writeFileSync(vm.specPath, JSON.stringify({ name, memory: '128MiB', accel: 'tcg', ...rest }));
     return vm;
   }
@@ -130,19 +132,29 @@ export class KeptVm implements AsyncDisposable {
     }
   }
 
-  /** A QEMU that nobody keeps, on the memory of one that acts, with a guest that runs: what must never be. */
-  async secondQemu(instance: number): Promise<QemuProcess> {
-    const memory = join(runPaths(this.name).memory, `us-${this.name}-${instance}.ram`);
-    const { kernel } = await ensureDemoGuest();
-    return await QemuProcess.launch({
+  /**
+   * A QEMU that nobody keeps, which must never be: on the memory of the one that acts, where its guest stands still, or on
+   * memory of its own, where its guest runs.
+   */
+  async secondQemu(how: 'on-same-memory' | 'running'): Promise<QemuProcess> {
+    const { acting } = this.record;
+    const same = join(runPaths(this.name).memory, `us-${this.name}-${acting?.instance}.ram`);
+    const memory = how === 'running' ? join(this.memoryDirectory, 'second.ram') : same;
+    const kernel = join(this.folder, 'second-guest');
+    writeGuest(kernel, 'silent');
+    const qemu = await QemuProcess.launch({
       binary: 'qemu-system-x86_64',
       args: [
         ...['-nodefaults', '-display', 'none', '-name', 'guest=second,debug-threads=on', '-m', '128M'],
-        ...['-machine', 'q35,memory-backend=ram', '-accel', 'tcg', '-kernel', kernel],
+        ...['-machine', 'q35,memory-backend=ram', '-accel', 'tcg', '-kernel', kernel, '-qmp', 'stdio'],
         ...['-object', `memory-backend-file,id=ram,size=128M,mem-path=${memory},share=on`],
+        ...(how === 'running' ? [] : ['-S']),
       ],
       logPath: join(this.folder, 'second.log'),
     });
+    // The greeting: by now its memory is mapped.
+    await new Promise<void>((resolve) => qemu.onOutput(() => resolve()));
+    return qemu;
   }
 
   /** @throws what keeps it from starting */
@@ -167,6 +179,19 @@ export class KeptVm implements AsyncDisposable {
     } finally {
       if (before === undefined) delete process.env.NODE_OPTIONS;
       else process.env.NODE_OPTIONS = before;
+    }
+  }
+
+  /** Types a line on the console, and waits for what it makes the guest say. */
+  async shell(line: string, said: RegExp): Promise<void> {
+    using control = await ControlClient.connect(controlSocketOf(this.name), { vm: this.name, clock });
+    const console = addAbortSignal(AbortSignal.timeout(DEADLINE_MS), await control.console());
+    // What came before is shown as well: this line comes after its echo.
+    console.write(`${line}\n`);
+    let text = '';
+    for await (const bytes of console) {
+      text += bytes;
+      if (said.test(text)) break;
     }
   }
 

@@ -4,6 +4,8 @@ import { mkdtempSync, readdirSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
+import type { Duplex } from 'node:stream';
+import { text } from 'node:stream/consumers';
 import { fileURLToPath } from 'node:url';
 import { afterEach, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest';
 import { ensureDemoGuest } from '../../guest/build.ts';
@@ -16,6 +18,7 @@ import { controlSocketOf, RunDirectory } from '../../src/control/run-directory.t
 import type { VmStatus } from '../../src/control/vm-status.ts';
 
 const DAEMON = fileURLToPath(new URL('../../src/host/main.ts', import.meta.url));
+const CLI = fileURLToPath(new URL('../../src/cli/main.ts', import.meta.url));
 const DEADLINE_MS = 60_000;
 
 let folder: string;
@@ -223,6 +226,54 @@ describe('a VM that a host owns', () => {
     const started = (await allEvents()).filter(({ kind }) => kind === 'qemu-started');
     expect(new Set(started.map(({ facts }) => facts.pid)).size).toBe(started.length);
     expect(await lastEventId()).toBeGreaterThan(6);
+  });
+});
+
+describe('the console of a VM that a host owns', () => {
+  /** What a console says, and waiting for a piece of it. */
+  async function take(console: Duplex, pattern: RegExp): Promise<string> {
+    let seen = '';
+    const cancel = clock.after(DEADLINE_MS, () =>
+      console.destroy(new Error(`no ${pattern} in: ${seen.slice(-2000)}`)),
+    );
+    for await (const bytes of console.iterator({ destroyOnReturn: false })) {
+      seen += bytes;
+      if (!pattern.test(seen)) continue;
+      cancel();
+      return seen;
+    }
+    throw new Error(`the console ended: ${seen.slice(-2000)}`);
+  }
+
+  it('is spoken to through the host, also over a takeover, and ends with the VM', async () => {
+    await declare();
+    await until('protected');
+    const console = await client.console('kept');
+    await take(console, /understudy-guest: ready[\s\S]*\/ # /);
+    console.write('n=1; echo sum""-$((n+1));\n');
+    await take(console, /sum-2\r/);
+    const { primary } = await keeperStatus();
+    process.kill(primary?.pid ?? 0, 'SIGKILL');
+    // The same shell, with what it knew.
+    console.write('echo sum""-$((n+2));\n');
+    await take(console, /sum-3\r/);
+    const later = await client.console('kept');
+    expect(await take(later, /sum-3\r/)).toContain('sum-2\r');
+    // A user whose own VMs are elsewhere reaches it through the host alone.
+    const elsewhere = {
+      UNDERSTUDY_RUN_DIR: join(folder, 'other'),
+      UNDERSTUDY_HOST_SOCKET: join(folder, 'run/host.sock'),
+    };
+    const command = spawn(process.execPath, [CLI, 'console', 'kept', '--linger', '5'], {
+      env: { ...process.env, ...elsewhere },
+      stdio: ['pipe', 'pipe', 'inherit'],
+    });
+    command.stdin.end('echo typed""-$((n+3));\n');
+    expect(await text(command.stdout)).toContain('typed-4\r');
+    const ended = [console, later].map((each) => once(each.resume(), 'close'));
+    await client.call('deleteVm', { params: { name: 'kept' } });
+    await Promise.all(ended);
+    await expect(client.console('kept')).rejects.toMatchObject({ code: 'HOST_VM_UNKNOWN' });
   });
 });
 

@@ -1,6 +1,17 @@
-import { closeSync, openSync, readdirSync, readFileSync, writeFileSync, writeSync } from 'node:fs';
+import {
+  closeSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterEach, describe, expect, it, vi } from 'vitest';
+import { afterEach, describe, expect, it, onTestFinished, vi } from 'vitest';
 import { systemClock as clock } from '../../src/base/clock.ts';
 import { identityOf, standsStill, waitForEnd } from '../../src/control/process-identity.ts';
 import { eventsPathOf, RunDirectory } from '../../src/control/run-directory.ts';
@@ -14,6 +25,26 @@ let vm: KeptVm;
 afterEach(() => vm[Symbol.asyncDispose]());
 
 describe('a VM whose keeper is killed', () => {
+  it('has its disk again with the next keeper, which does not make another one in its place', async () => {
+    const images = mkdtempSync(join(tmpdir(), 'us-lost-'));
+    onTestFinished(() => rmSync(images, { recursive: true }));
+    const path = join(images, 'data.qcow2');
+    const disk = { path, format: 'qcow2', size: '8MiB', create: true, unprotectedDisk: true };
+    vm = await KeptVm.start({ clients: 1, disks: [disk] });
+    await vm.shell('echo marked | dd of=/dev/vda conv=fsync,notrunc && echo writ""ten', /written/);
+    await vm.killKeeper();
+    renameSync(path, `${path}.away`);
+    await expect(vm.startKeeper()).rejects.toMatchObject({ code: 'BLOCK_IMAGE_MISSING' });
+    expect(readdirSync(images)).not.toContain('data.qcow2');
+    renameSync(`${path}.away`, path);
+    await vm.startKeeper();
+    expect(await vm.kinds()).toContain('inherited');
+    await vm.shell(
+      'dd if=/dev/vda iflag=direct bs=4096 count=1 2>/dev/null | head -c 4; echo ":re""ad"',
+      /mark:read/,
+    );
+  });
+
   it('stands still: none of its QEMUs runs on, though nobody clears them away', async () => {
     vm = await KeptVm.start({ clients: 1 });
     const { processes } = vm.record;
