@@ -21,7 +21,7 @@ import { fastifySchemaOf, PROBLEM_TYPE, swaggerOptions } from './openapi.ts';
 import { problemOf } from './problem.ts';
 import type { Problem } from './resources.ts';
 import { type Asked, type RouteId, routeOf, routes, takesKey } from './routes.ts';
-import { listenOnUnixSocket } from './unix-listener.ts';
+import { listenOnUnixSocket, type SocketAccess } from './unix-listener.ts';
 import { isUpgrade, Upgrades } from './upgrades.ts';
 
 /** A specification of the largest size, escaped for JSON, and what is around it. */
@@ -55,6 +55,8 @@ const UNPARSED: Readonly<Record<string, readonly [ApiErrorCode, string]>> = {
 export interface ApiServerOptions {
   readonly service: HostService;
   readonly socketPath: string;
+  /** Who may open it; by default the owner and the group of this process. */
+  readonly socketAccess?: SocketAccess;
   readonly clock: Clock;
   readonly log: Logger;
 }
@@ -107,7 +109,7 @@ export class ApiServer implements AsyncDisposable {
     const api = new ApiServer(options);
     try {
       await api.#prepare();
-      await listenOnUnixSocket(api.#app.server, options.socketPath);
+      await listenOnUnixSocket(api.#app.server, options.socketPath, options.socketAccess);
     } catch (thrown) {
       await api[Symbol.asyncDispose]();
       throw thrown;

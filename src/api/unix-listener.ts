@@ -1,20 +1,32 @@
 import { once } from 'node:events';
-import { lstatSync, rmSync } from 'node:fs';
+import { chownSync, lstatSync, rmSync } from 'node:fs';
 import { createConnection, type Server } from 'node:net';
 import { messageOf } from '../base/errors.ts';
 import { errnoNameOf } from '../linux/linux-error.ts';
 import { ApiError } from './api-error.ts';
 
 const SOCKET_PATH_BYTES_MAX = 107;
-/** Owner and group may connect. */
-const UMASK = 0o117;
+
+/** Who may connect. */
+export interface SocketAccess {
+  /** 0o660: owner and group. */
+  readonly mode: number;
+  /** Undefined: that of this process. */
+  readonly groupId: number | undefined;
+}
+
+const OWNER_AND_GROUP: SocketAccess = { mode: 0o660, groupId: undefined };
 
 /**
- * Listens on a unix socket of mode 0660. What a killed process left at `path` is replaced. Two that start at the
- * same time may both find a stale socket: the caller holds a lock against that.
+ * Listens on a unix socket, by default of mode 0660. What a killed process left at `path` is replaced. Two that start
+ * at the same time may both find a stale socket: the caller holds a lock against that.
  * @throws ApiError API_SOCKET_TAKEN, API_LISTEN_FAILED
  */
-export async function listenOnUnixSocket(server: Server, path: string): Promise<void> {
+export async function listenOnUnixSocket(
+  server: Server,
+  path: string,
+  { mode, groupId }: SocketAccess = OWNER_AND_GROUP,
+): Promise<void> {
   try {
     if (Buffer.byteLength(path) > SOCKET_PATH_BYTES_MAX) {
       throw new Error(`a socket's path has at most ${SOCKET_PATH_BYTES_MAX} bytes`);
@@ -22,13 +34,14 @@ export async function listenOnUnixSocket(server: Server, path: string): Promise<
     await removeStaleSocket(path);
     const listening = once(server, 'listening');
     // The mode has to be right from the first moment: `listen` binds before it returns.
-    const umask = process.umask(UMASK);
+    const umask = process.umask(0o777 & ~mode);
     try {
       server.listen(path);
     } finally {
       process.umask(umask);
     }
     await listening;
+    if (groupId !== undefined) chownSync(path, process.geteuid?.() ?? 0, groupId);
   } catch (cause) {
     if (cause instanceof ApiError) throw cause;
     throw new ApiError('API_LISTEN_FAILED', `cannot listen on ${path}: ${messageOf(cause)}`, {

@@ -45,6 +45,16 @@ export function jsonLogger(
   return { debug: at('debug'), info: at('info'), warn: at('warn'), error: at('error') };
 }
 
+/** Leaves out what is below the least level, which may change meanwhile. */
+export function levelledLogger(logger: Logger, leastLevel: () => LogLevel): Logger {
+  const at =
+    (level: LogLevel): Logger[LogLevel] =>
+    (message, facts) => {
+      if (LEVELS.indexOf(level) >= LEVELS.indexOf(leastLevel())) logger[level](message, facts);
+    };
+  return { debug: at('debug'), info: at('info'), warn: at('warn'), error: at('error') };
+}
+
 export const silentLogger: Logger = { debug() {}, info() {}, warn() {}, error() {} };
 
 /** The log of this process, of the level that the environment says. A wrong one is told: no VM fails to start for it. */

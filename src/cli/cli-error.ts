@@ -7,6 +7,11 @@ export type CliErrorCode =
   | 'CLI_INTERRUPTED'
   | 'CLI_MACHINE_UNFIT'
   | 'CLI_FILE_EXISTS'
+  | 'CLI_ROOT_NEEDED'
+  | 'CLI_NOT_INSTALLED'
+  | 'CLI_MANIFEST_UNREADABLE'
+  | 'CLI_TOOL_FAILED'
+  | 'CLI_VMS_RUN'
   | 'CLI_INTERNAL';
 
 export class CliError extends UnderstudyError<CliErrorCode> {}

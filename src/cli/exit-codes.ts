@@ -30,6 +30,7 @@ const BY_ERROR_CODE: Readonly<Record<string, keyof typeof EXIT_CODES>> = {
   API_UNREACHABLE: 'impossible',
   BLOCK_TOOL_MISSING: 'impossible',
   CLI_NODE_TOO_OLD: 'impossible',
+  CLI_ROOT_NEEDED: 'impossible',
   CLI_MACHINE_UNFIT: 'impossible',
   DEMO_NETWORK_FAILED: 'impossible',
   GUEST_TOOL_MISSING: 'impossible',

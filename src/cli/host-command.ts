@@ -3,13 +3,19 @@ import { CliError } from './cli-error.ts';
 
 const DAEMON = fileURLToPath(new URL('../host/main.ts', import.meta.url));
 
+interface HostFlags {
+  readonly config?: string;
+  readonly state?: string;
+  readonly socket?: string;
+}
+
 /** Becomes the daemon: the process that was started, by a person or by systemd, is the one that runs. */
-export function becomeHost({ state, socket }: { state?: string; socket?: string }): never {
-  const words = [
-    ...['--disable-warning=ExperimentalWarning', DAEMON],
-    ...(state === undefined ? [] : ['--state', state]),
-    ...(socket === undefined ? [] : ['--socket', socket]),
-  ];
+export function becomeHost(flags: HostFlags): never {
+  const given = (['config', 'state', 'socket'] as const).flatMap((name) => {
+    const value = flags[name];
+    return value === undefined ? [] : [`--${name}`, value];
+  });
+  const words = ['--disable-warning=ExperimentalWarning', DAEMON, ...given];
   if (process.execve === undefined) {
     throw new CliError('CLI_NODE_TOO_OLD', 'this Node cannot replace its process', {
       hint: 'Start it as `./run understudy host` or `bin/understudy host`, which bring Node 24 along.',

@@ -1,8 +1,18 @@
 import { readFileSync } from 'node:fs';
-import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
+import { Command, CommanderError, Option } from 'commander';
+import { HOST_CONFIG_EXAMPLE } from '../config/host-config-example.ts';
 import { VM_SPEC_EXAMPLE } from '../config/vm-spec-example.ts';
 import { CliError } from './cli-error.ts';
+import {
+  atLeastOne,
+  command,
+  examples,
+  type Finish,
+  positiveNumber,
+  wholeNumber,
+} from './command-definition.ts';
 import { EXIT_CODES, exitCodeOf, exitCodesText } from './exit-codes.ts';
+import { addInstallation } from './installation-definition.ts';
 import { Output } from './output.ts';
 
 /** Runs the command line `args` and returns the exit code. Never throws. */
@@ -37,6 +47,10 @@ export function buildProgram(out: Output, finish: (exitCode: number) => void): C
     .configureOutput({ writeErr: () => {} })
     .helpCommand(false)
     .addHelpText('after', `\n${exitCodesText()}\nMore on a command: understudy help COMMAND`);
+  program.hook('preAction', async (_, action) => {
+    if (HOST_CONFIG_UNUSED.includes(action.name())) return;
+    (await import('./host-settings.ts')).applyHostConfig();
+  });
   addRun(program, out, finish);
   addQueries(program, out, finish);
   addActions(program, out, finish);
@@ -44,25 +58,9 @@ export function buildProgram(out: Output, finish: (exitCode: number) => void): C
   addDeclared(program, out, finish);
   addState(program, out, finish);
   addHost(program, out, finish);
+  addInstallation(program, out, { finish, version: packageVersion() });
   addHelp(program);
   return program;
-}
-
-type Finish = (exitCode: number) => void;
-
-function command(parent: Command, usage: string, description: string): Command {
-  const [name = '', ...operands] = usage.split(' ');
-  const added = parent.command(name).description(description).helpOption('-h, --help', 'show help');
-  for (const operand of operands) added.argument(operand);
-  return added.addOption(jsonOption());
-}
-
-function jsonOption(): Option {
-  return new Option('--json', 'print JSON: one object, or a line for each event');
-}
-
-function examples(...lines: readonly string[]): string {
-  return `\nExamples:\n${lines.map((line) => `  ${line}\n`).join('')}`;
 }
 
 function addRun(program: Command, out: Output, finish: Finish): void {
@@ -196,9 +194,11 @@ function addActions(program: Command, out: Output, finish: Finish): void {
 /** What needs the host daemon. */
 function addDeclared(program: Command, out: Output, finish: Finish): void {
   command(program, 'host', 'be the daemon that owns the VMs of this machine, until SIGTERM or Ctrl-C')
+    .option('--config <file>', 'its configuration; by default /etc/understudy/host.yaml')
     .option('--state <directory>', 'what survives a reboot; by default /var/lib/understudy')
     .option('--socket <path>', 'where to listen; by default /run/understudy/host.sock')
     .addHelpText('after', examples('understudy host', 'understudy host --state /srv/understudy'))
+    .addHelpText('after', `\nA configuration with all keys:\n\n${HOST_CONFIG_EXAMPLE}`)
     .action(async (options) => (await import('./host-command.ts')).becomeHost(options));
   const waiting = (added: Command) =>
     added
@@ -340,6 +340,9 @@ function addHelp(program: Command): void {
     });
 }
 
+/** They read it themselves, or have no use for it and must work when it is wrong. */
+const HOST_CONFIG_UNUSED: readonly string[] = ['host', 'install', 'help', 'man'];
+
 const USAGE_HINT = '`understudy help` lists the commands.';
 
 function usageError({ code, message }: CommanderError): CliError {
@@ -347,23 +350,6 @@ function usageError({ code, message }: CommanderError): CliError {
   if (code === 'commander.help')
     return new CliError('CLI_USAGE', 'a command is missing', { hint: USAGE_HINT });
   return new CliError('CLI_USAGE', message.replace(/^error: /, ''), { hint: USAGE_HINT });
-}
-
-function positiveNumber(text: string): number {
-  const value = Number(text);
-  if (Number.isFinite(value) && value > 0) return value;
-  throw new InvalidArgumentError('Expected a number above 0.');
-}
-
-function atLeastOne(text: string): number {
-  const value = wholeNumber(text);
-  if (value > 0) return value;
-  throw new InvalidArgumentError('Expected at least 1.');
-}
-
-function wholeNumber(text: string): number {
-  if (/^\d{1,15}$/.test(text)) return Number(text);
-  throw new InvalidArgumentError('Expected a whole number.');
 }
 
 function packageVersion(): string {

@@ -10,6 +10,8 @@ export interface SpecText {
   readonly lines: LineCounter;
   /** How the text is called in messages, usually its file name. */
   readonly source: string;
+  /** What the whole of it is called in messages. */
+  readonly whole: string;
 }
 
 /** More would help nobody, and finding the lines of all could take minutes. */
@@ -40,14 +42,16 @@ interface Problem {
 
 function describe(issue: z.core.$ZodIssue, schema: z.ZodType, text: SpecText): Problem[] {
   if (issue.code !== 'unrecognized_keys') {
-    return [{ line: lineOf(issue.path, text), field: fieldName(issue.path), what: whatIsWrong(issue, text) }];
+    return [
+      { line: lineOf(issue.path, text), field: fieldName(issue.path, text), what: whatIsWrong(issue, text) },
+    ];
   }
   const known = fieldsAt(schema, issue.path);
   return firstOf(issue.keys).map((key) => {
     const path = [...issue.path, key];
     const meant = didYouMean(key, known);
     const advice = meant === undefined ? `known here: ${known.join(', ')}` : `did you mean ${meant}?`;
-    return { line: lineOf(path, text), field: fieldName(path), what: `unknown field (${advice})` };
+    return { line: lineOf(path, text), field: fieldName(path, text), what: `unknown field (${advice})` };
   });
 }
 
@@ -88,13 +92,13 @@ function shown(node: Found['node'], { document }: SpecText): string {
 
 /** Where a field of a text that was accepted stands, as `demo.yaml:7: disks[0]`. */
 export function placeOf(path: Path, text: SpecText): string {
-  return `${text.source}:${lineOf(path, text)}: ${fieldName(path)}`;
+  return `${text.source}:${lineOf(path, text)}: ${fieldName(path, text)}`;
 }
 
 /** `['nics', 0, 'mac']` → `nics[0].mac`. */
-export function fieldName(path: Path): string {
+export function fieldName(path: Path, { whole }: Pick<SpecText, 'whole'>): string {
   const name = path.map((step) => (typeof step === 'number' ? `[${step}]` : `.${String(step)}`)).join('');
-  return name === '' ? 'specification' : name.replace(/^\./, '');
+  return name === '' ? whole : name.replace(/^\./, '');
 }
 
 /** The line of a field: of its key where it has one, of what holds it where it is missing. */

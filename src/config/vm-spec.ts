@@ -1,13 +1,13 @@
 import { existsSync, readFileSync } from 'node:fs';
 import { dirname, resolve } from 'node:path';
-import { type Document, isScalar, LineCounter, parseDocument, visit } from 'yaml';
 import { ConfigError } from './config-error.ts';
 import { CONSENT_HINT, disksOf, needsConsent } from './spec-disks.ts';
-import { fieldName, firstOf, placeOf, type SpecText, specProblems } from './spec-problems.ts';
+import { fieldName, placeOf, type SpecText } from './spec-problems.ts';
 import { type BootSpec, type DiskSpec, type VmSpec, vmSpecSchema } from './vm-spec-schema.ts';
+import { parseYamlText } from './yaml-text.ts';
 
-/** Longer texts are no specification. Protects the parser. */
-const SPEC_BYTES_MAX = 1024 * 1024;
+/** What a specification is called in messages. */
+const WHOLE = 'specification';
 
 /**
  * Reads and checks a VM specification, and that the files it names exist.
@@ -47,21 +47,9 @@ export interface ParseOptions {
  * @throws {ConfigError} CONFIG_INVALID, CONFIG_UNPROTECTABLE
  */
 export function parseVmSpec(text: string, { source, directory = dirname(source) }: ParseOptions): VmSpec {
-  if (text.length > SPEC_BYTES_MAX) throw invalid([`${source}:1: specification: is longer than 1 MiB`]);
-  const lines = new LineCounter();
-  const document = parseDocument(text, { lineCounter: lines, prettyErrors: false, uniqueKeys: false });
-  const errors = document.errors.map(({ pos, message }) => ({ offset: pos[0], message }));
-  const wrong = errors.length > 0 ? errors : keysGivenTwice(document);
-  if (wrong.length > 0) {
-    throw invalid(
-      firstOf(wrong).map(({ offset, message }) => `${source}:${lines.linePos(offset).line}: ${message}`),
-    );
-  }
-  const specText: SpecText = { document, lines, source };
-  const result = vmSpecSchema.safeParse(plainValue(specText));
-  if (!result.success) throw invalid(specProblems(result.error.issues, vmSpecSchema, specText));
-  refuseUnprotectable(result.data, specText);
-  return withAbsolutePaths(result.data, resolve(directory));
+  const { value, text: specText } = parseYamlText(text, vmSpecSchema, { source, whole: WHOLE });
+  refuseUnprotectable(value, specText);
+  return withAbsolutePaths(value, resolve(directory));
 }
 
 function readSpec(path: string): string {
@@ -74,40 +62,6 @@ function readSpec(path: string): string {
       cause,
     });
   }
-}
-
-function plainValue({ document, source }: SpecText): unknown {
-  try {
-    return document.toJS();
-  } catch (cause) {
-    // Aliases that multiply ("billion laughs").
-    throw invalid([`${source}:1: specification: too many aliases`], cause);
-  }
-}
-
-function invalid(problems: readonly string[], cause?: unknown): ConfigError {
-  return new ConfigError('CONFIG_INVALID', problems.join('\n'), {
-    hint: 'Correct the lines that are named.',
-    facts: { problems },
-    cause,
-  });
-}
-
-/** The parser has this check too, but compares each key with each: a minute for a specification full of them. */
-function keysGivenTwice(document: Document): { offset: number; message: string }[] {
-  const found: { offset: number; message: string }[] = [];
-  visit(document, {
-    Map: (_, { items }) => {
-      const seen = new Set<unknown>();
-      for (const { key } of items) {
-        if (!isScalar(key)) continue;
-        if (seen.has(key.value))
-          found.push({ offset: key.range?.[0] ?? 0, message: 'Map keys must be unique' });
-        seen.add(key.value);
-      }
-    },
-  });
-  return found;
 }
 
 /** Disks are not part of an epoch yet: after a failover they are newer than memory. Who accepts that has to say so. */
@@ -152,7 +106,7 @@ function namedFiles(spec: VmSpec): { field: string; file: string }[] {
           ...(boot.initrd === undefined ? [] : [{ field: 'boot.initrd', file: boot.initrd }]),
         ];
   const diskFiles = disksOf(spec).flatMap(({ field, disk: { path, create, backing } }) => {
-    const name = fieldName(field);
+    const name = fieldName(field, { whole: WHOLE });
     return [
       // One that is to be made need not be there.
       ...(create ? [] : [{ field: `${name}.path`, file: path }]),

@@ -5,25 +5,17 @@ import { join, resolve } from 'node:path';
 import { createInterface } from 'node:readline';
 import type { Readable } from 'node:stream';
 import { fileURLToPath } from 'node:url';
-import { z } from 'zod';
 import { cacheDirectory } from '../base/cache-directory.ts';
 import type { Clock } from '../base/clock.ts';
 import { makeDirectory } from '../base/make-directory.ts';
-import type { Trace } from '../base/trace.ts';
 import { decodeLine } from './control-protocol.ts';
-import { KeeperError, type KeeperErrorCode } from './keeper-error.ts';
+import { KeeperError } from './keeper-error.ts';
+import { type KeeperWishes, wordsOf } from './keeper-wishes.ts';
 import { memoryRoot, runRoot } from './run-paths.ts';
+import { assertStarted, startOutcomeSchema } from './start-outcome.ts';
 
 const KEEPER = fileURLToPath(new URL('../keeper/main.ts', import.meta.url));
 const LAST_WORDS_CHARACTERS = 4000;
-
-const outcomeSchema = z.union([
-  z.object({ ok: z.literal(true), pid: z.int() }),
-  z.object({
-    ok: z.literal(false),
-    error: z.looseObject({ code: z.string(), message: z.string(), hint: z.string().optional() }),
-  }),
-]);
 
 /**
  * Where Node keeps what it has made of our sources. With it a keeper need not load the compiler for TypeScript, and goes
@@ -40,21 +32,6 @@ function compileCache(): Record<string, string> {
   return { NODE_COMPILE_CACHE: directory };
 }
 
-/** What a host wants of a keeper beside the specification. */
-export interface KeeperOrders {
-  /** Whether a shadow is wanted, whatever the specification says. */
-  readonly shadowWanted?: boolean | undefined;
-  /** A host's directory, in which the state of its VMs is saved. */
-  readonly stateDirectory?: string | undefined;
-  readonly startFrom?: 'snapshot' | undefined;
-  /** Its tokens begin above this number. */
-  readonly tokenAbove?: number | undefined;
-  /** Where it leaves how it ended; by default nowhere. */
-  readonly endPath?: string | undefined;
-  /** The request that it is started for, for its log. */
-  readonly trace?: Trace | undefined;
-}
-
 /** A keeper that this process starts. It has a session of its own: a terminal's Ctrl-C does not reach it. */
 export class KeeperProcess {
   readonly #child: ChildProcess;
@@ -66,12 +43,12 @@ export class KeeperProcess {
   /** `source` is where the specification came from, for messages and relative paths; by default the file itself. */
   constructor(
     specPath: string,
-    { vm, source = resolve(specPath), orders = {} }: { vm: string; source?: string; orders?: KeeperOrders },
+    { vm, source = resolve(specPath), wishes = {} }: { vm: string; source?: string; wishes?: KeeperWishes },
   ) {
     this.#vm = vm;
     const spec = openSync(specPath, 'r');
     try {
-      this.#child = spawn(process.execPath, [KEEPER, '--source', source, ...wordsOf(orders)], {
+      this.#child = spawn(process.execPath, [KEEPER, '--source', source, ...wordsOf(wishes)], {
         detached: true,
         // Not ours, which may be on a file system that is to be unmounted one day.
         cwd: '/',
@@ -101,12 +78,8 @@ export class KeeperProcess {
     const spoken = once(lines, 'line').then(([line]) => ({ line: String(line), code: 0 }));
     const first = await Promise.race([spoken, silent]);
     const outcome =
-      first.line === undefined ? undefined : outcomeSchema.safeParse(decodeLine(first.line)).data;
-    if (outcome?.ok) return;
-    if (outcome !== undefined) {
-      const { code, message, hint, ...facts } = outcome.error;
-      throw new KeeperError(code as KeeperErrorCode, message, { facts, ...(hint !== undefined && { hint }) });
-    }
+      first.line === undefined ? undefined : startOutcomeSchema.safeParse(decodeLine(first.line)).data;
+    if (outcome !== undefined) return assertStarted(outcome);
     throw new KeeperError('KEEPER_START_FAILED', `the keeper of ${this.#vm} ended before it had started`, {
       hint: `It said: ${this.#lastWords.trim() || 'nothing'}`,
       facts: { exitCode: first.code },
@@ -138,14 +111,3 @@ export class KeeperProcess {
 }
 
 /** As the keeper reads them. */
-function wordsOf(orders: KeeperOrders): string[] {
-  const { shadowWanted, stateDirectory, startFrom, tokenAbove, endPath, trace } = orders;
-  return [
-    ...(shadowWanted === undefined ? [] : ['--shadow', shadowWanted ? 'on' : 'off']),
-    ...(stateDirectory === undefined ? [] : ['--state', stateDirectory]),
-    ...(startFrom === undefined ? [] : ['--from', startFrom]),
-    ...(tokenAbove === undefined ? [] : ['--token-above', String(tokenAbove)]),
-    ...(endPath === undefined ? [] : ['--end', endPath]),
-    ...(trace === undefined ? [] : ['--trace', trace]),
-  ];
-}

@@ -1,3 +1,4 @@
+import { existsSync } from 'node:fs';
 import { homedir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { refusedDirectory } from './own-directory.ts';
@@ -5,9 +6,9 @@ import { refusedDirectory } from './own-directory.ts';
 type Env = Readonly<Record<string, string | undefined>>;
 
 /** `$UNDERSTUDY_RUN_DIR`, else `/run/understudy` for root and `$XDG_RUNTIME_DIR/understudy` for other users. */
-export function runRoot(env: Env = process.env): string {
+export function runRoot(env: Env = process.env, isRoot = runsAsRoot()): string {
   if (env.UNDERSTUDY_RUN_DIR) return resolve(env.UNDERSTUDY_RUN_DIR);
-  if (process.geteuid?.() === 0) return '/run/understudy';
+  if (isRoot) return '/run/understudy';
   if (env.XDG_RUNTIME_DIR) return join(env.XDG_RUNTIME_DIR, 'understudy');
   throw refusedDirectory('there is no directory for run-time files: XDG_RUNTIME_DIR is not set', {
     hint: 'Set UNDERSTUDY_RUN_DIR to a directory of yours, with a short path.',
@@ -53,7 +54,7 @@ export function acceleratorCacheFile(cacheDir: string): string {
  */
 export function stateDirectory(env: Env = process.env): string {
   if (env.UNDERSTUDY_STATE_DIR) return resolve(env.UNDERSTUDY_STATE_DIR);
-  if (process.geteuid?.() === 0) return '/var/lib/understudy';
+  if (runsAsRoot()) return '/var/lib/understudy';
   return join(env.XDG_STATE_HOME || join(homedir(), '.local/state'), 'understudy');
 }
 
@@ -69,6 +70,32 @@ export function savedStatePaths(
 }
 
 /** Where the host of this user listens. */
-export function hostSocket(env: Env = process.env): string {
-  return env.UNDERSTUDY_HOST_SOCKET ? resolve(env.UNDERSTUDY_HOST_SOCKET) : join(runRoot(env), 'host.sock');
+export function hostSocket(env: Env = process.env, isRoot = runsAsRoot()): string {
+  return env.UNDERSTUDY_HOST_SOCKET
+    ? resolve(env.UNDERSTUDY_HOST_SOCKET)
+    : join(runRoot(env, isRoot), 'host.sock');
+}
+
+/**
+ * Where to ask for a host: that of this user, else that of the machine, whose socket is open to its group. `exists` is
+ * for tests.
+ */
+export function hostSocketToAsk(
+  env: Env = process.env,
+  { isRoot = runsAsRoot(), exists = existsSync }: SocketSearch = {},
+): string {
+  const ofMachine = '/run/understudy/host.sock';
+  if (env.UNDERSTUDY_HOST_SOCKET || isRoot) return hostSocket(env, isRoot);
+  if (env.UNDERSTUDY_RUN_DIR === undefined && env.XDG_RUNTIME_DIR === undefined) return ofMachine;
+  const own = hostSocket(env, isRoot);
+  return exists(own) || !exists(ofMachine) ? own : ofMachine;
+}
+
+interface SocketSearch {
+  readonly isRoot?: boolean;
+  readonly exists?: (path: string) => boolean;
+}
+
+function runsAsRoot(): boolean {
+  return process.geteuid?.() === 0;
 }

@@ -9,6 +9,7 @@ import type { EventLog } from './event-log.ts';
 import type { HostMetrics } from './host-metrics.ts';
 import { type FleetSight, KeeperFleet, NOTHING } from './keeper-fleet.ts';
 import { KeeperLedger } from './keeper-ledger.ts';
+import type { StartKeeper } from './keeper-starters.ts';
 import { type HostAction, reconcile, type VmSight } from './reconcile.ts';
 import type { SavedStates } from './saved-states.ts';
 import type { StateDatabase } from './state-database.ts';
@@ -17,8 +18,6 @@ import type { VmTokens } from './vm-tokens.ts';
 
 /** A VM that has run for so long is no longer one that does not start. */
 const SETTLED_MS = 60_000;
-/** A keeper that is starting or ending shows no event until it has; and traces may be removed by others. */
-const LOOK_INTERVAL_MS = 5000;
 
 const SAVED_KINDS = ['suspended', 'snapshot'] as const;
 
@@ -29,7 +28,8 @@ export interface ConvergenceOptions {
   readonly tokens: VmTokens;
   readonly metrics: HostMetrics;
   readonly saved: SavedStates;
-  readonly specDirectory: string;
+  readonly startKeeper: StartKeeper;
+  readonly lookIntervalMs: number;
   readonly endDirectory: string;
   readonly stateDirectory: string;
   readonly clock: Clock;
@@ -62,12 +62,14 @@ export class Convergence implements AsyncDisposable {
   /** VMs about which something is new. */
   readonly #toLookAt = new Set<string>();
   #closing = false;
+  #lookIntervalMs: number;
 
   constructor(options: ConvergenceOptions) {
     this.#options = options;
-    const { specDirectory, endDirectory, stateDirectory, clock, events } = options;
+    const { startKeeper, endDirectory, stateDirectory, clock, events } = options;
+    this.#lookIntervalMs = options.lookIntervalMs;
     this.fleet = new KeeperFleet({
-      specDirectory,
+      startKeeper,
       endDirectory,
       stateDirectory,
       clock,
@@ -80,6 +82,12 @@ export class Convergence implements AsyncDisposable {
 
   /** Takes the VMs back that run, and goes on from there. */
   begin(): void {
+    this.#lookAtAll();
+  }
+
+  /** From now on; and once at once. */
+  lookEvery(intervalMs: number): void {
+    this.#lookIntervalMs = intervalMs;
     this.#lookAtAll();
   }
 
@@ -137,9 +145,10 @@ export class Convergence implements AsyncDisposable {
   }
 
   #lookAtAll(): void {
+    this.#options.events.forgetWhenDue();
     const declared = this.#options.inventory.outlines();
     this.#sights = this.fleet.look(declared.map(({ name }) => name));
-    this.#decide(declared, this.#options.clock.nowMs() + LOOK_INTERVAL_MS);
+    this.#decide(declared, this.#options.clock.nowMs() + this.#lookIntervalMs);
   }
 
   #decide(declared: readonly VmOutline[], lookAtMs: number): void {
@@ -155,7 +164,7 @@ export class Convergence implements AsyncDisposable {
 
   #sight(vm: VmOutline, nowMs: number): VmSight {
     const care = this.#careOf(vm.name);
-    const { keeper, shadowWanted, leftShadow } = this.sightOf(vm.name);
+    const { keeper, shadowWanted, leftVm } = this.sightOf(vm.name);
     if (keeper === 'alive' && vm.desired === 'running' && !care.busy) {
       care.problem = null;
       care.trace = undefined;
@@ -165,7 +174,7 @@ export class Convergence implements AsyncDisposable {
     }
     // Only what was started and is gone has left one that says something.
     const end = keeper === 'none' && vm.started !== null ? this.fleet.endOf(vm.name)?.reason : undefined;
-    const couldGoOn = leftShadow && this.#options.saved.look()(vm.name).suspended === null;
+    const couldGoOn = leftVm && this.#options.saved.look()(vm.name).suspended === null;
     return { vm, keeper, end, shadowWanted, couldGoOn, ...care };
   }
 

@@ -4,17 +4,26 @@ import type { VmEvent } from '../control/vm-event.ts';
 import type { StateDatabase } from './state-database.ts';
 import type { VmTokens } from './vm-tokens.ts';
 
-const EVENTS_KEPT = 100_000;
-const TRIM_EVERY = 1000;
-/** By their count: numbers jump ahead when a backup is restored. */
-const TRIM = 'DELETE FROM events WHERE id < (SELECT id FROM events ORDER BY id DESC LIMIT 1 OFFSET ?)';
+export interface EventRetention {
+  readonly retentionDays: number;
+  readonly retentionMax: number;
+}
 
-/** What happened on this host, numbered, kept over restarts; the oldest are forgotten after a hundred thousand. */
+const DEFAULT_RETENTION: EventRetention = { retentionDays: 365, retentionMax: 100_000 };
+const FORGET_EVERY_EVENTS = 1000;
+const FORGET_EVERY_MS = 60_000;
+/** More at a time would keep everybody waiting. */
+const FORGET_AT_ONCE = 5000;
+const DAY_MS = 24 * 3600 * 1000;
+
+/** What happened on this host, numbered, kept over restarts for as long as the retention says. */
 export class EventLog {
   readonly #database: StateDatabase;
   readonly #clock: Clock;
   readonly #tokens: VmTokens;
   readonly #listeners = new Set<(event: HostEvent) => void>();
+  #retention = DEFAULT_RETENTION;
+  #forgotAtMs = Number.NEGATIVE_INFINITY;
 
   constructor(database: StateDatabase, { clock, tokens }: { clock: Clock; tokens: VmTokens }) {
     this.#database = database;
@@ -57,7 +66,66 @@ export class EventLog {
     return Number(row?.seq ?? 0);
   }
 
+  /**
+   * Events after this number. Where some of them have been forgotten the first one says so: a reader that resumes must
+   * not take a gap for silence.
+   */
   since(after: number, { limit, vm }: { limit: number; vm: string | undefined }): HostEvent[] {
+    const forgotten = this.#oldestId() - 1;
+    if (after === 0 || after >= forgotten) return this.#read(after, { limit, vm });
+    const time = new Date(this.#clock.wallMs()).toISOString();
+    const gap = {
+      id: forgotten,
+      time,
+      vm: null,
+      kind: 'events-forgotten',
+      epoch: null,
+      token: null,
+      facts: { after },
+    };
+    return [gap, ...this.#read(forgotten, { limit: limit - 1, vm })];
+  }
+
+  retain(retention: EventRetention): void {
+    this.#retention = retention;
+    this.#forgotAtMs = Number.NEGATIVE_INFINITY;
+    this.forgetWhenDue();
+  }
+
+  /** To be called now and then: events become too old without anything happening. */
+  forgetWhenDue(): void {
+    if (this.#clock.nowMs() - this.#forgotAtMs >= FORGET_EVERY_MS) this.#forget();
+  }
+
+  /** The oldest beyond the retention, in a bounded number; the rest soon afterwards. */
+  #forget(): void {
+    const { retentionDays, retentionMax } = this.#retention;
+    const database = this.#database;
+    const oldestId = this.#oldestId();
+    const tooOld = new Date(this.#clock.wallMs() - retentionDays * DAY_MS).toISOString();
+    // Ids and times grow together but for a moment: the first that is young enough ends what is looked at.
+    const young = database.statement('SELECT id FROM events WHERE time >= ? ORDER BY id LIMIT 1').get(tooOld);
+    // By their count: numbers jump ahead when a backup is restored.
+    const tooMany = database
+      .statement('SELECT id FROM events ORDER BY id DESC LIMIT 1 OFFSET ?')
+      .get(retentionMax);
+    const keptFromId = Math.max(Number(young?.id ?? this.#nextId()), Number(tooMany?.id ?? 0) + 1);
+    const untilId = Math.min(keptFromId, oldestId + FORGET_AT_ONCE);
+    if (untilId > oldestId) database.statement('DELETE FROM events WHERE id < ?').run(untilId);
+    this.#forgotAtMs = untilId < keptFromId ? Number.NEGATIVE_INFINITY : this.#clock.nowMs();
+  }
+
+  #oldestId(): number {
+    const oldest = this.#database.statement('SELECT min(id) AS id FROM events').get()?.id;
+    return Number(oldest ?? this.#nextId());
+  }
+
+  #nextId(): number {
+    const row = this.#database.statement("SELECT seq FROM sqlite_sequence WHERE name = 'events'").get();
+    return Number(row?.seq ?? 0) + 1;
+  }
+
+  #read(after: number, { limit, vm }: { limit: number; vm: string | undefined }): HostEvent[] {
     const rows =
       vm === undefined
         ? this.#database.statement('SELECT * FROM events WHERE id > ? ORDER BY id LIMIT ?').all(after, limit)
@@ -90,7 +158,7 @@ export class EventLog {
       .statement('INSERT INTO events (time, vm, kind, token, epoch, facts) VALUES (?, ?, ?, ?, ?, ?)')
       .run(event.time, event.vm, event.kind, event.token, event.epoch, JSON.stringify(event.facts));
     const id = Number(lastInsertRowid);
-    if (id % TRIM_EVERY === 0) this.#database.statement(TRIM).run(EVENTS_KEPT - 1);
+    if (id % FORGET_EVERY_EVENTS === 0) this.#forget();
     return { id, ...event };
   }
 

@@ -29,7 +29,8 @@ afterEach(() => {
 function open(): Host {
   return new Host({
     databasePath: join(folder, 'host.db'),
-    specDirectory: join(folder, 'specs'),
+    startKeeper: async () => expect.unreachable('nothing is to be started here'),
+    settings: { retention: { retentionDays: 365, retentionMax: 100_000 }, lookIntervalMs: 5000 },
     endDirectory: join(folder, 'ends'),
     stateDirectory: folder,
     ...{ version: '0', clock, log },

@@ -24,9 +24,10 @@ import type { Termination, VmSpec } from '../config/vm-spec-schema.ts';
 import { checkSpec } from '../qemu/protectability.ts';
 import { AnswerStore } from './answer-store.ts';
 import { Convergence } from './convergence.ts';
-import { EventLog } from './event-log.ts';
+import { EventLog, type EventRetention } from './event-log.ts';
 import { HostError } from './host-error.ts';
 import { HostMetrics } from './host-metrics.ts';
+import type { StartKeeper } from './keeper-starters.ts';
 import { machineFacts } from './machine-facts.ts';
 import { cannotEnd, isSuspended, noSavedState, runs } from './refusals.ts';
 import { type SavedKind, SavedStates } from './saved-states.ts';
@@ -35,9 +36,17 @@ import { type DeclaredVm, VmInventory } from './vm-inventory.ts';
 import { type CountedVm, vmStats } from './vm-stats.ts';
 import { VmTokens } from './vm-tokens.ts';
 
+/** What may change while the host runs. */
+export interface HostSettings {
+  readonly retention: EventRetention;
+  /** A keeper that is starting or ending shows no event until it has; and traces may be removed by others. */
+  readonly lookIntervalMs: number;
+}
+
 export interface HostOptions {
   readonly databasePath: string;
-  readonly specDirectory: string;
+  readonly startKeeper: StartKeeper;
+  readonly settings: HostSettings;
   /** Where keepers leave how they ended. */
   readonly endDirectory: string;
   /** Where the state of VMs is saved. */
@@ -79,8 +88,10 @@ export class Host implements HostService, AsyncDisposable {
     this.#metrics = new HostMetrics(options);
     this.#events.onEvent(() => this.#metrics.noteEvent());
     this.#saved = new SavedStates(options.stateDirectory);
+    this.#events.retain(options.settings.retention);
     this.#convergence = new Convergence({
       ...options,
+      lookIntervalMs: options.settings.lookIntervalMs,
       database: this.#database,
       inventory: this.#inventory,
       events: this.#events,
@@ -282,6 +293,12 @@ export class Host implements HostService, AsyncDisposable {
 
   storeAnswer(key: string, answer: StoredAnswer): void {
     this.#answers.store(key, answer);
+  }
+
+  /** Takes other settings over; VMs do not notice. */
+  apply({ retention, lookIntervalMs }: HostSettings): void {
+    this.#events.retain(retention);
+    this.#convergence.lookEvery(lookIntervalMs);
   }
 
   /** Lets the VMs be; what is under way with them comes to its end first. */

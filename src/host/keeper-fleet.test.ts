@@ -50,7 +50,7 @@ async function keeperThat(answer: (request: Said) => object): Promise<void> {
 function fleet(): KeeperFleet {
   return new KeeperFleet({
     ...{
-      specDirectory: folder,
+      startKeeper: async () => {},
       endDirectory: folder,
       stateDirectory: folder,
       clock,

@@ -1,4 +1,4 @@
-import { rmSync, writeFileSync } from 'node:fs';
+import { rmSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Duplex } from 'node:stream';
 import type { RequestContext } from '../api/host-service.ts';
@@ -10,12 +10,12 @@ import { ControlClient } from '../control/control-client.ts';
 import type { FailoverReport } from '../control/failover-report.ts';
 import { type KeeperEnd, readEnd } from '../control/keeper-end.ts';
 import { KeeperError } from '../control/keeper-error.ts';
-import { KeeperProcess } from '../control/keeper-process.ts';
 import { type KeeperFigures, KeeperScrape } from '../control/keeper-scrape.ts';
 import { bootId, waitForEnd } from '../control/process-identity.ts';
 import { controlSocketOf, type FoundVm, type GivenSpec, RunDirectory } from '../control/run-directory.ts';
 import type { VmEvent } from '../control/vm-event.ts';
 import type { Phase } from '../shadow/protection.ts';
+import type { StartKeeper } from './keeper-starters.ts';
 import { KeeperWatch } from './keeper-watch.ts';
 import type { KeeperSight } from './reconcile.ts';
 import type { DeclaredVm } from './vm-inventory.ts';
@@ -23,8 +23,8 @@ import type { DeclaredVm } from './vm-inventory.ts';
 const KEEPER_END_DEADLINE_MS = 15_000;
 
 export interface KeeperFleetOptions {
-  /** Where specifications lie for keepers to read. */
-  readonly specDirectory: string;
+  /** Starts a keeper; resolves when its VM runs. @throws what kept it from starting */
+  readonly startKeeper: StartKeeper;
   /** Where keepers leave how they ended. */
   readonly endDirectory: string;
   /** Where keepers save the state of their VMs. */
@@ -46,8 +46,8 @@ export interface FleetSight {
   /** Of the QEMU that acts or acted last, as far as its keeper wrote it down. */
   readonly token: number | undefined;
   readonly shadowWanted: boolean | undefined;
-  /** A keeper that was killed left a shadow in sync. */
-  readonly leftShadow: boolean;
+  /** A keeper that was killed left something to go on from: a shadow in sync, or a QEMU that stands still. */
+  readonly leftVm: boolean;
 }
 
 export const NOTHING: FleetSight = {
@@ -56,7 +56,7 @@ export const NOTHING: FleetSight = {
   pid: undefined,
   token: undefined,
   shadowWanted: undefined,
-  leftShadow: false,
+  leftVm: false,
 };
 
 /**
@@ -111,11 +111,8 @@ export class KeeperFleet implements Disposable {
     { name, spec, directory, shadowWanted, startFrom }: DeclaredVm,
     { tokenAbove, left, trace }: RequestContext & { tokenAbove: number; left: GivenSpec | undefined },
   ): Promise<void> {
-    const path = this.#specPath(name);
     const { text, source } = left ?? { text: spec, source: join(directory, `${name}.yaml`) };
-    // A file and not a pipe: were this process killed, half a specification might be read as a whole one.
-    writeFileSync(path, text, { mode: 0o600, flush: true });
-    const orders = {
+    const wishes = {
       stateDirectory: this.#options.stateDirectory,
       endPath: this.#endPath(name),
       shadowWanted: shadowWanted ?? undefined,
@@ -123,13 +120,7 @@ export class KeeperFleet implements Disposable {
       tokenAbove,
       trace,
     };
-    const keeper = new KeeperProcess(path, { vm: name, source, orders });
-    try {
-      await keeper.started();
-    } finally {
-      keeper.release();
-      rmSync(path, { force: true });
-    }
+    await this.#options.startKeeper({ name, spec: text, source, wishes });
   }
 
   /** Resolves when nothing is left of the VM. @throws KeeperError KEEPER_NO_ANSWER, … */
@@ -210,21 +201,17 @@ export class KeeperFleet implements Disposable {
     }
   }
 
-  #specPath(name: string): string {
-    return join(this.#options.specDirectory, `${name}.yaml`);
-  }
-
   #endPath(name: string): string {
     return join(this.#options.endDirectory, `${name}.json`);
   }
 
   #sightOf(name: string, found: FoundVm | undefined): FleetSight {
     if (found === undefined) return NOTHING;
-    const { keeper, record } = found;
+    const { keeper, record, orphan } = found;
     const token = record?.bootId === bootId() ? record.token : undefined;
     if (keeper === 'lost') {
-      const leftShadow = record !== undefined && record.shadow !== null;
-      return { ...NOTHING, keeper: record?.failed ? 'failed' : 'lost', token, leftShadow };
+      const leftVm = (record !== undefined && record.shadow !== null) || orphan !== undefined;
+      return { ...NOTHING, keeper: record?.failed ? 'failed' : 'lost', token, leftVm };
     }
     // A record that cannot be read is being replaced by a keeper that starts.
     const watch = record === undefined ? undefined : this.#watch(name, record.keeper);
@@ -234,7 +221,7 @@ export class KeeperFleet implements Disposable {
       pid: record?.keeper.pid,
       token,
       shadowWanted: watch?.shadowWanted,
-      leftShadow: false,
+      leftVm: false,
     };
   }
 

@@ -1,31 +1,55 @@
 /**
  * The daemon that owns the VMs of this machine, started by `understudy host` or by systemd:
  *
- *   node src/host/main.ts [--state DIRECTORY] [--socket PATH]
+ *   node src/host/main.ts [--config PATH] [--state DIRECTORY] [--socket PATH]
  *
- * It listens on a unix socket for those of its group. Its log goes to standard error as JSON lines. SIGTERM and
- * SIGINT end it; the VMs run on, and the next daemon takes them back.
- * Exit codes: 0 it was told to end, 1 it could not start, 70 a fault of the daemon.
+ * docs/host-configuration.md explains its configuration. It listens on a unix socket for those of its group. Its log
+ * goes to standard error as JSON lines. SIGHUP has it read the configuration again; SIGTERM and SIGINT end it; the VMs
+ * run on, and the next daemon takes them back.
+ * Exit codes: 0 it was told to end, 1 it could not start, 70 a fault of the daemon, 78 its configuration is wrong.
  */
 import { readFileSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { parseArgs } from 'node:util';
 import { ApiServer } from '../api/api-server.ts';
+import type { SocketAccess } from '../api/unix-listener.ts';
 import { systemClock as clock } from '../base/clock.ts';
 import { errorFacts, messageOf } from '../base/errors.ts';
-import { processLogger } from '../base/logger.ts';
+import { jsonLogger, type LogLevel, levelledLogger, logLevelFrom } from '../base/logger.ts';
 import { makeDirectory } from '../base/make-directory.ts';
+import { ConfigError } from '../config/config-error.ts';
+import {
+  changedKeys,
+  environmentOf,
+  type HostConfigPlace,
+  hostConfigPlace,
+  loadHostConfig,
+} from '../config/host-config.ts';
+import type { HostConfig } from '../config/host-config-schema.ts';
+import { keepersAreUnits, startKeeperUnit, systemdRuns } from '../control/keeper-unit.ts';
 import { makeOwnDirectory } from '../control/own-directory.ts';
 import { hostSocket, runRoot, stateDirectory } from '../control/run-paths.ts';
-import { Host } from './host.ts';
+import { groupIdOf } from '../linux/group.ts';
+import { ServiceManager } from '../linux/service-manager.ts';
+import { Host, type HostSettings } from './host.ts';
+import { HostError } from './host-error.ts';
+import { type StartKeeper, startDirectly } from './keeper-starters.ts';
 
 const EXIT_FAILED = 1;
 const EXIT_FAULT = 70;
+/** sysexits.h: systemd does not try again. */
+const EXIT_CONFIG = 78;
+const DEFAULT_GROUP = 'understudy';
 
-const log = processLogger((line) => process.stderr.write(line), clock.wallMs);
+let logLevel: LogLevel = 'info';
+const log = levelledLogger(
+  jsonLogger((line) => process.stderr.write(line), clock.wallMs, { level: 'debug' }),
+  () => logLevel,
+);
 const told = Promise.withResolvers<NodeJS.Signals>();
 for (const signal of ['SIGTERM', 'SIGINT'] as const) process.on(signal, told.resolve);
-process.on('SIGHUP', () => {});
+let reload = () => {};
+process.on('SIGHUP', () => reload());
 // Keepers do not depend on this process: to end it is the safe thing to do when nobody knows its state.
 for (const event of ['uncaughtException', 'unhandledRejection'] as const) {
   process.on(event, (fault: unknown) => {
@@ -41,27 +65,115 @@ process.exit();
 
 async function main(): Promise<number> {
   try {
-    const { state, socket } = parseArgs({
-      options: {
-        state: { type: 'string', default: stateDirectory() },
-        socket: { type: 'string', default: hostSocket() },
-      },
+    const flags = parseArgs({
+      options: { config: { type: 'string' }, state: { type: 'string' }, socket: { type: 'string' } },
     }).values;
-    const specDirectory = join(resolve(state), 'specs');
-    const endDirectory = join(resolve(state), 'ends');
+    const place = hostConfigPlace(flags.config);
+    const config = loadHostConfig(place);
+    logLevel = levelOf(config);
+    if (config.listen !== undefined) refuseTcp(place);
+    Object.assign(process.env, environmentOf(config, process.env));
+    const state = resolve(flags.state ?? stateDirectory());
+    const socketPath = resolve(flags.socket ?? hostSocket());
+    const socketAccess = accessOf(config.socket);
+    const specDirectory = join(state, 'specs');
+    const endDirectory = join(state, 'ends');
     for (const path of [specDirectory, endDirectory]) makeDirectory(path, { mode: 0o700 });
-    makeOwnDirectory(runRoot(), { othersMayPass: false });
-    const databasePath = join(resolve(state), 'host.db');
-    const directories = { specDirectory, endDirectory, stateDirectory: resolve(state) };
-    await using host = new Host({ databasePath, ...directories, version: packageVersion(), clock, log });
-    await using _server = await ApiServer.listen({ service: host, socketPath: resolve(socket), clock, log });
-    log.info('host listens', { socket: resolve(socket), state: resolve(state), pid: process.pid });
-    log.info('host ends', { signal: await told.promise });
+    // The socket lies in there by default.
+    makeOwnDirectory(runRoot(), { othersMayPass: socketAccess.groupId !== undefined });
+    using manager = ServiceManager.of(process.env, { clock, log });
+    await using host = new Host({
+      databasePath: join(state, 'host.db'),
+      endDirectory,
+      stateDirectory: state,
+      startKeeper: keeperStarter(config.keepers.start, specDirectory),
+      settings: settingsOf(config),
+      version: packageVersion(),
+      clock,
+      log,
+    });
+    await using _server = await ApiServer.listen({ service: host, socketPath, socketAccess, clock, log });
+    reload = reloader(config, { place, host, manager });
+    log.info('host listens', { socket: socketPath, state, pid: process.pid });
+    manager.ready(`API on ${socketPath}`);
+    const signal = await told.promise;
+    manager.stopping();
+    log.info('host ends', { signal });
     return 0;
   } catch (thrown) {
     log.error('host could not start', errorFacts(thrown));
-    return EXIT_FAILED;
+    return thrown instanceof ConfigError ? EXIT_CONFIG : EXIT_FAILED;
   }
+}
+
+function refuseTcp(place: HostConfigPlace | undefined): never {
+  throw new ConfigError('CONFIG_INVALID', `${place?.path}: listen: this version does not listen on TCP yet`, {
+    hint: 'Take listen out of the configuration.',
+  });
+}
+
+/** The environment wins over the file, as it does for directories; keepers inherit it. */
+function levelOf({ log: { level } }: HostConfig): LogLevel {
+  const { UNDERSTUDY_LOG_LEVEL: word } = process.env;
+  if (!word) return level;
+  const wanted = logLevelFrom(process.env);
+  if (wanted === undefined) log.warn('UNDERSTUDY_LOG_LEVEL is no level', { given: word, instead: level });
+  return wanted ?? level;
+}
+
+function settingsOf({ events, reconcile }: HostConfig): HostSettings {
+  return { retention: events, lookIntervalMs: reconcile.intervalMs };
+}
+
+/** @throws HostError HOST_GROUP_UNKNOWN */
+function accessOf({ group, mode }: HostConfig['socket']): SocketAccess {
+  if (group === undefined) {
+    return { mode, groupId: process.geteuid?.() === 0 ? groupIdOf(DEFAULT_GROUP) : undefined };
+  }
+  const groupId = groupIdOf(group);
+  if (groupId !== undefined) return { mode, groupId };
+  throw new HostError('HOST_GROUP_UNKNOWN', `there is no group ${group} to open the socket to`, {
+    hint: `Make it with \`groupadd --system ${group}\`, or correct socket.group.`,
+    facts: { group },
+  });
+}
+
+/** @throws HostError HOST_NO_SYSTEMD */
+function keeperStarter(setting: HostConfig['keepers']['start'], specDirectory: string): StartKeeper {
+  const surroundings = { systemdRuns: systemdRuns(), cgroup: readFileSync('/proc/self/cgroup', 'utf8') };
+  if (setting === 'systemd' && !surroundings.systemdRuns) {
+    throw new HostError('HOST_NO_SYSTEMD', 'keepers are to be units, and systemd does not run here', {
+      hint: 'Set keepers.start to auto or direct.',
+    });
+  }
+  const asUnits = keepersAreUnits(setting, surroundings);
+  log.info('how keepers are started', { as: asUnits ? 'units of systemd' : 'processes of their own' });
+  return asUnits ? startKeeperUnit : startDirectly(specDirectory);
+}
+
+/** Reads the configuration again, applies what can be, and says what cannot. A wrong one changes nothing. */
+function reloader(
+  inUse: HostConfig,
+  { place, host, manager }: { place: HostConfigPlace | undefined; host: Host; manager: ServiceManager },
+): () => void {
+  let current = inUse;
+  return () => {
+    manager.tell({ RELOADING: 1, MONOTONIC_USEC: Number(process.hrtime.bigint() / 1000n) });
+    try {
+      const next = loadHostConfig(place);
+      const { applied, needRestart } = changedKeys(current, next);
+      host.apply(settingsOf(next));
+      // What needs a restart stays as it is, and is told again at the next reload.
+      current = { ...current, log: next.log, events: next.events, reconcile: next.reconcile };
+      // Whoever asked for it wants to read this, however little is logged otherwise.
+      logLevel = 'info';
+      log.info('configuration read again', { path: place?.path, applied, needRestart });
+      logLevel = levelOf(next);
+    } catch (thrown) {
+      log.error('configuration is not taken over', errorFacts(thrown));
+    }
+    manager.tell({ READY: 1 });
+  };
 }
 
 function packageVersion(): string {

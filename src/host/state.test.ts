@@ -56,7 +56,9 @@ describe('the state of a host', () => {
     const raw = new DatabaseSync(path);
     raw.exec('PRAGMA user_version = 999');
     raw.close();
+    const before = readFileSync(path);
     expect(() => StateDatabase.open(path)).toThrow(withCode('HOST_STATE_NEWER'));
+    expect(readFileSync(path).equals(before)).toBe(true);
   });
 
   it('of the first version is brought to this one, and its VMs are as their specifications say', () => {
@@ -239,6 +241,68 @@ describe('the tokens of a VM', () => {
     expect(tokens.begin('b')).toBe(0);
     tokens.forget('a');
     expect(tokens.begin('a')).toBe(0);
+  });
+
+  const DAY_MS = 24 * 3600 * 1000;
+
+  it('forgets what is too old or too many, and not more', () => {
+    let wallMs = 100 * DAY_MS;
+    using database = StateDatabase.open(path);
+    const log = new EventLog(database, {
+      clock: { ...clock, wallMs: () => wallMs },
+      tokens: new VmTokens(database),
+    });
+    const kinds = () => log.since(0, { limit: 10_000, vm: undefined }).map(({ kind }) => kind);
+    log.publish('old');
+    wallMs += 2 * DAY_MS;
+    for (let index = 0; index < 5; index += 1) log.publish(`young-${index}`);
+    log.retain({ retentionDays: 2, retentionMax: 1000 });
+    expect(kinds()).toHaveLength(6);
+    log.retain({ retentionDays: 1, retentionMax: 1000 });
+    expect(kinds()).toEqual([0, 1, 2, 3, 4].map((index) => `young-${index}`));
+    log.retain({ retentionDays: 1, retentionMax: 2 });
+    expect(kinds()).toEqual(['young-3', 'young-4']);
+    wallMs += 2 * DAY_MS;
+    log.retain({ retentionDays: 1, retentionMax: 2 });
+    expect(kinds()).toEqual([]);
+    log.publish('numbered on');
+    expect(log.since(0, { limit: 10, vm: undefined })).toMatchObject([{ id: 7, kind: 'numbered on' }]);
+  });
+
+  it('forgets very many piece by piece', () => {
+    using database = StateDatabase.open(path);
+    const log = new EventLog(database, { clock, tokens: new VmTokens(database) });
+    const count = () => Number(database.sql.prepare('SELECT count(*) AS n FROM events').get()?.n);
+    database.transaction(() => {
+      for (let index = 1; index < 12_000; index += 1)
+        database.sql.exec(
+          `INSERT INTO events (time, kind, facts) VALUES ('2026-01-01T00:00:00.000Z', 'x', '{}')`,
+        );
+    });
+    log.retain({ retentionDays: 36_500, retentionMax: 1000 });
+    expect(count()).toBe(6999);
+    log.forgetWhenDue();
+    log.forgetWhenDue();
+    expect(count()).toBe(1000);
+  });
+
+  it('tells a reader that resumes what it has missed, once, and goes on', () => {
+    using database = StateDatabase.open(path);
+    const log = new EventLog(database, { clock, tokens: new VmTokens(database) });
+    for (let index = 1; index <= 6; index += 1) log.publish(`event-${index}`, { vm: 'a' });
+    log.retain({ retentionDays: 1, retentionMax: 2 });
+    const read = (after: number) => log.since(after, { limit: 2, vm: 'a' }).map(({ id, kind }) => [id, kind]);
+    const gap = [4, 'events-forgotten'];
+    expect(log.since(2, { limit: 1, vm: 'a' })).toMatchObject([{ vm: null, facts: { after: 2 } }]);
+    expect(read(3)).toEqual([gap, [5, 'event-5']]);
+    expect(read(4)).toEqual([
+      [5, 'event-5'],
+      [6, 'event-6'],
+    ]);
+    expect(read(0)).toEqual(read(4));
+    expect(read(6)).toEqual([]);
+    log.publish('event-7', { vm: 'a' });
+    expect(read(6)).toEqual([[7, 'event-7']]);
   });
 });
 

@@ -1,5 +1,5 @@
 /**
- * The process that keeps one VM, started by `understudy run`:
+ * The process that keeps one VM, started by `understudy run` or the host:
  *
  *   node src/keeper/main.ts --source /etc/vms/redis.yaml [--token-above N] [--end PATH] < /etc/vms/redis.yaml
  *
@@ -12,6 +12,13 @@
  * A host adds `--shadow on|off` when it wants another thing than the specification, `--state DIRECTORY` where the state
  * of its VMs is saved, and `--from snapshot` for a VM that shall go on from there.
  *
+ * As the unit understudy-keeper@redis of systemd:
+ *
+ *   node src/keeper/main.ts --order redis
+ *
+ * Specification, wishes and outcome are files then (src/control/keeper-order.ts), systemd is told when the VM runs, and
+ * what is logged goes to standard error as well.
+ *
  * SIGTERM and SIGINT stop the VM as `understudy stop` does, a second one at once; SIGHUP is ignored.
  * Exit codes: 0 the VM was stopped or powered off, 1 it could not be started or failed, 70 a fault of the keeper.
  */
@@ -23,15 +30,19 @@ import { systemClock } from '../base/clock.ts';
 import { messageOf, UnderstudyError } from '../base/errors.ts';
 import { Failpoints } from '../base/failpoint.ts';
 import { type Logger, processLogger } from '../base/logger.ts';
-import { isTrace } from '../base/trace.ts';
+import { traceFacts } from '../base/trace.ts';
 import { parseVmSpec } from '../config/vm-spec.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
 import { ControlServer } from '../control/control-server.ts';
 import { writeEnd } from '../control/keeper-end.ts';
 import { KeeperError } from '../control/keeper-error.ts';
+import { answerOrder, takeOrder } from '../control/keeper-order.ts';
+import { type KeeperWishes, WISH_OPTIONS, wishesFrom } from '../control/keeper-wishes.ts';
 import { bootId } from '../control/process-identity.ts';
 import { RunDirectory } from '../control/run-directory.ts';
 import { savedStatePaths } from '../control/run-paths.ts';
+import type { StartError, StartOutcome } from '../control/start-outcome.ts';
+import { ServiceManager } from '../linux/service-manager.ts';
 import { BoundedLog, jsonLossNote } from '../qemu/bounded-log.ts';
 import type { StopReason } from '../shadow/protection.ts';
 import { Keeper } from './keeper.ts';
@@ -95,24 +106,38 @@ process.exit();
 async function main(): Promise<number> {
   // By itself Node does this when it ends, and a keeper may be killed. Now nobody waits yet for what it keeps.
   flushCompileCache();
+  let reportStart: ReportStart = (outcome) => void process.stdout.write(`${JSON.stringify(outcome)}\n`);
   try {
-    const { source, trace, tokenAbove, ...orders } = readArguments();
-    const given = await text(process.stdin);
-    const spec = parseVmSpec(given, { source });
-    const othersMayPass = spec.qemu.user !== undefined;
+    const { source: named, order: ordered, ...words } = readArguments();
+    const order = ordered === undefined ? undefined : takeOrder(ordered);
+    if (ordered !== undefined && order !== undefined) {
+      reportStart = (outcome) => {
+        answerOrder(ordered, order.id, { outcome });
+        if (!outcome.ok) process.stderr.write(`${JSON.stringify(outcome.error)}\n`);
+      };
+    }
+    const given = { text: order?.spec ?? (await text(process.stdin)), source: order?.source ?? named };
+    const spec = parseVmSpec(given.text, given);
+    const wishes = order?.wishes ?? wishesFrom(words);
     const directory = await RunDirectory.open(spec.name, {
-      ...{ clock, othersMayPass, inheritAs: spec },
-      tokenAbove: wholeNumber(tokenAbove),
+      ...{ clock, othersMayPass: spec.qemu.user !== undefined, inheritAs: spec },
+      tokenAbove: wishes.tokenAbove ?? 0,
     });
     directory.record({ spec });
-    directory.keepSpec({ text: given, source });
+    directory.keepSpec(given);
     using file = new BoundedLog(directory.logPath, { lossNote: jsonLossNote });
-    const log = processLogger((line) => file.append(line), clock.wallMs);
+    const write = (line: string) => {
+      file.append(line);
+      // Where systemd keeps the journal: it outlives the run directory.
+      if (order !== undefined) process.stderr.write(line);
+    };
+    const log = processLogger(write, clock.wallMs);
+    using manager = ServiceManager.of(process.env, { clock, log });
     for (const event of ['uncaughtException', 'unhandledRejection'] as const) {
       process.on(event, (fault: unknown) => void stopAfterFault(fault, directory, log));
     }
-    log.info('keeper started', { pid: process.pid, vm: spec.name, ...(isTrace(trace) && { trace }) });
-    return await keep({ spec, ...orders }, directory, log);
+    log.info('keeper started', { pid: process.pid, vm: spec.name, ...traceFacts(wishes.trace) });
+    return await keep({ spec, wishes }, { directory, log, manager, reportStart });
   } catch (thrown) {
     reportStart({ ok: false, error: errorFacts(thrown) });
     return EXIT_FAILED;
@@ -120,38 +145,27 @@ async function main(): Promise<number> {
 }
 
 function readArguments() {
-  const {
-    source,
-    trace,
-    'token-above': tokenAbove,
-    end: endPath,
-    shadow,
-    state,
-    from,
-  } = parseArgs({
-    options: {
-      source: { type: 'string', default: 'stdin' },
-      trace: { type: 'string' },
-      'token-above': { type: 'string', default: '0' },
-      end: { type: 'string' },
-      shadow: { type: 'string' },
-      state: { type: 'string' },
-      from: { type: 'string' },
-    },
-  }).values;
-  const startFrom = from === 'snapshot' ? from : undefined;
-  return { source, trace, tokenAbove, endPath, shadow, state, startFrom } as const;
+  const options = { source: { type: 'string', default: 'stdin' }, order: { type: 'string' } } as const;
+  return parseArgs({ options: { ...options, ...WISH_OPTIONS } }).values;
 }
 
-interface Orders extends Omit<ReturnType<typeof readArguments>, 'source' | 'trace' | 'tokenAbove'> {
+type ReportStart = (outcome: StartOutcome) => void;
+
+interface Kept {
   readonly spec: VmSpec;
+  readonly wishes: KeeperWishes;
 }
 
-async function keep(
-  { spec, endPath, shadow, state, startFrom }: Orders,
-  directory: RunDirectory,
-  log: Logger,
-): Promise<number> {
+interface Keeping {
+  readonly directory: RunDirectory;
+  readonly log: Logger;
+  readonly manager: ServiceManager;
+  readonly reportStart: ReportStart;
+}
+
+async function keep({ spec, wishes }: Kept, keeping: Keeping): Promise<number> {
+  const { directory, log, manager, reportStart } = keeping;
+  const { shadowWanted, stateDirectory, startFrom, endPath } = wishes;
   let failed = false;
   let started = false;
   let reason: StopReason = 'failed';
@@ -163,25 +177,20 @@ async function keep(
       log,
       signal: signals.start,
     });
-    const failpoints = new Failpoints();
-    const shadowWanted = shadow === undefined ? undefined : shadow === 'on';
-    const savedIn = state === undefined ? undefined : savedStatePaths(state, spec.name);
-    const wishes = { shadowWanted, savedIn, startFrom };
-    const setting = {
-      spec,
+    const savedIn = stateDirectory === undefined ? undefined : savedStatePaths(stateDirectory, spec.name);
+    const keeper = await Keeper.start({
+      ...{ ...host, spec, log, clock, shadowWanted, savedIn, startFrom },
       runDirectory: directory,
-      log,
-      clock,
-      failpoints,
+      failpoints: new Failpoints(),
       signal: signals.start,
-      ...wishes,
-    };
-    const keeper = await Keeper.start({ ...host, ...setting });
+    });
     started = true;
     signals.direct(keeper);
     await using _control = await listen(keeper, directory, log);
     reportStart({ ok: true, pid: process.pid });
+    manager.ready(`keeps ${spec.name}`);
     ({ reason } = await keeper.finished);
+    manager.stopping();
     failed = reason === 'failed';
     log.info('keeper ends', { reason });
   } finally {
@@ -204,12 +213,6 @@ function leaveEnd(
   } catch (thrown) {
     log.warn('the host will not know how the VM ended', { path, error: messageOf(thrown) });
   }
-}
-
-function wholeNumber(text: string): number {
-  const value = Number(text);
-  if (Number.isSafeInteger(value) && value >= 0) return value;
-  throw new RangeError(`expected a whole number, not ${text}`);
 }
 
 /** A VM that nobody can speak to would run for ever. */
@@ -246,12 +249,9 @@ async function stopAfterFault(fault: unknown, directory: RunDirectory, log: Logg
   }
 }
 
-function errorFacts(thrown: unknown): Record<string, unknown> {
-  if (thrown instanceof UnderstudyError) return thrown.toJSON();
+function errorFacts(thrown: unknown): StartError {
+  if (thrown instanceof UnderstudyError)
+    return { ...thrown.toJSON(), code: thrown.code, message: thrown.message };
   const stack = thrown instanceof Error ? thrown.stack : undefined;
   return { code: 'KEEPER_INTERNAL', message: messageOf(thrown), stack };
-}
-
-function reportStart(outcome: Record<string, unknown>): void {
-  process.stdout.write(`${JSON.stringify(outcome)}\n`);
 }

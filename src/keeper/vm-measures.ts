@@ -20,7 +20,7 @@ export function measureVm({ spec, state, shadow, epochs, ...vm }: KnownVm): VmMe
       pauseShare: pipeline?.pauseShare ?? 0,
       pauseShareMax: spec.shadow.pauseShare,
     },
-    shadowEnabled: spec.shadow.enabled,
+    shadowEnabled: state.wanted,
     shadow: shadow === undefined ? null : { copiedShare: shadow.copiedShare, lagMs: pipeline?.lagMs ?? null },
     clock: vm.guestClock,
     links: totals(vm.links),

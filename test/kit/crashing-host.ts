@@ -14,10 +14,12 @@ import { silentLogger as log } from '../../src/base/logger.ts';
 import { Host } from '../../src/host/host.ts';
 
 const [folder = '', moment] = process.argv.slice(2);
-const directories = { specDirectory: join(folder, 'specs'), endDirectory: join(folder, 'ends') };
-for (const path of Object.values(directories)) mkdirSync(path, { recursive: true });
+const endDirectory = join(folder, 'ends');
+mkdirSync(endDirectory, { recursive: true });
+const settings = { retention: { retentionDays: 365, retentionMax: 100_000 }, lookIntervalMs: 5000 };
+const startKeeper = async () => {};
 const database = { databasePath: join(folder, 'host.db'), stateDirectory: folder };
-const host = new Host({ ...database, ...directories, version: '0', clock, log });
+const host = new Host({ ...database, endDirectory, startKeeper, settings, version: '0', clock, log });
 const { transaction, storeAnswer } = host;
 const die = () => process.kill(process.pid, 'SIGKILL');
 if (moment === 'answered' || moment === 'apart') {

@@ -1,0 +1,57 @@
+import { z } from 'zod';
+import { isTrace } from '../base/trace.ts';
+
+/** What a host wants of a keeper beside the specification. */
+export const keeperWishesSchema = z.object({
+  /** Whether a shadow is wanted, whatever the specification says. */
+  shadowWanted: z.boolean().optional(),
+  /** A host's directory, in which the state of its VMs is saved. */
+  stateDirectory: z.string().optional(),
+  /** Where the VM begins; by default where it was suspended, or by booting. */
+  startFrom: z.literal('snapshot').optional(),
+  /** Its tokens begin above this number. */
+  tokenAbove: z.int().nonnegative().optional(),
+  /** Where it leaves how it ended; by default nowhere. */
+  endPath: z.string().optional(),
+  /** The request that it is started for, for its log. */
+  trace: z.string().refine(isTrace).optional(),
+});
+
+export type KeeperWishes = z.output<typeof keeperWishesSchema>;
+
+/** The words of a keeper's command line that carry them, as `util.parseArgs` takes them apart. */
+export const WISH_OPTIONS = {
+  shadow: { type: 'string' },
+  state: { type: 'string' },
+  from: { type: 'string' },
+  'token-above': { type: 'string' },
+  end: { type: 'string' },
+  trace: { type: 'string' },
+} as const;
+
+export function wordsOf(wishes: KeeperWishes): string[] {
+  const { shadowWanted, stateDirectory, startFrom, tokenAbove, endPath, trace } = wishes;
+  const said = {
+    shadow: shadowWanted === undefined ? undefined : shadowWanted ? 'on' : 'off',
+    state: stateDirectory,
+    from: startFrom,
+    'token-above': tokenAbove?.toString(),
+    end: endPath,
+    trace,
+  } satisfies { [Word in keyof typeof WISH_OPTIONS]: string | undefined };
+  return Object.entries(said).flatMap(([word, value]) => (value === undefined ? [] : [`--${word}`, value]));
+}
+
+/** @throws ZodError for words that mean nothing */
+export function wishesFrom(values: { readonly [Word in keyof typeof WISH_OPTIONS]?: string }): KeeperWishes {
+  const { shadow, state, from, 'token-above': tokenAbove, end, trace } = values;
+  return keeperWishesSchema.parse({
+    shadowWanted: shadow === undefined ? undefined : shadow === 'on',
+    stateDirectory: state,
+    startFrom: from,
+    tokenAbove: tokenAbove === undefined ? undefined : Number(tokenAbove),
+    endPath: end,
+    // An id that is none is no reason not to keep a VM.
+    trace: isTrace(trace) ? trace : undefined,
+  });
+}
