@@ -31,6 +31,7 @@ const ROOMS = [
   'offload',
   'allocation',
   'sculpting',
+  'pki',
   'api',
   'control',
   'keeper',

@@ -1,4 +1,4 @@
-import { request as httpRequest, type IncomingMessage } from 'node:http';
+import type { IncomingMessage } from 'node:http';
 import type { Duplex } from 'node:stream';
 import type { Clock } from '../base/clock.ts';
 import { MIB } from '../base/units.ts';
@@ -7,6 +7,7 @@ import { ApiError, type ApiErrorCode } from './api-error.ts';
 import { askForConsole } from './console-client.ts';
 import { FrameReader } from './event-frames.ts';
 import { HEARTBEAT_MS } from './event-streams.ts';
+import { type HostAddress, requestTo, whereIs } from './host-address.ts';
 import { type HostEvent, hostEventSchema, problemSchema } from './resources.ts';
 import { type AnswerTo, type Question, type RouteId, routeOf } from './routes.ts';
 
@@ -18,10 +19,7 @@ const RESUME_AFTER_MAX_MS = 5000;
 const RESUMING_MAX_MS = 60_000;
 const SILENCE_MAX_MS = 3 * HEARTBEAT_MS;
 
-export interface ApiClientOptions {
-  readonly socketPath: string;
-  readonly clock: Clock;
-}
+export type ApiClientOptions = HostAddress & { readonly clock: Clock };
 
 export interface EventsAsked {
   /** Number of the last event that is known already; 0 for all; without it only those from now on. */
@@ -49,7 +47,7 @@ interface StreamStep {
   readonly event?: HostEvent;
 }
 
-/** Speaks with a host over its unix socket. Every call is a connection of its own: nothing is to be closed. */
+/** Speaks with a host over its unix socket or TLS. Every call is a connection of its own: nothing is to be closed. */
 export class ApiClient {
   readonly #options: ApiClientOptions;
 
@@ -128,7 +126,7 @@ export class ApiClient {
   async console(name: string): Promise<Duplex> {
     const path = pathOf('openConsole', { params: { name } });
     try {
-      const answer = await askForConsole({ ...this.#options, path });
+      const answer = await askForConsole({ address: this.#options, clock: this.#options.clock, path });
       if (answer.kind === 'joined') return answer.console;
       throw relayed(await textOf(answer.response));
     } catch (thrown) {
@@ -171,9 +169,7 @@ export class ApiClient {
     const { method, status } = routeOf(id);
     const { promise, resolve, reject } = Promise.withResolvers<IncomingMessage>();
     const body = question.body === undefined ? undefined : JSON.stringify(question.body);
-    const request = httpRequest({
-      socketPath: this.#options.socketPath,
-      agent: false,
+    const request = requestTo(this.#options, {
       method,
       path: pathOf(id, question),
       headers: {
@@ -256,13 +252,25 @@ function noAnswer(what: string, cause?: unknown): ApiError {
   });
 }
 
-function connectionError(cause: unknown, { socketPath }: ApiClientOptions): ApiError {
+function connectionError(cause: unknown, address: HostAddress): ApiError {
+  const isLocal = !('url' in address);
   const hints: Readonly<Record<string, string>> = {
-    ENOENT: 'Start it with `understudy host`.',
-    ECONNREFUSED: 'It was killed: start it with `understudy host`.',
+    ...(isLocal && { ENOENT: 'Start it with `understudy host`.' }),
+    ECONNREFUSED: isLocal ? 'It was killed: start it with `understudy host`.' : 'Nobody listens there.',
     EACCES: 'Run this as root or as a member of the group that owns the socket.',
+    ENOTFOUND: 'Correct the name in UNDERSTUDY_HOST.',
+    EHOSTUNREACH: 'There is no way to it from here.',
+    ENETUNREACH: 'There is no way to it from here.',
   };
-  const hint = hints[errnoNameOf(cause) ?? ''];
+  const hint = hints[errnoNameOf(cause) ?? ''] ?? tlsHint(cause);
   if (hint === undefined) return noAnswer('to the end', cause);
-  return new ApiError('API_UNREACHABLE', `no host can be reached at ${socketPath}`, { hint, cause });
+  return new ApiError('API_UNREACHABLE', `no host can be reached at ${whereIs(address)}`, { hint, cause });
+}
+
+/** What OpenSSL finds wrong with the other side, by its code. */
+function tlsHint(cause: unknown): string | undefined {
+  const { code } = cause as { code?: unknown };
+  if (typeof code !== 'string' || !/CERT|ALTNAME|SIGNATURE|^ERR_(?:TLS|SSL)|^EPROTO$/.test(code))
+    return undefined;
+  return `Its certificate is not to be trusted, or that is no TLS (${code}): see UNDERSTUDY_CA in docs/cli.md.`;
 }

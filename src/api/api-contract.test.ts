@@ -76,6 +76,8 @@ const upgrade = {
   'sec-websocket-key': 'dGhlIHNhbXBsZSBub25jZQ==',
 };
 
+const KNOWN_TOKEN = 'aaaaaaaaaaaa';
+
 /** In this order: each with the status that it gets. */
 const talk: readonly [string, RawRequest, number][] = [
   ['getHealth', { path: '/v1/health' }, 200],
@@ -124,6 +126,11 @@ const talk: readonly [string, RawRequest, number][] = [
   ['listEvents', { path: '/v1/events?after=-1' }, 400],
   ['streamEvents', { path: '/v1/events/stream?after=x' }, 400],
   ['openConsole', { path: `${vm}/console`, headers: upgrade }, 101],
+  ['createToken', post('/v1/tokens', { body: '{"name":"ci","role":"operator","expiresInSeconds":60}' }), 201],
+  ['createToken', post('/v1/tokens', { body: '{"name":"","role":"viewer"}' }), 400],
+  ['listTokens', { path: '/v1/tokens' }, 200],
+  ['revokeToken', { method: 'DELETE', path: '/v1/tokens/0123456789ab' }, 404],
+  ['revokeToken', { method: 'DELETE', path: `/v1/tokens/${KNOWN_TOKEN}` }, 204],
   ['deleteVm', { method: 'DELETE', path: vm, headers: { 'if-match': '"1"' } }, 412],
   ['deleteVm', { method: 'DELETE', path: vm }, 204],
   ['deleteVm', { method: 'DELETE', path: vm }, 404],
@@ -171,6 +178,9 @@ const refusals: readonly (readonly [string, RawRequest, number, (() => Promise<v
   ['openConsole', { path: `${vm}/console` }, 426],
   ['openConsole', { path: '/v1/vms/beta/console', headers: upgrade }, 404],
   ['openConsole', { path: `${vm}/console`, headers: { ...upgrade, origin: 'http://a' } }, 403],
+  ['createToken', post('/v1/tokens', { body: '{"name":"ci","role":"root"}' }), 400],
+  ['listTokens', { path: '/v1/tokens?limit=0' }, 400],
+  ['revokeToken', { method: 'DELETE', path: '/v1/tokens/x' }, 400],
   ['listEvents', { path: '/v1/events?after=1e3' }, 400],
   ['streamEvents', { path: '/v1/events/stream', headers: { 'last-event-id': 'x' } }, 400],
 ];
@@ -180,6 +190,10 @@ describe('the OpenAPI document', () => {
     await using api = await serveApi();
     const described = await document(api);
     const byId = operations(described);
+    api.service.tokens.set(KNOWN_TOKEN, {
+      ...{ id: KNOWN_TOKEN, name: 'known', role: 'viewer', hash: new Uint8Array(32) },
+      ...{ createdMs: 0, expiresMs: null },
+    });
     for (const [id, request, status] of talk) {
       const operation = byId.get(id) ?? expect.unreachable(`${id} is not described`);
       const answer = await ask(api.socketPath, request);
@@ -271,7 +285,7 @@ describe('the OpenAPI document', () => {
     expect(described.openapi).toMatch(/^3\.1\./);
     expect(
       [...byId.values()].filter(({ requestBody }) => requestBody?.required).map((each) => each.operationId),
-    ).toEqual(['declareVm', 'changeVm']);
+    ).toEqual(['declareVm', 'changeVm', 'createToken']);
     const required = (id: string) =>
       byId.get(id)?.parameters?.flatMap((each) => (each.required ? `${each.in} ${each.name}` : []));
     expect(required('changeVm')).toEqual(['path name', 'header if-match']);

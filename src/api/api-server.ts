@@ -1,5 +1,7 @@
 import { randomUUID } from 'node:crypto';
+import { once } from 'node:events';
 import type { IncomingMessage, ServerResponse } from 'node:http';
+import type { Server as TlsServer } from 'node:https';
 import type { Socket } from 'node:net';
 import swagger from '@fastify/swagger';
 import { type FastifyInstance, type FastifyReply, type FastifyRequest, fastify } from 'fastify';
@@ -10,17 +12,21 @@ import { messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { isTrace } from '../base/trace.ts';
 import { KIB, MIB } from '../base/units.ts';
+import { type Answer, jsonOf, rawAnswer, replyWith } from './answer.ts';
 import { ApiError, type ApiErrorCode } from './api-error.ts';
 import { ApiMetrics } from './api-metrics.ts';
+import { auditEntry, changesSomething, seesAudit } from './audit.ts';
+import { Authentication, unauthenticated } from './authentication.ts';
 import { ConsoleSessions } from './console-sessions.ts';
 import { EventStreams } from './event-streams.ts';
 import { type HandledId, handlers } from './handlers.ts';
 import type { HostService, RequestContext } from './host-service.ts';
 import { Idempotency, type KeyedRequest } from './idempotency.ts';
 import { fastifySchemaOf, PROBLEM_TYPE, swaggerOptions } from './openapi.ts';
+import { keyOf, mayAct, type Principal } from './principal.ts';
 import { problemOf } from './problem.ts';
-import type { Problem } from './resources.ts';
 import { type Asked, type RouteId, routeOf, routes, takesKey } from './routes.ts';
+import { listenOnTls, type TlsListen, tlsServer } from './tls-listener.ts';
 import { listenOnUnixSocket, type SocketAccess } from './unix-listener.ts';
 import { isUpgrade, Upgrades } from './upgrades.ts';
 
@@ -36,6 +42,7 @@ const SILENCE_MAX_MS = 180_000;
 /** For answers that are under way when the server ends. */
 const CLOSE_DEADLINE_MS = 5000;
 const LOGGED_URL_CHARACTERS_MAX = 300;
+const HTTP_OPTIONS = { maxHeaderSize: HEADER_BYTES_MAX, shouldUpgradeCallback: isUpgrade };
 type AnyHandler = (
   service: HostService,
   asked: unknown,
@@ -54,6 +61,8 @@ const UNPARSED: Readonly<Record<string, readonly [ApiErrorCode, string]>> = {
 
 export interface ApiServerOptions {
   readonly service: HostService;
+  /** Also for others than those of this machine. */
+  readonly tls?: TlsListen | undefined;
   readonly socketPath: string;
   /** Who may open it; by default the owner and the group of this process. */
   readonly socketAccess?: SocketAccess;
@@ -73,6 +82,9 @@ export class ApiServer implements AsyncDisposable {
   /** Requests that came with an Idempotency-Key and are being carried out. */
   readonly #keyed = new WeakMap<FastifyRequest, KeyedRequest>();
   readonly #lastResponse = new WeakMap<Socket, ServerResponse>();
+  readonly #authentication: Authentication;
+  readonly #principals = new WeakMap<FastifyRequest, Principal>();
+  #tls: TlsServer | undefined;
 
   private constructor(options: ApiServerOptions) {
     const { service } = options;
@@ -80,10 +92,11 @@ export class ApiServer implements AsyncDisposable {
     this.#streams = new EventStreams(options);
     this.#consoles = new ConsoleSessions(options);
     this.#idempotency = new Idempotency(service);
+    this.#authentication = new Authentication({ ...options, findToken: (id) => service.findToken(id) });
     this.#app = fastify({
       logger: false,
       bodyLimit: BODY_BYTES_MAX,
-      http: { maxHeaderSize: HEADER_BYTES_MAX, shouldUpgradeCallback: isUpgrade },
+      http: HTTP_OPTIONS,
       requestTimeout: REQUEST_MAX_MS,
       connectionTimeout: SILENCE_MAX_MS,
       exposeHeadRoutes: false,
@@ -92,7 +105,8 @@ export class ApiServer implements AsyncDisposable {
       genReqId: (request: IncomingMessage) => requestIdOf(request.headers['x-request-id']),
       frameworkErrors: (error, request, reply) => {
         this.#setCommonHeaders(request, reply);
-        this.#refuse(error, request, reply);
+        // No route was found, so that nothing is known but that it is none that strangers may take.
+        this.#refuse(this.#strangerIn(request) ?? error, request, reply);
         this.#logAnswer(request, reply);
       },
       clientErrorHandler: (error, socket) => this.#refuseUnparsed(error, socket),
@@ -101,14 +115,25 @@ export class ApiServer implements AsyncDisposable {
     this.#app.server.on('request', ({ socket }, response) => this.#lastResponse.set(socket, response));
   }
 
+  get socketPath(): string {
+    return this.#options.socketPath;
+  }
+
+  /** Where it listens over TLS, if it does: `127.0.0.1:7443`. */
+  get tlsAddress(): string | undefined {
+    const address = this.#tls?.address();
+    return typeof address === 'object' && address !== null ? `${address.address}:${address.port}` : undefined;
+  }
+
   /**
    * One that listens on a socket of mode 0660. The caller holds a lock against a second one that starts.
-   * @throws ApiError API_SOCKET_TAKEN, API_LISTEN_FAILED
+   * @throws ApiError API_SOCKET_TAKEN, API_LISTEN_FAILED, API_TLS_UNUSABLE
    */
   static async listen(options: ApiServerOptions): Promise<ApiServer> {
     const api = new ApiServer(options);
     try {
       await api.#prepare();
+      if (options.tls !== undefined) await api.#listenOnTls(options.tls);
       await listenOnUnixSocket(api.#app.server, options.socketPath, options.socketAccess);
     } catch (thrown) {
       await api[Symbol.asyncDispose]();
@@ -122,8 +147,15 @@ export class ApiServer implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     this.#streams[Symbol.dispose]();
     this.#consoles[Symbol.dispose]();
-    const cancel = this.#options.clock.after(CLOSE_DEADLINE_MS, () => this.#app.server.closeAllConnections());
+    const servers = [this.#app.server, this.#tls];
+    const cancel = this.#options.clock.after(CLOSE_DEADLINE_MS, () => {
+      for (const server of servers) server?.closeAllConnections();
+    });
+    const tlsClosed = this.#tls?.listening ? once(this.#tls, 'close') : undefined;
+    this.#tls?.close();
+    this.#tls?.closeIdleConnections();
     await this.#app.close();
+    await tlsClosed;
     cancel();
   }
 
@@ -135,7 +167,8 @@ export class ApiServer implements AsyncDisposable {
     app.setErrorHandler((error, request, reply) => this.#refuse(error, request, reply));
     app.addHook('onRequest', async (request, reply) => {
       this.#setCommonHeaders(request, reply);
-      // Before its body is read.
+      // Before its body is read, and before anything is said about what there is.
+      this.#admit(request);
       if (request.is404) throw notFound();
     });
     app.addHook('preHandler', async (request, reply) => this.#replay(request, reply));
@@ -149,6 +182,62 @@ export class ApiServer implements AsyncDisposable {
     this.#refuseOtherMethods();
     await app.ready();
     this.#upgrades.listenTo(app.server, (request, response) => app.routing(request, response));
+  }
+
+  /** The same server to whoever can say who they are. */
+  async #listenOnTls(listen: TlsListen): Promise<void> {
+    const server = tlsServer(listen, { ...HTTP_OPTIONS, requestTimeout: REQUEST_MAX_MS });
+    this.#tls = server;
+    server.maxConnections = CONNECTIONS_MAX;
+    server.setTimeout(SILENCE_MAX_MS);
+    const route = (request: IncomingMessage, response: ServerResponse) =>
+      this.#app.routing(request, response);
+    server.on('request', ({ socket }, response) => this.#lastResponse.set(socket, response));
+    server.on('request', route);
+    server.on('clientError', (error, socket) => this.#refuseUnparsed(error, socket as Socket));
+    this.#upgrades.listenTo(server, route);
+    await listenOnTls(server, listen);
+    server.on('error', (error) => this.#options.log.error('API over TLS', { error: messageOf(error) }));
+  }
+
+  /**
+   * Who asks, and whether they may. What is refused though somebody is known is written down.
+   * @throws ApiError API_UNAUTHENTICATED, API_FORBIDDEN, API_TOO_MANY_FAILURES
+   */
+  #admit(request: FastifyRequest): void {
+    const { operationId: id } = request.routeOptions.config as { operationId?: RouteId };
+    const needed = id === undefined ? 'viewer' : routeOf(id).role;
+    if (needed === 'anyone') return;
+    const principal = this.#authentication.identify(request.raw);
+    if (principal === undefined) throw unauthenticated('nobody may look who does not say who they are');
+    this.#principals.set(request, principal);
+    if (mayAct(principal, needed)) return;
+    if (id !== undefined) this.#audit(id, request, 403);
+    throw new ApiError(
+      'API_FORBIDDEN',
+      `this takes the role ${needed}, and ${principal.name} is ${principal.role}`,
+      {
+        hint: 'Ask an admin of this host for a token of that role.',
+      },
+    );
+  }
+
+  /** Why nothing is to be said to who sent this; undefined where that is known and may look. */
+  #strangerIn({ raw }: FastifyRequest): unknown {
+    try {
+      return this.#authentication.identify(raw) === undefined
+        ? unauthenticated('nobody may look who does not say who they are')
+        : undefined;
+    } catch (thrown) {
+      return thrown;
+    }
+  }
+
+  #audit(id: RouteId, request: FastifyRequest, status: number): void {
+    const principal = this.#principals.get(request);
+    if (principal === undefined || !changesSomething(id)) return;
+    const { params, id: requestId } = request;
+    this.#options.service.audit(auditEntry(principal, { id, params, status, requestId }));
   }
 
   #addRoute(id: RouteId): void {
@@ -189,7 +278,7 @@ export class ApiServer implements AsyncDisposable {
       return (await this.#options.service.exposition()) + (await this.#metrics.exposition());
     }
     if (id === 'streamEvents') {
-      this.#openStream(request as { id: string } & Asked<'streamEvents'>, reply);
+      this.#openStream(request as FastifyRequest & Asked<'streamEvents'>, reply);
       return undefined;
     }
     if (id === 'openConsole') {
@@ -199,25 +288,34 @@ export class ApiServer implements AsyncDisposable {
     const handle = handlers[id] as AnyHandler;
     const { service } = this.#options;
     const asked = { params, query, headers, body };
-    const context = { trace: request.id };
+    const context = { trace: request.id, principal: this.#principals.get(request) };
     const { status } = routeOf(id);
+    const answered = (outcome: Answer) => {
+      const body = replyWith(outcome, { reply, status });
+      this.#audit(id, request, status);
+      return body;
+    };
     const keyed = this.#keyed.get(request);
-    if (keyed === undefined) return replyWith(await handle(service, asked, context), { reply, status });
-    // What was done and that it was answered is written at once: a host that is killed in between would refuse the
-    // repeated request because of its own effect.
+    if (!changesSomething(id)) return answered(await handle(service, asked, context));
+    // What was done, who did it, and that it was answered is written at once: a host that is killed in between would
+    // refuse the repeated request because of its own effect.
     const answer = service.transaction(() => {
       const outcome = handle(service, asked, context);
       if (outcome instanceof Promise) return outcome;
-      const body = replyWith(outcome, { reply, status });
+      const body = answered(outcome);
+      if (keyed === undefined) return { sent: body };
       const text = body === undefined ? '' : jsonOf(body, { reply, status });
       this.#finish(keyed, { request, reply, text });
-      return { text };
+      return { sent: text };
     });
     // One that waits for a VM cannot be part of a transaction; it is remembered when it is sent.
-    return 'text' in answer ? answer.text : replyWith(await answer, { reply, status });
+    const sent = 'sent' in answer ? answer.sent : answered(await answer);
+    if (id === 'revokeToken') for (const open of [this.#streams, this.#consoles]) open.recheck();
+    return sent;
   }
 
-  #openStream({ id, query, headers }: { id: string } & Asked<'streamEvents'>, reply: FastifyReply): void {
+  #openStream(request: FastifyRequest & Asked<'streamEvents'>, reply: FastifyReply): void {
+    const { id, query, headers } = request;
     this.#streams.ensureRoom();
     reply.hijack();
     const response = reply.raw;
@@ -229,24 +327,36 @@ export class ApiServer implements AsyncDisposable {
     });
     // A reader that comes back names what it saw last; what it asked for at first is older.
     const after = headers['last-event-id'] ?? query.after ?? this.#options.service.newestEvent();
-    this.#streams.open(response, { after, vm: query.vm, requestId: id });
+    const principal = this.#principals.get(request);
+    const mayGoOn = this.#mayGoOn(principal);
+    this.#streams.open(response, {
+      after,
+      vm: query.vm,
+      requestId: id,
+      withAudit: seesAudit(principal),
+      mayGoOn,
+    });
+  }
+
+  #mayGoOn(principal: Principal | undefined): () => boolean {
+    return () => principal !== undefined && this.#authentication.isStill(principal);
   }
 
   /** All that can be refused is refused before it is a WebSocket, in the form of all refusals. */
-  async #openConsole(
-    { id, raw, params }: FastifyRequest & Asked<'openConsole'>,
-    reply: FastifyReply,
-  ): Promise<void> {
+  async #openConsole(request: FastifyRequest & Asked<'openConsole'>, reply: FastifyReply): Promise<void> {
+    const { id, raw, params } = request;
     const vm = params.name;
     this.#upgrades.ensureAcceptable(raw);
     const place = this.#consoles.reserve(vm);
     const left = () => place[Symbol.dispose]();
     try {
       const console = await this.#options.service.openConsole(vm);
+      this.#audit('openConsole', request, 101);
+      const mayGoOn = this.#mayGoOn(this.#principals.get(request));
       console.once('close', left);
       reply.hijack();
       this.#upgrades.accept(raw, {
-        begin: (socket) => this.#consoles.join(socket, { console, vm, requestId: id }),
+        begin: (socket) => this.#consoles.join(socket, { console, vm, requestId: id, mayGoOn }),
         gone: () => console.destroy(),
       });
     } catch (thrown) {
@@ -259,7 +369,13 @@ export class ApiServer implements AsyncDisposable {
     const { operationId } = request.routeOptions.config as { operationId?: RouteId };
     const key = request.headers['idempotency-key'];
     if (typeof key !== 'string' || operationId === undefined || !takesKey(operationId)) return undefined;
-    const admission = this.#idempotency.admit(key, [operationId, request.params, request.body]);
+    const principal = this.#principals.get(request);
+    assert(principal !== undefined, 'who carries a key was admitted');
+    const admission = this.#idempotency.admit(keyOf(principal, key), [
+      operationId,
+      request.params,
+      request.body,
+    ]);
     if (admission.kind === 'first') {
       this.#keyed.set(request, admission.request);
       return undefined;
@@ -302,6 +418,7 @@ export class ApiServer implements AsyncDisposable {
         stack,
       });
     }
+    if (problem.status === 401) reply.header('www-authenticate', 'Bearer realm="understudy"');
     reply.code(problem.status).type(PROBLEM_TYPE).send(JSON.stringify(problem));
     // A broken invariant must end the host, whoever happened to ask.
     if (thrown instanceof InvariantViolation) {
@@ -347,23 +464,6 @@ interface FinishOptions {
   readonly text: string;
 }
 
-/** Status and headers go into `reply`; what it returns is the body, undefined for none. */
-function replyWith(
-  { headers = {}, body }: Awaited<ReturnType<AnyHandler>>,
-  { reply, status }: { reply: FastifyReply; status: number },
-): unknown {
-  reply.code(status).headers(headers);
-  return body ?? undefined;
-}
-
-/** The answer as it will be sent, checked against the document like every other. */
-function jsonOf(body: unknown, { reply, status }: { reply: FastifyReply; status: number }): string {
-  const serialize = reply.getSerializationFunction(String(status), 'application/json');
-  assert(serialize !== undefined, 'every answer of a route is described');
-  reply.type('application/json; charset=utf-8');
-  return serialize(body as Record<string, unknown>);
-}
-
 function requestIdOf(given: string | string[] | undefined): string {
   return isTrace(given) ? given : randomUUID();
 }
@@ -376,18 +476,4 @@ function notFound(): ApiError {
   return new ApiError('API_NOT_FOUND', 'there is nothing of this name', {
     hint: '/openapi.json lists all that there is.',
   });
-}
-
-function rawAnswer(problem: Problem, requestId: string): string {
-  const body = JSON.stringify(problem);
-  return [
-    `HTTP/1.1 ${problem.status} ${problem.title}`,
-    `Content-Type: ${PROBLEM_TYPE}; charset=utf-8`,
-    `Content-Length: ${Buffer.byteLength(body)}`,
-    `X-Request-Id: ${requestId}`,
-    'Cache-Control: no-store',
-    'Connection: close',
-    '',
-    body,
-  ].join('\r\n');
 }

@@ -1,18 +1,19 @@
 import { once } from 'node:events';
 import type { ClientRequest, IncomingMessage } from 'node:http';
-import { createConnection } from 'node:net';
+import type { Socket } from 'node:net';
 import { Duplex } from 'node:stream';
 import { WebSocket } from 'ws';
 import type { Clock } from '../base/clock.ts';
 import { MIB } from '../base/units.ts';
 import { ApiError } from './api-error.ts';
 import { CLOSE_CODES } from './console-sessions.ts';
+import { authorizationOf, connectTo, type HostAddress } from './host-address.ts';
 import { MESSAGE_BYTES_MAX } from './upgrades.ts';
 
 const OPEN_DEADLINE_MS = 10_000;
 
 export interface ConsoleAsked {
-  readonly socketPath: string;
+  readonly address: HostAddress;
   readonly path: string;
   readonly clock: Clock;
 }
@@ -26,9 +27,10 @@ export type ConsoleAnswer =
  * Opens a console over the API of a host: bytes both ways. A close that neither side wanted is the stream's error,
  * API_CONSOLE_CLOSED. @throws what a connection throws; API_NO_ANSWER
  */
-export async function askForConsole({ socketPath, path, clock }: ConsoleAsked): Promise<ConsoleAnswer> {
+export async function askForConsole({ address, path, clock }: ConsoleAsked): Promise<ConsoleAnswer> {
   const socket = new WebSocket(`ws://localhost${path}`, {
-    createConnection: () => createConnection(socketPath),
+    createConnection: () => connectTo(address) as Socket,
+    headers: 'url' in address ? authorizationOf(address.credentials) : {},
     perMessageDeflate: false,
     maxPayload: MIB,
   });

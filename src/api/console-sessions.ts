@@ -20,6 +20,8 @@ const CLOSE_DEADLINE_MS = 3000;
 export const CLOSE_CODES = {
   hostEnds: 1001,
   notBinary: 1003,
+  /** RFC 6455, 7.4.1: against a policy. */
+  notAllowed: 1008,
   consoleEnded: 4000,
   stalled: 4001,
   silent: 4002,
@@ -33,6 +35,8 @@ export interface ConsoleSessionsOptions {
 interface SessionOptions extends ConsoleSessionsOptions {
   readonly vm: string;
   readonly requestId: string;
+  /** Whether its reader may still be here: asked now and then, and when a token is revoked. */
+  readonly mayGoOn?: () => boolean;
 }
 
 /** All serial consoles that are open over the API. */
@@ -68,11 +72,19 @@ export class ConsoleSessions implements Disposable {
   }
 
   /** Carries bytes both ways until either side ends. Both are the session's from here on. */
-  join(socket: WebSocket, { console, ...named }: { console: Duplex; vm: string; requestId: string }): void {
+  join(
+    socket: WebSocket,
+    { console, ...named }: Omit<SessionOptions, keyof ConsoleSessionsOptions> & { console: Duplex },
+  ): void {
     const session = new ConsoleSession(socket, console, { ...this.#options, ...named });
     this.#sessions.add(session);
     socket.once('close', () => this.#sessions.delete(session));
     if (this.#disposed) session.close('hostEnds', 'the host ends');
+  }
+
+  /** Closes those whose readers may be here no more. */
+  recheck(): void {
+    for (const session of this.#sessions) session.recheck();
   }
 
   [Symbol.dispose](): void {
@@ -120,6 +132,10 @@ class ConsoleSession {
     this.#pingLater();
   }
 
+  recheck(): void {
+    if (this.#options.mayGoOn?.() === false) this.close('notAllowed', 'the token is revoked or expired');
+  }
+
   close(why: keyof typeof CLOSE_CODES, reason: string): void {
     const socket = this.#socket;
     if (socket.readyState !== socket.OPEN) return;
@@ -161,6 +177,7 @@ class ConsoleSession {
         this.#leave('silent');
         return;
       }
+      this.recheck();
       this.#awaitsPong = true;
       this.#socket.ping();
       this.#pingLater();

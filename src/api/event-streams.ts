@@ -4,6 +4,7 @@ import type { Clock } from '../base/clock.ts';
 import { errorFacts } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { ApiError } from './api-error.ts';
+import { AUDIT_KIND } from './audit.ts';
 import { encodeFrame, encodePlace, HEARTBEAT } from './event-frames.ts';
 import type { HostService } from './host-service.ts';
 import type { HostEvent } from './resources.ts';
@@ -25,6 +26,9 @@ export interface EventStreamStart {
   readonly after: number;
   readonly vm: string | undefined;
   readonly requestId: string;
+  readonly withAudit?: boolean;
+  /** Whether its reader may still read: asked now and then, and when a token is revoked. */
+  readonly mayGoOn?: () => boolean;
 }
 
 /** All readers of the live events. */
@@ -59,6 +63,11 @@ export class EventStreams implements Disposable {
       stream[Symbol.dispose]();
     });
     stream.begin();
+  }
+
+  /** Ends those whose readers may read no more. */
+  recheck(): void {
+    for (const stream of this.#streams) stream.recheck();
   }
 
   [Symbol.dispose](): void {
@@ -103,9 +112,14 @@ class EventStream implements Disposable {
   }
 
   offer(event: HostEvent, frame: string): void {
-    const { vm } = this.#options;
+    const { vm, withAudit = false } = this.#options;
+    if (event.kind === AUDIT_KIND && !withAudit) return;
     if (!this.#live || event.id <= this.#lastId || (vm !== undefined && event.vm !== vm)) return;
     this.#send(event.id, frame);
+  }
+
+  recheck(): void {
+    if (this.#options.mayGoOn?.() === false) this.end();
   }
 
   end(): void {
@@ -120,10 +134,10 @@ class EventStream implements Disposable {
   }
 
   #catchUp(): void {
-    const { service, vm, log, requestId } = this.#options;
+    const { service, vm, log, requestId, withAudit = false } = this.#options;
     try {
       while (this.#response.writable && this.#cancelStall === undefined) {
-        const { events } = service.listEvents({ after: this.#lastId, limit: PAGE_EVENTS, vm });
+        const { events } = service.listEvents({ after: this.#lastId, limit: PAGE_EVENTS, vm, withAudit });
         this.#live = events.length === 0;
         if (this.#live) return;
         for (const event of events) {
@@ -161,6 +175,7 @@ class EventStream implements Disposable {
 
   #beatLater(): void {
     this.#cancelHeartbeat = this.#options.clock.after(HEARTBEAT_MS, () => {
+      this.recheck();
       if (this.#live) this.#write(HEARTBEAT);
       this.#beatLater();
     });

@@ -1,4 +1,5 @@
 import { MIB } from '../base/units.ts';
+import { seesAudit } from './audit.ts';
 import type { HostService, RequestContext } from './host-service.ts';
 import type { Vm, VmPage } from './resources.ts';
 import { type AnswerTo, type Asked, entityTagOf, type RouteId } from './routes.ts';
@@ -52,8 +53,18 @@ export const handlers: { readonly [Id in HandledId]: Handler<Id> } = {
     return { body: null };
   },
   promoteVm: async (service, { params }, context) => tagged(await service.promoteVm(params.name, context)),
+  listTokens: (service, { query }) => ({
+    body: service.listTokens({ after: query.after, limit: query.limit }),
+  }),
+  createToken: (service, { body }) => ({ body: service.createToken(body) }),
+  revokeToken: (service, { params }) => {
+    service.revokeToken(params.id);
+    return { body: null };
+  },
   getStats: async (service) => ({ body: await service.stats() }),
-  listEvents: (service, { query }) => ({ body: service.listEvents({ ...query, vm: query.vm }) }),
+  listEvents: (service, { query }, { principal }) => ({
+    body: service.listEvents({ ...query, vm: query.vm, withAudit: seesAudit(principal) }),
+  }),
 };
 
 function tagged(vm: Vm): { readonly body: Vm; readonly headers: { readonly etag: string } } {

@@ -1,7 +1,11 @@
 import type { Duplex } from 'node:stream';
 import type { Trace } from '../base/trace.ts';
+import type { StoredToken } from './access-token.ts';
+import type { AuditEntry } from './audit.ts';
+import type { Principal } from './principal.ts';
 import type {
   ChangeVm,
+  CreateToken,
   DeclareVm,
   EventPage,
   FailoverReport,
@@ -9,8 +13,10 @@ import type {
   Host,
   HostEvent,
   HostPage,
+  NewToken,
   StartVm,
   StopVm,
+  TokenPage,
   Vm,
   VmPage,
 } from './resources.ts';
@@ -20,6 +26,7 @@ import type { Stats } from './stats.ts';
 export interface RequestContext {
   /** `X-Request-Id`: what follows from the request carries it, in logs, events and QMP commands. */
   readonly trace?: Trace | undefined;
+  readonly principal?: Principal | undefined;
 }
 
 /** What the API needs of a host. All of it throws UnderstudyErrors with stable codes. */
@@ -69,6 +76,8 @@ export interface HostService {
     readonly after: number;
     readonly limit: number;
     readonly vm: string | undefined;
+    /** Of others' requests; by default they are left out. */
+    readonly withAudit?: boolean;
   }): EventPage;
   /** Number of the newest event; 0 if there never was one. */
   newestEvent(): number;
@@ -84,6 +93,17 @@ export interface HostService {
   stats(): Promise<Stats>;
   /** The same and more, for Prometheus: its text format, without what the API measures of itself. */
   exposition(): Promise<string>;
+
+  /** By id, those after `after`. */
+  listTokens(page: { readonly after: string | undefined; readonly limit: number }): TokenPage;
+  /** What it returns holds the secret, which is kept nowhere. */
+  createToken(request: CreateToken): NewToken;
+  /** @throws HostError HOST_TOKEN_UNKNOWN */
+  revokeToken(id: string): void;
+  findToken(id: string): StoredToken | undefined;
+
+  /** Somebody wanted to change something: written down before it is answered. */
+  audit(entry: AuditEntry): void;
 
   /** What was answered before to a request with this key. */
   recallAnswer(key: string): StoredAnswer | undefined;

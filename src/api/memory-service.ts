@@ -1,15 +1,21 @@
 import { type Duplex, duplexPair } from 'node:stream';
 import { ConfigError } from '../config/config-error.ts';
+import { makeToken, type StoredToken } from './access-token.ts';
 import { ApiError, type ApiErrorCode } from './api-error.ts';
+import { AUDIT_KIND, type AuditEntry } from './audit.ts';
 import type { HostService, RequestContext, StoredAnswer } from './host-service.ts';
 import type {
   ChangeVm,
+  CreateToken,
   DeclareVm,
   EventPage,
   FailoverReport,
   Host,
   HostEvent,
   HostPage,
+  NewToken,
+  Token,
+  TokenPage,
   Vm,
   VmPage,
 } from './resources.ts';
@@ -22,6 +28,10 @@ export class MemoryService implements HostService {
   readonly vms = new Map<string, Vm>();
   readonly events: HostEvent[] = [];
   readonly answers = new Map<string, StoredAnswer>();
+  readonly tokens = new Map<string, StoredToken>();
+  readonly audits: AuditEntry[] = [];
+  /** Of the tokens. */
+  nowMs = () => Date.now();
   readonly #listeners = new Set<(event: HostEvent) => void>();
   #lastVersion = 0;
   /** What a promotion waits for, or fails with. */
@@ -162,8 +172,9 @@ export class MemoryService implements HostService {
     return console;
   }
 
-  listEvents({ after, limit, vm }: { after: number; limit: number; vm: string | undefined }): EventPage {
-    const rest = this.events.slice(after).filter((event) => vm === undefined || event.vm === vm);
+  listEvents({ after, limit, vm, withAudit }: Parameters<HostService['listEvents']>[0]): EventPage {
+    const shown = this.events.slice(after).filter(({ kind }) => withAudit === true || kind !== AUDIT_KIND);
+    const rest = shown.filter((event) => vm === undefined || event.vm === vm);
     const events = rest.slice(0, limit);
     return { events, next: rest.length > limit ? (events.at(-1)?.id ?? null) : null };
   }
@@ -179,6 +190,34 @@ export class MemoryService implements HostService {
 
   transaction<Result>(work: () => Result): Result {
     return work();
+  }
+
+  listTokens({ after = '', limit }: { after: string | undefined; limit: number }): TokenPage {
+    const all = [...this.tokens.values()]
+      .filter(({ id }) => id > after)
+      .sort((a, b) => (a.id < b.id ? -1 : 1));
+    const tokens = all.slice(0, limit).map(tokenOf);
+    return { tokens, next: all.length > limit ? (tokens.at(-1)?.id ?? null) : null };
+  }
+
+  createToken({ name, role, expiresInSeconds }: CreateToken): NewToken {
+    const { text, id, hash } = makeToken();
+    const expiresMs = expiresInSeconds === null ? null : this.nowMs() + expiresInSeconds * 1000;
+    const stored = { id, name, role, hash, createdMs: this.nowMs(), expiresMs };
+    this.tokens.set(id, stored);
+    return { ...tokenOf(stored), token: text };
+  }
+
+  revokeToken(id: string): void {
+    if (!this.tokens.delete(id)) throw hostError('HOST_TOKEN_UNKNOWN', id);
+  }
+
+  findToken(id: string): StoredToken | undefined {
+    return this.tokens.get(id);
+  }
+
+  audit(entry: AuditEntry): void {
+    this.audits.push(entry);
   }
 
   recallAnswer(key: string): StoredAnswer | undefined {
@@ -205,7 +244,7 @@ export class MemoryService implements HostService {
 
   /** Everything that a request could have changed, but for the answers that are kept. */
   state(): string {
-    return JSON.stringify([[...this.vms], this.events, this.promotions]);
+    return JSON.stringify([[...this.vms], this.events, this.promotions, [...this.tokens.keys()]]);
   }
 
   #put(vm: Vm): Vm {
@@ -218,6 +257,11 @@ export class MemoryService implements HostService {
     this.#lastVersion += 1;
     return this.#lastVersion;
   }
+}
+
+function tokenOf({ id, name, role, createdMs, expiresMs }: StoredToken): Token {
+  const expiresAt = expiresMs === null ? null : new Date(expiresMs).toISOString();
+  return { id, name, role, createdAt: new Date(createdMs).toISOString(), expiresAt };
 }
 
 function nameIn(spec: string): string {

@@ -12,8 +12,8 @@ const problemResponse = {
 };
 
 /** A row of the table of routes as fastify and its document know it. */
-export function fastifySchemaOf(id: RouteId): FastifySchema {
-  const { summary, params, query, headers, body, status, answer, mediaType } = routeOf(id);
+export function fastifySchemaOf(id: RouteId): FastifySchema & { readonly 'x-role': string } {
+  const { role, summary, params, query, headers, body, status, answer, mediaType } = routeOf(id);
   const success =
     status === 204 || status === 101
       ? answer
@@ -24,6 +24,9 @@ export function fastifySchemaOf(id: RouteId): FastifySchema {
   return {
     operationId: id,
     summary,
+    // Over the unix socket nothing has to be shown.
+    security: role === 'anyone' ? [] : [{ bearer: [] }, { mutualTLS: [] }],
+    'x-role': role,
     ...(params && { params }),
     ...(query && { querystring: query }),
     ...(headers && { headers }),
@@ -40,6 +43,17 @@ export function swaggerOptions(version: string): FastifyDynamicSwaggerOptions {
         title: 'Understudy host',
         description: 'Virtual machines of one host, and their shadows.',
         version,
+      },
+      components: {
+        securitySchemes: {
+          bearer: {
+            type: 'http',
+            scheme: 'bearer',
+            description: 'A token; `x-role` is the least that it has to be of.',
+          },
+          // Of OpenAPI 3.1; the plugin's types are of 3.0.
+          mutualTLS: { type: 'mutualTLS', description: 'CN is who, OU the role.' } as never,
+        },
       },
     },
     transform: jsonSchemaTransform,

@@ -11,8 +11,9 @@ const PROBLEM_CHARACTERS_MAX = 200;
 /** Codes of all modules that a caller can do something about. A code that is not here is a fault of the host. */
 const CODES_BY_STATUS: Readonly<Record<number, readonly string[]>> = {
   400: ['API_BAD_REQUEST'],
-  403: ['API_ORIGIN_REFUSED'],
-  404: ['API_NOT_FOUND', 'HOST_NO_SAVED_STATE', 'HOST_UNKNOWN', 'HOST_VM_UNKNOWN'],
+  401: ['API_UNAUTHENTICATED'],
+  403: ['API_FORBIDDEN', 'API_ORIGIN_REFUSED'],
+  404: ['API_NOT_FOUND', 'HOST_NO_SAVED_STATE', 'HOST_TOKEN_UNKNOWN', 'HOST_UNKNOWN', 'HOST_VM_UNKNOWN'],
   405: ['API_METHOD_NOT_ALLOWED'],
   408: ['API_REQUEST_TIMEOUT'],
   409: [
@@ -46,6 +47,7 @@ const CODES_BY_STATUS: Readonly<Record<number, readonly string[]>> = {
   ],
   426: ['API_UPGRADE_REQUIRED'],
   428: ['API_PRECONDITION_REQUIRED'],
+  429: ['API_TOO_MANY_FAILURES'],
   431: ['API_HEADERS_TOO_LARGE'],
   503: ['API_CONSOLES_MAX', 'API_STREAMS_MAX', 'KEEPER_NO_ANSWER', 'MEMORY_NO_ROOM'],
 };

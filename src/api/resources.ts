@@ -1,5 +1,6 @@
 import { z } from 'zod';
 import { PHASES } from '../shadow/protection.ts';
+import { ROLES } from './principal.ts';
 
 /**
  * What the API of a host speaks of. These schemas are the only description of it: the server validates with them,
@@ -210,6 +211,46 @@ export const hostPageSchema = z
   .object({ hosts: z.array(hostSchema), next: hostNameSchema.nullable() })
   .meta({ id: 'HostPage' });
 
+export const tokenIdSchema = z
+  .string()
+  .regex(/^[0-9a-f]{12}$/, 'expected the id of a token')
+  .meta({ examples: ['0123456789ab'] });
+
+export const tokenSchema = z
+  .object({
+    id: tokenIdSchema,
+    name: z.string(),
+    role: z.enum(ROLES),
+    createdAt: z.iso.datetime(),
+    expiresAt: z.iso.datetime().nullable(),
+  })
+  .meta({ id: 'Token' });
+
+export const tokenPageSchema = z
+  .object({ tokens: z.array(tokenSchema), next: tokenIdSchema.nullable() })
+  .meta({ id: 'TokenPage' });
+
+export const createTokenSchema = z
+  .strictObject({
+    name: z
+      .string()
+      .regex(/^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$/, 'expected 1 to 64 of A-Z a-z 0-9 . _ @ -')
+      .meta({ description: 'Who it is for; shown in audit events.' }),
+    role: z.enum(ROLES),
+    expiresInSeconds: z
+      .int()
+      .min(1)
+      .max(10 * 366 * 24 * 3600)
+      .nullable()
+      .default(null)
+      .meta({ description: 'null: it is valid until it is revoked.' }),
+  })
+  .meta({ id: 'CreateToken' });
+
+export const newTokenSchema = tokenSchema
+  .extend({ token: z.string().meta({ description: 'The secret. Keep it; it cannot be shown again.' }) })
+  .meta({ id: 'NewToken' });
+
 /** RFC 9457. */
 export const problemSchema = z
   .object({
@@ -235,4 +276,8 @@ export type EventPage = z.output<typeof eventPageSchema>;
 export type Health = z.output<typeof healthSchema>;
 export type Host = z.output<typeof hostSchema>;
 export type HostPage = z.output<typeof hostPageSchema>;
+export type Token = z.output<typeof tokenSchema>;
+export type TokenPage = z.output<typeof tokenPageSchema>;
+export type CreateToken = z.output<typeof createTokenSchema>;
+export type NewToken = z.output<typeof newTokenSchema>;
 export type Problem = z.output<typeof problemSchema>;

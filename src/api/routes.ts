@@ -1,6 +1,8 @@
 import { z } from 'zod';
+import type { Role } from './principal.ts';
 import {
   changeVmSchema,
+  createTokenSchema,
   declareVmSchema,
   eventPageSchema,
   failoverReportSchema,
@@ -8,8 +10,11 @@ import {
   hostNameSchema,
   hostPageSchema,
   hostSchema,
+  newTokenSchema,
   startVmSchema,
   stopVmSchema,
+  tokenIdSchema,
+  tokenPageSchema,
   vmNameSchema,
   vmPageSchema,
   vmSchema,
@@ -20,6 +25,8 @@ import { statsSchema } from './stats.ts';
 const ACT_DEADLINE_MS = 150_000;
 
 interface Route {
+  /** The least that a caller has to be. Who declares a VM names files and programs of the host: that is for admins. */
+  readonly role: Role | 'anyone';
   readonly method: 'GET' | 'POST' | 'PUT' | 'DELETE';
   /** As in OpenAPI: `/v1/vms/{name}`. */
   readonly path: string;
@@ -69,6 +76,7 @@ const keyed = z.object({
 /** The routes by operation id: server, OpenAPI document and client are made from this table. */
 export const routes = {
   getHealth: {
+    role: 'anyone',
     method: 'GET',
     path: '/v1/health',
     summary: 'Whether all VMs are as they are desired to be.',
@@ -76,6 +84,7 @@ export const routes = {
     answer: healthSchema,
   },
   listHosts: {
+    role: 'viewer',
     method: 'GET',
     path: '/v1/hosts',
     summary: 'Hosts by name: the one that answers, as long as hosts do not know each other.',
@@ -84,6 +93,7 @@ export const routes = {
     answer: hostPageSchema,
   },
   getHost: {
+    role: 'viewer',
     method: 'GET',
     path: '/v1/hosts/{name}',
     summary: 'One host: its daemon, its machine and what it looks after.',
@@ -92,6 +102,7 @@ export const routes = {
     answer: hostSchema,
   },
   listVms: {
+    role: 'viewer',
     method: 'GET',
     path: '/v1/vms',
     summary: 'VMs by name. A page may be shorter than `limit`; the last one is that without `next`.',
@@ -100,6 +111,7 @@ export const routes = {
     answer: vmPageSchema,
   },
   declareVm: {
+    role: 'admin',
     method: 'POST',
     path: '/v1/vms',
     summary: 'Declare a VM. Answers with its Location and ETag.',
@@ -109,6 +121,7 @@ export const routes = {
     answer: vmSchema,
   },
   getVm: {
+    role: 'viewer',
     method: 'GET',
     path: '/v1/vms/{name}',
     summary: 'One VM. Its ETag is that of the specification.',
@@ -117,6 +130,7 @@ export const routes = {
     answer: vmSchema,
   },
   changeVm: {
+    role: 'admin',
     method: 'PUT',
     path: '/v1/vms/{name}',
     summary: 'Change the specification; it takes effect when the VM is started the next time.',
@@ -127,6 +141,7 @@ export const routes = {
     answer: vmSchema,
   },
   deleteVm: {
+    role: 'admin',
     method: 'DELETE',
     path: '/v1/vms/{name}',
     summary: 'Stop a VM and forget it.',
@@ -137,6 +152,7 @@ export const routes = {
     deadlineMs: ACT_DEADLINE_MS,
   },
   startVm: {
+    role: 'operator',
     method: 'POST',
     path: '/v1/vms/{name}/start',
     summary: 'Desire a VM to run. Answers at once, the VM follows.',
@@ -147,6 +163,7 @@ export const routes = {
     answer: vmSchema,
   },
   stopVm: {
+    role: 'operator',
     method: 'POST',
     path: '/v1/vms/{name}/stop',
     summary: 'Desire a VM not to run. Answers at once, the VM follows.',
@@ -157,6 +174,7 @@ export const routes = {
     answer: vmSchema,
   },
   protectVm: {
+    role: 'operator',
     method: 'POST',
     path: '/v1/vms/{name}/protect',
     summary: 'Want a shadow from now on, over restarts too. Answers when one will be made.',
@@ -167,6 +185,7 @@ export const routes = {
     deadlineMs: ACT_DEADLINE_MS,
   },
   unprotectVm: {
+    role: 'operator',
     method: 'POST',
     path: '/v1/vms/{name}/unprotect',
     summary: 'Want no shadow any more. Answers when there is none.',
@@ -177,6 +196,7 @@ export const routes = {
     deadlineMs: ACT_DEADLINE_MS,
   },
   testFailover: {
+    role: 'operator',
     method: 'POST',
     path: '/v1/vms/{name}/test-failover',
     summary:
@@ -188,6 +208,7 @@ export const routes = {
     deadlineMs: ACT_DEADLINE_MS,
   },
   deleteSavedState: {
+    role: 'operator',
     method: 'DELETE',
     path: '/v1/vms/{name}/saved/{kind}',
     summary: 'Give up the state of a VM that does not run.',
@@ -196,6 +217,7 @@ export const routes = {
     answer: nothing,
   },
   promoteVm: {
+    role: 'operator',
     method: 'POST',
     path: '/v1/vms/{name}/promote',
     summary: 'Switch to the shadow as planned. Answers when it acts.',
@@ -206,6 +228,7 @@ export const routes = {
     deadlineMs: ACT_DEADLINE_MS,
   },
   openConsole: {
+    role: 'operator',
     method: 'GET',
     path: '/v1/vms/{name}/console',
     summary:
@@ -217,6 +240,7 @@ export const routes = {
     answer: z.null().meta({ description: 'It is a WebSocket from here on.' }),
   },
   listEvents: {
+    role: 'viewer',
     method: 'GET',
     path: '/v1/events',
     summary: 'Events after number `after`, oldest first.',
@@ -225,6 +249,7 @@ export const routes = {
     answer: eventPageSchema,
   },
   streamEvents: {
+    role: 'viewer',
     method: 'GET',
     path: '/v1/events/stream',
     summary:
@@ -236,7 +261,36 @@ export const routes = {
     mediaType: 'text/event-stream',
     answer: z.string().meta({ description: '`data` of every event is an Event.' }),
   },
+  listTokens: {
+    role: 'admin',
+    method: 'GET',
+    path: '/v1/tokens',
+    summary: 'Tokens by id, without their secrets.',
+    query: z.strictObject({ after: tokenIdSchema.optional(), limit }),
+    status: 200,
+    answer: tokenPageSchema,
+  },
+  createToken: {
+    role: 'admin',
+    method: 'POST',
+    path: '/v1/tokens',
+    // No idempotency key: the answer would have to be kept, and it holds the secret.
+    summary: 'Make a token. Its text is in this answer and nowhere else: only a hash of it is kept.',
+    body: createTokenSchema,
+    status: 201,
+    answer: newTokenSchema,
+  },
+  revokeToken: {
+    role: 'admin',
+    method: 'DELETE',
+    path: '/v1/tokens/{id}',
+    summary: 'Refuse a token from now on; what is open with it is closed.',
+    params: z.strictObject({ id: tokenIdSchema }),
+    status: 204,
+    answer: nothing,
+  },
   getStats: {
+    role: 'viewer',
     method: 'GET',
     path: '/v1/stats',
     summary: 'What there is to watch of all VMs that run or shall run, asked of their keepers now.',
@@ -244,6 +298,7 @@ export const routes = {
     answer: statsSchema,
   },
   getMetrics: {
+    role: 'viewer',
     method: 'GET',
     path: '/metrics',
     summary:
@@ -253,6 +308,7 @@ export const routes = {
     answer: z.string().meta({ description: 'docs/observability/metrics.md explains every family.' }),
   },
   getOpenApi: {
+    role: 'viewer',
     method: 'GET',
     path: '/openapi.json',
     summary: 'This document.',

@@ -12,6 +12,7 @@ export type CliErrorCode =
   | 'CLI_MANIFEST_UNREADABLE'
   | 'CLI_TOOL_FAILED'
   | 'CLI_VMS_RUN'
+  | 'CLI_HOST_ADDRESS'
   | 'CLI_INTERNAL';
 
 export class CliError extends UnderstudyError<CliErrorCode> {}

@@ -3,8 +3,8 @@ import { ApiError } from '../api/api-error.ts';
 import type { Vm } from '../api/resources.ts';
 import { systemClock as clock } from '../base/clock.ts';
 import { KeeperError, type KeeperErrorCode } from '../control/keeper-error.ts';
-import { hostSocketToAsk } from '../control/run-paths.ts';
 import { CliError } from './cli-error.ts';
+import { chosenHost } from './host-choice.ts';
 import { Interruption } from './interruption.ts';
 import type { Output } from './output.ts';
 
@@ -13,7 +13,7 @@ const POLL_MS = 100;
 export type Goal = 'protected' | 'started' | 'absent' | 'none';
 
 export function hostClient(): ApiClient {
-  return new ApiClient({ socketPath: hostSocketToAsk(), clock });
+  return new ApiClient({ ...chosenHost(), clock });
 }
 
 /** Whether there is a host, and it knows this VM. @throws ApiError for a host that cannot be spoken to */

@@ -2,6 +2,7 @@ import { readFileSync } from 'node:fs';
 import { Command, CommanderError, Option } from 'commander';
 import { HOST_CONFIG_EXAMPLE } from '../config/host-config-example.ts';
 import { VM_SPEC_EXAMPLE } from '../config/vm-spec-example.ts';
+import { addAccess, addPki } from './access-definition.ts';
 import { CliError } from './cli-error.ts';
 import {
   atLeastOne,
@@ -57,6 +58,8 @@ export function buildProgram(out: Output, finish: (exitCode: number) => void): C
   addDemo(program, out, finish);
   addDeclared(program, out, finish);
   addState(program, out, finish);
+  addAccess(program, out, finish);
+  addPki(program, out, finish);
   addHost(program, out, finish);
   addInstallation(program, out, { finish, version: packageVersion() });
   addHelp(program);
@@ -197,6 +200,10 @@ function addDeclared(program: Command, out: Output, finish: Finish): void {
     .option('--config <file>', 'its configuration; by default /etc/understudy/host.yaml')
     .option('--state <directory>', 'what survives a reboot; by default /var/lib/understudy')
     .option('--socket <path>', 'where to listen; by default /run/understudy/host.sock')
+    .option('--listen <address>', 'listen for other machines too, e.g. 10.0.0.1:7443; only with TLS')
+    .option('--tls-cert <file>', 'certificate of this host, PEM')
+    .option('--tls-key <file>', 'its key')
+    .option('--client-ca <file>', 'take client certificates that this CA has signed')
     .addHelpText('after', examples('understudy host', 'understudy host --state /srv/understudy'))
     .addHelpText('after', `\nA configuration with all keys:\n\n${HOST_CONFIG_EXAMPLE}`)
     .action(async (options) => (await import('./host-command.ts')).becomeHost(options));

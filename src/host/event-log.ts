@@ -1,3 +1,4 @@
+import { AUDIT_KIND } from '../api/audit.ts';
 import type { HostEvent } from '../api/resources.ts';
 import type { Clock } from '../base/clock.ts';
 import type { VmEvent } from '../control/vm-event.ts';
@@ -15,6 +16,13 @@ const FORGET_EVERY_MS = 60_000;
 /** More at a time would keep everybody waiting. */
 const FORGET_AT_ONCE = 5000;
 const DAY_MS = 24 * 3600 * 1000;
+
+export interface EventFilter {
+  readonly limit: number;
+  readonly vm: string | undefined;
+  /** Also who wanted to change what. */
+  readonly withAudit?: boolean;
+}
 
 /** What happened on this host, numbered, kept over restarts for as long as the retention says. */
 export class EventLog {
@@ -70,9 +78,9 @@ export class EventLog {
    * Events after this number. Where some of them have been forgotten the first one says so: a reader that resumes must
    * not take a gap for silence.
    */
-  since(after: number, { limit, vm }: { limit: number; vm: string | undefined }): HostEvent[] {
+  since(after: number, { limit, vm, withAudit = false }: EventFilter): HostEvent[] {
     const forgotten = this.#oldestId() - 1;
-    if (after === 0 || after >= forgotten) return this.#read(after, { limit, vm });
+    if (after === 0 || after >= forgotten) return this.#read(after, { limit, vm, withAudit });
     const time = new Date(this.#clock.wallMs()).toISOString();
     const gap = {
       id: forgotten,
@@ -83,7 +91,7 @@ export class EventLog {
       token: null,
       facts: { after },
     };
-    return [gap, ...this.#read(forgotten, { limit: limit - 1, vm })];
+    return [gap, ...this.#read(forgotten, { limit: limit - 1, vm, withAudit })];
   }
 
   retain(retention: EventRetention): void {
@@ -125,12 +133,15 @@ export class EventLog {
     return Number(row?.seq ?? 0) + 1;
   }
 
-  #read(after: number, { limit, vm }: { limit: number; vm: string | undefined }): HostEvent[] {
+  #read(after: number, { limit, vm, withAudit = false }: EventFilter): HostEvent[] {
+    const kinds = withAudit ? '' : `AND kind <> '${AUDIT_KIND}'`;
     const rows =
       vm === undefined
-        ? this.#database.statement('SELECT * FROM events WHERE id > ? ORDER BY id LIMIT ?').all(after, limit)
+        ? this.#database
+            .statement(`SELECT * FROM events WHERE id > ? ${kinds} ORDER BY id LIMIT ?`)
+            .all(after, limit)
         : this.#database
-            .statement('SELECT * FROM events WHERE vm = ? AND id > ? ORDER BY id LIMIT ?')
+            .statement(`SELECT * FROM events WHERE vm = ? AND id > ? ${kinds} ORDER BY id LIMIT ?`)
             .all(vm, after, limit);
     return rows.map((row) => ({
       id: Number(row.id),

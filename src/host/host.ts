@@ -1,7 +1,10 @@
 import type { Duplex } from 'node:stream';
+import type { StoredToken } from '../api/access-token.ts';
+import { AUDIT_KIND, type AuditEntry } from '../api/audit.ts';
 import type { HostService, RequestContext, StoredAnswer } from '../api/host-service.ts';
 import type {
   ChangeVm,
+  CreateToken,
   DeclareVm,
   EventPage,
   FailoverReport,
@@ -9,8 +12,10 @@ import type {
   HostEvent,
   Host as HostFacts,
   HostPage,
+  NewToken,
   StartVm,
   StopVm,
+  TokenPage,
   Vm,
   VmPage,
 } from '../api/resources.ts';
@@ -22,9 +27,10 @@ import { ConfigError } from '../config/config-error.ts';
 import { parseVmSpec } from '../config/vm-spec.ts';
 import type { Termination, VmSpec } from '../config/vm-spec-schema.ts';
 import { checkSpec } from '../qemu/protectability.ts';
+import { AccessTokens } from './access-tokens.ts';
 import { AnswerStore } from './answer-store.ts';
 import { Convergence } from './convergence.ts';
-import { EventLog, type EventRetention } from './event-log.ts';
+import { type EventFilter, EventLog, type EventRetention } from './event-log.ts';
 import { HostError } from './host-error.ts';
 import { HostMetrics } from './host-metrics.ts';
 import type { StartKeeper } from './keeper-starters.ts';
@@ -69,6 +75,7 @@ export class Host implements HostService, AsyncDisposable {
   readonly #inventory: VmInventory;
   readonly #events: EventLog;
   readonly #answers: AnswerStore;
+  readonly #accessTokens: AccessTokens;
   readonly #tokens: VmTokens;
   readonly #saved: SavedStates;
   readonly #startedMs: number;
@@ -85,6 +92,7 @@ export class Host implements HostService, AsyncDisposable {
     this.#tokens = new VmTokens(this.#database);
     this.#events = new EventLog(this.#database, { clock, tokens: this.#tokens });
     this.#answers = new AnswerStore(this.#database, { clock });
+    this.#accessTokens = new AccessTokens(this.#database, { clock });
     this.#metrics = new HostMetrics(options);
     this.#events.onEvent(() => this.#metrics.noteEvent());
     this.#saved = new SavedStates(options.stateDirectory);
@@ -269,8 +277,8 @@ export class Host implements HostService, AsyncDisposable {
     return this.#convergence.fleet.console(name);
   }
 
-  listEvents({ after, limit, vm }: { after: number; limit: number; vm: string | undefined }): EventPage {
-    const events = this.#events.since(after, { limit: limit + 1, vm });
+  listEvents({ after, limit, ...filter }: EventFilter & { after: number }): EventPage {
+    const events = this.#events.since(after, { ...filter, limit: limit + 1 });
     const page = events.slice(0, limit);
     return { events: page, next: events.length > limit ? (page.at(-1)?.id ?? null) : null };
   }
@@ -285,6 +293,26 @@ export class Host implements HostService, AsyncDisposable {
 
   transaction<Result>(work: () => Result): Result {
     return this.#database.transaction(work);
+  }
+
+  listTokens(page: { after: string | undefined; limit: number }): TokenPage {
+    return this.#accessTokens.page(page);
+  }
+
+  createToken(request: CreateToken): NewToken {
+    return this.#accessTokens.create(request);
+  }
+
+  revokeToken(id: string): void {
+    this.#accessTokens.revoke(id);
+  }
+
+  findToken(id: string): StoredToken | undefined {
+    return this.#accessTokens.find(id);
+  }
+
+  audit({ ...facts }: AuditEntry): void {
+    this.#events.publish(AUDIT_KIND, { facts });
   }
 
   recallAnswer(key: string): StoredAnswer | undefined {

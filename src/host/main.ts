@@ -2,8 +2,10 @@
  * The daemon that owns the VMs of this machine, started by `understudy host` or by systemd:
  *
  *   node src/host/main.ts [--config PATH] [--state DIRECTORY] [--socket PATH]
+ *     [--listen ADDRESS:PORT --tls-cert FILE --tls-key FILE [--client-ca FILE]]
  *
- * docs/host-configuration.md explains its configuration. It listens on a unix socket for those of its group. Its log
+ * docs/host-configuration.md explains its configuration. It listens on a unix socket for those of its group,
+ * and over TLS for those who show a token or a certificate. Its log
  * goes to standard error as JSON lines. SIGHUP has it read the configuration again; SIGTERM and SIGINT end it; the VMs
  * run on, and the next daemon takes them back.
  * Exit codes: 0 it was told to end, 1 it could not start, 70 a fault of the daemon, 78 its configuration is wrong.
@@ -12,6 +14,7 @@ import { readFileSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { parseArgs } from 'node:util';
 import { ApiServer } from '../api/api-server.ts';
+import type { TlsListen } from '../api/tls-listener.ts';
 import type { SocketAccess } from '../api/unix-listener.ts';
 import { systemClock as clock } from '../base/clock.ts';
 import { errorFacts, messageOf } from '../base/errors.ts';
@@ -66,12 +69,20 @@ process.exit();
 async function main(): Promise<number> {
   try {
     const flags = parseArgs({
-      options: { config: { type: 'string' }, state: { type: 'string' }, socket: { type: 'string' } },
+      options: {
+        config: { type: 'string' },
+        state: { type: 'string' },
+        socket: { type: 'string' },
+        listen: { type: 'string' },
+        'tls-cert': { type: 'string' },
+        'tls-key': { type: 'string' },
+        'client-ca': { type: 'string' },
+      },
     }).values;
     const place = hostConfigPlace(flags.config);
     const config = loadHostConfig(place);
     logLevel = levelOf(config);
-    if (config.listen !== undefined) refuseTcp(place);
+    const tls = tlsOf(flags, config.listen);
     Object.assign(process.env, environmentOf(config, process.env));
     const state = resolve(flags.state ?? stateDirectory());
     const socketPath = resolve(flags.socket ?? hostSocket());
@@ -92,9 +103,16 @@ async function main(): Promise<number> {
       clock,
       log,
     });
-    await using _server = await ApiServer.listen({ service: host, socketPath, socketAccess, clock, log });
+    await using server = await ApiServer.listen({
+      service: host,
+      socketPath,
+      socketAccess,
+      tls,
+      clock,
+      log,
+    });
     reload = reloader(config, { place, host, manager });
-    log.info('host listens', { socket: socketPath, state, pid: process.pid });
+    log.info('host listens', { socket: socketPath, tls: server.tlsAddress, state, pid: process.pid });
     manager.ready(`API on ${socketPath}`);
     const signal = await told.promise;
     manager.stopping();
@@ -106,9 +124,27 @@ async function main(): Promise<number> {
   }
 }
 
-function refuseTcp(place: HostConfigPlace | undefined): never {
-  throw new ConfigError('CONFIG_INVALID', `${place?.path}: listen: this version does not listen on TCP yet`, {
-    hint: 'Take listen out of the configuration.',
+interface TlsFlags {
+  readonly listen?: string | undefined;
+  readonly 'tls-cert'?: string | undefined;
+  readonly 'tls-key'?: string | undefined;
+  readonly 'client-ca'?: string | undefined;
+}
+
+/**
+ * Flags win over the configuration.
+ * @throws ConfigError CONFIG_INVALID where something is missing: TCP without TLS is not offered
+ */
+function tlsOf(flags: TlsFlags, config: HostConfig['listen']): TlsListen | undefined {
+  const address = flags.listen ?? config?.address;
+  const certificate = flags['tls-cert'] ?? config?.certificate;
+  const key = flags['tls-key'] ?? config?.key;
+  const clientCa = flags['client-ca'] ?? config?.clientCa;
+  if ([address, certificate, key, clientCa].every((given) => given === undefined)) return undefined;
+  if (address !== undefined && certificate !== undefined && key !== undefined)
+    return { address, certificate, key, clientCa };
+  throw new ConfigError('CONFIG_INVALID', 'to listen takes an address, a certificate and its key', {
+    hint: 'Give --listen, --tls-cert and --tls-key, or `listen` in the configuration. `understudy pki init` makes certificates.',
   });
 }
 

@@ -74,8 +74,8 @@ describe('a request with an Idempotency-Key that is repeated after its host was 
     expect(await events()).toEqual(
       // What the first host did is there once or not at all.
       moment === 'committed'
-        ? ['host-started', 'declared', 'host-started']
-        : ['host-started', 'host-started', 'declared'],
+        ? ['host-started', 'declared', 'audit', 'host-started']
+        : ['host-started', 'host-started', 'declared', 'audit'],
     );
   });
 

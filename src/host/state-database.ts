@@ -73,6 +73,17 @@ const MIGRATIONS: readonly string[] = [
   ALTER TABLE vms ADD COLUMN termination TEXT CHECK (termination IN ('remove', 'suspend', 'snapshot'));
   ALTER TABLE vms ADD COLUMN startFrom TEXT CHECK (startFrom = 'snapshot');
   `,
+  // Who may come in from elsewhere. hash: SHA-256 of a secret of 256 random bits.
+  `
+  CREATE TABLE accessTokens (
+    id TEXT PRIMARY KEY,
+    name TEXT NOT NULL,
+    role TEXT NOT NULL CHECK (role IN ('viewer', 'operator', 'admin')),
+    hash BLOB NOT NULL,
+    createdMs INTEGER NOT NULL,
+    expiresMs INTEGER
+  ) STRICT, WITHOUT ROWID;
+  `,
 ];
 
 const BUSY_MAX_MS = 5000;

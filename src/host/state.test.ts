@@ -64,7 +64,9 @@ describe('the state of a host', () => {
   it('of the first version is brought to this one, and its VMs are as their specifications say', () => {
     const first = StateDatabase.open(path);
     new VmInventory(first, { clock }).declare(A);
-    first.sql.exec('DROP TABLE counters; DROP TABLE tokens; DROP INDEX answersByAge');
+    first.sql.exec(
+      'DROP TABLE counters; DROP TABLE tokens; DROP TABLE accessTokens; DROP INDEX answersByAge',
+    );
     first.sql.exec('ALTER TABLE events DROP COLUMN token');
     for (const column of ['shadowInSpec', 'shadowWanted', 'termination', 'startFrom'])
       first.sql.exec(`ALTER TABLE vms DROP COLUMN ${column}`);

@@ -141,7 +141,7 @@ export class KeptVm implements AsyncDisposable {
     const same = join(runPaths(this.name).memory, `us-${this.name}-${acting?.instance}.ram`);
     const memory = how === 'running' ? join(this.memoryDirectory, 'second.ram') : same;
     const kernel = join(this.folder, 'second-guest');
-    writeGuest(kernel, 'silent');
+    writeGuest(kernel, 'counting');
     const qemu = await QemuProcess.launch({
       binary: 'qemu-system-x86_64',
       args: [

@@ -1,0 +1,131 @@
+import 'reflect-metadata';
+import { createPrivateKey, type webcrypto } from 'node:crypto';
+import {
+  AuthorityKeyIdentifierExtension,
+  BasicConstraintsExtension,
+  ExtendedKeyUsage,
+  ExtendedKeyUsageExtension,
+  type Extension,
+  KeyUsageFlags,
+  KeyUsagesExtension,
+  SubjectAlternativeNameExtension,
+  SubjectKeyIdentifierExtension,
+  X509Certificate,
+  X509CertificateGenerator,
+} from '@peculiar/x509';
+
+const ALGORITHM = { name: 'ECDSA', namedCurve: 'P-256', hash: 'SHA-256' };
+const HOUR_MS = 3_600_000;
+const YEAR_MS = 365 * 24 * HOUR_MS;
+
+/** A certificate and the key that belongs to it, both PEM. */
+export interface Issued {
+  readonly certificate: string;
+  readonly key: string;
+}
+
+/** Who signs. */
+export interface Authority {
+  readonly certificate: X509Certificate;
+  readonly key: webcrypto.CryptoKey;
+}
+
+/** What a certificate says of whom it is for. */
+export interface Subject {
+  /** Common name. */
+  readonly name: string;
+  /** Organisational unit: the role of a client. */
+  readonly unit?: string;
+  /** Names and addresses by which it is reached. */
+  readonly dns?: readonly string[];
+  readonly ips?: readonly string[];
+  readonly isServer: boolean;
+  readonly years: number;
+}
+
+/** A CA that may sign certificates and no further CAs; valid for ten years. */
+export async function makeAuthority(name: string, { wallMs }: { wallMs: number }): Promise<Issued> {
+  const keys = await newKeys();
+  const certificate = await X509CertificateGenerator.createSelfSigned({
+    ...validity(wallMs, 10),
+    name: distinguished(name),
+    keys,
+    signingAlgorithm: ALGORITHM,
+    extensions: [
+      new BasicConstraintsExtension(true, 0, true),
+      new KeyUsagesExtension(KeyUsageFlags.keyCertSign | KeyUsageFlags.cRLSign, true),
+      await SubjectKeyIdentifierExtension.create(keys.publicKey),
+    ],
+  });
+  return { certificate: pem(certificate), key: await keyPem(keys.privateKey) };
+}
+
+/** Reads what `makeAuthority` made. @throws for what is no certificate or no key of it */
+export async function readAuthority({ certificate, key }: Issued): Promise<Authority> {
+  const parsed = new X509Certificate(certificate);
+  const der = createPrivateKey(key).export({ format: 'der', type: 'pkcs8' });
+  const privateKey = await crypto.subtle.importKey('pkcs8', der, ALGORITHM, false, ['sign']);
+  const publicKey = await parsed.publicKey.export(ALGORITHM, ['verify']);
+  const sample = new Uint8Array([1]);
+  const signature = await crypto.subtle.sign(ALGORITHM, privateKey, sample);
+  if (!(await crypto.subtle.verify(ALGORITHM, publicKey, signature, sample)))
+    throw new Error('the key is not that of the certificate');
+  return { certificate: parsed, key: privateKey };
+}
+
+export async function issue(
+  subject: Subject,
+  { ca, wallMs }: { ca: Authority; wallMs: number },
+): Promise<Issued> {
+  const { name, unit, dns = [], ips = [], isServer, years } = subject;
+  const keys = await newKeys();
+  const usages = isServer
+    ? [ExtendedKeyUsage.serverAuth, ExtendedKeyUsage.clientAuth]
+    : [ExtendedKeyUsage.clientAuth];
+  const alternatives = [
+    ...dns.map((value) => ({ type: 'dns' as const, value })),
+    ...ips.map((value) => ({ type: 'ip' as const, value })),
+  ];
+  const extensions: Extension[] = [
+    new BasicConstraintsExtension(false, undefined, true),
+    new KeyUsagesExtension(KeyUsageFlags.digitalSignature, true),
+    new ExtendedKeyUsageExtension(usages),
+    await AuthorityKeyIdentifierExtension.create(ca.certificate.publicKey),
+    await SubjectKeyIdentifierExtension.create(keys.publicKey),
+    ...(alternatives.length === 0 ? [] : [new SubjectAlternativeNameExtension(alternatives)]),
+  ];
+  const certificate = await X509CertificateGenerator.create({
+    ...validity(wallMs, years),
+    subject: distinguished(name, unit),
+    issuer: ca.certificate.subject,
+    publicKey: keys.publicKey,
+    signingKey: ca.key,
+    signingAlgorithm: ALGORITHM,
+    extensions,
+  });
+  return { certificate: pem(certificate), key: await keyPem(keys.privateKey) };
+}
+
+/** Begins an hour ago: clocks of other machines may be behind. */
+function validity(wallMs: number, years: number): { notBefore: Date; notAfter: Date } {
+  return { notBefore: new Date(wallMs - HOUR_MS), notAfter: new Date(wallMs + years * YEAR_MS) };
+}
+
+function distinguished(name: string, unit?: string) {
+  return [{ CN: [name] }, ...(unit === undefined ? [] : [{ OU: [unit] }])];
+}
+
+async function newKeys(): Promise<webcrypto.CryptoKeyPair> {
+  return await crypto.subtle.generateKey(ALGORITHM, true, ['sign', 'verify']);
+}
+
+function pem(certificate: X509Certificate): string {
+  return `${certificate.toString('pem')}\n`;
+}
+
+async function keyPem(key: webcrypto.CryptoKey): Promise<string> {
+  const der = Buffer.from(await crypto.subtle.exportKey('pkcs8', key));
+  return createPrivateKey({ key: der, format: 'der', type: 'pkcs8' })
+    .export({ format: 'pem', type: 'pkcs8' })
+    .toString();
+}
