@@ -1,5 +1,6 @@
 import { once } from 'node:events';
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { Agent, request as httpsRequest } from 'node:https';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { connect } from 'node:tls';
@@ -7,6 +8,7 @@ import fc from 'fast-check';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { systemClock } from '../base/clock.ts';
 import { silentLogger } from '../base/logger.ts';
+import { issue, readAuthority, type Subject } from '../pki/certificate.ts';
 import { CertificateStore, type Made } from '../pki/certificate-store.ts';
 import { ApiClient } from './api-client.ts';
 import { ManualClock, socketDirectory } from './api-fixture.ts';
@@ -78,6 +80,19 @@ async function ask(
   });
   await once(response, 'end');
   return { status: response.statusCode, challenge: response.headers['www-authenticate'], text };
+}
+
+/** One after the other over the same connection, if the host leaves it open. */
+async function askOver(
+  agent: Agent,
+  { url, certificate, key }: { url: string; certificate: string; key: string },
+): Promise<{ status: number; reused: boolean }> {
+  const request = httpsRequest(new URL('/v1/vms', url), { agent, ca: ca(), cert: certificate, key });
+  request.end();
+  const [response] = await once(request, 'response');
+  response.resume();
+  await once(response, 'end');
+  return { status: response.statusCode, reused: request.reusedSocket };
 }
 
 /** A request of that route which would be carried out. */
@@ -285,6 +300,14 @@ describe('a token', () => {
 });
 
 describe('a client certificate', () => {
+  /** As the CA of this test signs it, whatever the store would. */
+  const signed = async (subject: Pick<Subject, 'name'> & Partial<Subject>) => {
+    const authority = await readAuthority({
+      certificate: ca().toString(),
+      key: readFileSync(join(folder, 'pki', 'ca.key'), 'utf8'),
+    });
+    return await issue({ isServer: false, years: 1, ...subject }, { ca: authority, wallMs: Date.now() });
+  };
   const certified = async (name: string, role: string) => {
     const { certificate, key } = await pki.client(name, role);
     return { certificate: readFileSync(certificate), key: readFileSync(key) };
@@ -304,6 +327,70 @@ describe('a client certificate', () => {
     const foreign = { certificate: readFileSync(certificate), key: readFileSync(key) };
     for (const shown of [foreign, await certified('nobody', 'emperor')])
       expect((await ask({ path: '/v1/vms' }, shown)).status).toBe(401);
+  });
+
+  it('that is for somebody among others is not taken for all of the host', async () => {
+    const shown = (subject: Partial<Subject>) => signed({ name: 'olga', unit: 'admin', ...subject });
+    expect((await ask({ path: '/v1/vms' }, await shown({}))).status).toBe(200);
+    const tenant = await shown({ organization: 'acme' });
+    expect((await ask({ path: '/v1/vms' }, tenant)).status).toBe(401);
+  });
+
+  it('is good until it expires, also on a connection that was made before, and ends what is open with it', async () => {
+    const shown = await signed({ name: 'olga', unit: 'admin' });
+    const agent = new Agent({ keepAlive: true, maxSockets: 1 });
+    const reading = requestTo(
+      { url: url(), credentials: { ca: ca(), ...shown } },
+      { path: '/v1/events/stream' },
+    );
+    reading.end();
+    const [stream] = await once(reading, 'response');
+    stream.resume();
+    const over = () => askOver(agent, { url: url(), ...shown });
+    expect(await over()).toEqual({ status: 200, reused: false });
+    clock.advance(Date.now() + 366 * 24 * 3600_000);
+    expect(await over()).toEqual({ status: 401, reused: true });
+    if (!stream.closed) await once(stream, 'close');
+    agent.destroy();
+  });
+});
+
+describe('what is written down', () => {
+  it('names what was made, and no secret of it', async () => {
+    const admin = client({ token: token('admin') });
+    await admin.call('declareVm', { body: { spec: 'name: beta' } });
+    expect(service.audits.at(-1)).toMatchObject({ action: 'declareVm', target: 'beta', status: 201 });
+    const made = await admin.call('createToken', { body: { name: 'ci', role: 'viewer' } });
+    expect(service.audits.at(-1)).toMatchObject({ action: 'createToken', target: made.id, status: 201 });
+    expect(JSON.stringify(service.audits)).not.toContain(made.token.split('_').slice(2).join('_'));
+  });
+
+  it('holds a change that failed, and one that is not finished', async () => {
+    const shown = { token: token('operator') };
+    const { promise, reject } = Promise.withResolvers<void>();
+    service.promotion = () => promise;
+    const asked = ask(requestOf('promoteVm'), shown);
+    await expect.poll(() => service.audits).toMatchObject([{ action: 'promoteVm', status: 202 }]);
+    reject(new Error('half way'));
+    expect((await asked).status).toBe(500);
+    expect(service.audits).toMatchObject([
+      { action: 'promoteVm', target: 'alpha', status: 202 },
+      { action: 'promoteVm', target: 'alpha', status: 500 },
+    ]);
+  });
+
+  it('cannot be filled with what somebody is refused, and goes on when they have waited', async () => {
+    const shown = { token: token('viewer') };
+    const statuses: number[] = [];
+    for (let count = 0; count < 30; count += 1)
+      statuses.push((await ask(requestOf('deleteVm'), shown)).status);
+    expect(statuses).toEqual([...Array(20).fill(403), ...Array(10).fill(429)]);
+    expect(service.audits).toHaveLength(20);
+    // Others, and what is no change, are not concerned.
+    expect((await ask(requestOf('listVms'), shown)).status).toBe(200);
+    expect((await ask(requestOf('deleteVm'), { token: token('viewer') })).status).toBe(403);
+    clock.advance(60_000);
+    expect((await ask(requestOf('deleteVm'), shown)).status).toBe(403);
   });
 });
 

@@ -15,10 +15,11 @@ import { KIB, MIB } from '../base/units.ts';
 import { type Answer, jsonOf, rawAnswer, replyWith } from './answer.ts';
 import { ApiError, type ApiErrorCode } from './api-error.ts';
 import { ApiMetrics } from './api-metrics.ts';
-import { auditEntry, changesSomething, seesAudit } from './audit.ts';
-import { Authentication, unauthenticated } from './authentication.ts';
+import { auditEntry, BEGUN, changesSomething, seesAudit } from './audit.ts';
+import { Authentication, forbidden, stranger } from './authentication.ts';
 import { ConsoleSessions } from './console-sessions.ts';
 import { EventStreams } from './event-streams.ts';
+import { FailureBudget } from './failure-budget.ts';
 import { type HandledId, handlers } from './handlers.ts';
 import type { HostService, RequestContext } from './host-service.ts';
 import { Idempotency, type KeyedRequest } from './idempotency.ts';
@@ -83,6 +84,8 @@ export class ApiServer implements AsyncDisposable {
   readonly #keyed = new WeakMap<FastifyRequest, KeyedRequest>();
   readonly #lastResponse = new WeakMap<Socket, ServerResponse>();
   readonly #authentication: Authentication;
+  /** What is refused is written down, and must not push out what else was. */
+  readonly #refusals: FailureBudget;
   readonly #principals = new WeakMap<FastifyRequest, Principal>();
   #tls: TlsServer | undefined;
 
@@ -93,6 +96,10 @@ export class ApiServer implements AsyncDisposable {
     this.#consoles = new ConsoleSessions(options);
     this.#idempotency = new Idempotency(service);
     this.#authentication = new Authentication({ ...options, findToken: (id) => service.findToken(id) });
+    this.#refusals = new FailureBudget(
+      options.clock,
+      'too many changes were asked for that this role may not make',
+    );
     this.#app = fastify({
       logger: false,
       bodyLimit: BODY_BYTES_MAX,
@@ -111,6 +118,7 @@ export class ApiServer implements AsyncDisposable {
       },
       clientErrorHandler: (error, socket) => this.#refuseUnparsed(error, socket),
     });
+    this.#authentication.trust(this.#app.server);
     this.#app.server.maxConnections = CONNECTIONS_MAX;
     this.#app.server.on('request', ({ socket }, response) => this.#lastResponse.set(socket, response));
   }
@@ -209,35 +217,42 @@ export class ApiServer implements AsyncDisposable {
     const needed = id === undefined ? 'viewer' : routeOf(id).role;
     if (needed === 'anyone') return;
     const principal = this.#authentication.identify(request.raw);
-    if (principal === undefined) throw unauthenticated('nobody may look who does not say who they are');
+    if (principal === undefined) throw stranger();
     this.#principals.set(request, principal);
     if (mayAct(principal, needed)) return;
-    if (id !== undefined) this.#audit(id, request, 403);
-    throw new ApiError(
-      'API_FORBIDDEN',
-      `this takes the role ${needed}, and ${principal.name} is ${principal.role}`,
-      {
-        hint: 'Ask an admin of this host for a token of that role.',
-      },
-    );
+    if (id !== undefined && changesSomething(id)) {
+      const who = keyOf(principal, '');
+      this.#refusals.assertLeft(who);
+      this.#refusals.note(who);
+      this.#audit(id, request, { status: 403 });
+    }
+    throw forbidden(principal, needed);
   }
 
   /** Why nothing is to be said to who sent this; undefined where that is known and may look. */
   #strangerIn({ raw }: FastifyRequest): unknown {
     try {
-      return this.#authentication.identify(raw) === undefined
-        ? unauthenticated('nobody may look who does not say who they are')
-        : undefined;
+      return this.#authentication.identify(raw) === undefined ? stranger() : undefined;
     } catch (thrown) {
       return thrown;
     }
   }
 
-  #audit(id: RouteId, request: FastifyRequest, status: number): void {
+  #audit(id: RouteId, request: FastifyRequest, how: { status: number; made?: unknown }): void {
     const principal = this.#principals.get(request);
     if (principal === undefined || !changesSomething(id)) return;
     const { params, id: requestId } = request;
-    this.#options.service.audit(auditEntry(principal, { id, params, status, requestId }));
+    this.#options.service.audit(auditEntry(principal, { ...how, id, params, requestId }));
+  }
+
+  /** What fails after it was begun may have changed something all the same. */
+  async #audited(id: RouteId, request: FastifyRequest, outcome: Promise<Answer>): Promise<Answer> {
+    try {
+      return await outcome;
+    } catch (thrown) {
+      this.#audit(id, request, { status: problemOf(thrown).status });
+      throw thrown;
+    }
   }
 
   #addRoute(id: RouteId): void {
@@ -292,7 +307,7 @@ export class ApiServer implements AsyncDisposable {
     const { status } = routeOf(id);
     const answered = (outcome: Answer) => {
       const body = replyWith(outcome, { reply, status });
-      this.#audit(id, request, status);
+      this.#audit(id, request, { status, made: outcome.body });
       return body;
     };
     const keyed = this.#keyed.get(request);
@@ -301,7 +316,11 @@ export class ApiServer implements AsyncDisposable {
     // refuse the repeated request because of its own effect.
     const answer = service.transaction(() => {
       const outcome = handle(service, asked, context);
-      if (outcome instanceof Promise) return outcome;
+      if (outcome instanceof Promise) {
+        // It takes a while. A host that is killed meanwhile has still said who asked for what it had begun.
+        this.#audit(id, request, { status: BEGUN });
+        return outcome;
+      }
       const body = answered(outcome);
       if (keyed === undefined) return { sent: body };
       const text = body === undefined ? '' : jsonOf(body, { reply, status });
@@ -309,7 +328,7 @@ export class ApiServer implements AsyncDisposable {
       return { sent: text };
     });
     // One that waits for a VM cannot be part of a transaction; it is remembered when it is sent.
-    const sent = 'sent' in answer ? answer.sent : answered(await answer);
+    const sent = 'sent' in answer ? answer.sent : answered(await this.#audited(id, request, answer));
     if (id === 'revokeToken') for (const open of [this.#streams, this.#consoles]) open.recheck();
     return sent;
   }
@@ -351,7 +370,7 @@ export class ApiServer implements AsyncDisposable {
     const left = () => place[Symbol.dispose]();
     try {
       const console = await this.#options.service.openConsole(vm);
-      this.#audit('openConsole', request, 101);
+      this.#audit('openConsole', request, { status: 101 });
       const mayGoOn = this.#mayGoOn(this.#principals.get(request));
       console.once('close', left);
       reply.hijack();

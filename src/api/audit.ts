@@ -8,11 +8,14 @@ export interface AuditEntry {
   readonly role: Principal['role'];
   /** The operation id. */
   readonly action: RouteId;
-  /** The VM or token that its path names. */
+  /** The VM or token that its path names, or that was made. */
   readonly target: string | null;
   readonly status: number;
   readonly requestId: string;
 }
+
+/** Status of what was begun, while nobody knows how it ends. 202 Accepted of HTTP. */
+export const BEGUN = 202;
 
 /** Events of this kind are for admins only. */
 export const AUDIT_KIND = 'audit';
@@ -23,11 +26,17 @@ export function changesSomething(id: RouteId): boolean {
 
 export function auditEntry(
   { name, via, role }: Principal,
-  asked: { id: RouteId; params: unknown; status: number; requestId: string },
+  asked: { id: RouteId; params: unknown; made?: unknown; status: number; requestId: string },
 ): AuditEntry {
-  const { id, params, status, requestId } = asked;
+  const { id, params, made, status, requestId } = asked;
   const { name: vm, id: token } = (params ?? {}) as { name?: string; id?: string };
-  return { principal: name, via, role, action: id, target: vm ?? token ?? null, status, requestId };
+  return { principal: name, via, role, action: id, target: vm ?? token ?? nameOf(made), status, requestId };
+}
+
+/** A VM that was declared has its name for an id, a token that was made has one besides its name. */
+function nameOf(made: unknown): string | null {
+  const { id, name } = (made ?? {}) as { id?: string; name?: string };
+  return id ?? name ?? null;
 }
 
 export function seesAudit(principal: Principal | undefined): boolean {

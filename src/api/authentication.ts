@@ -1,10 +1,11 @@
-import type { IncomingMessage } from 'node:http';
+import type { IncomingMessage, Server } from 'node:http';
+import type { Socket } from 'node:net';
 import { TLSSocket } from 'node:tls';
 import type { Clock } from '../base/clock.ts';
 import { isExpired, isTokenOf, type StoredToken, tokenIdIn } from './access-token.ts';
 import { ApiError } from './api-error.ts';
 import { FailureBudget } from './failure-budget.ts';
-import { isRole, LOCAL_ADMIN, type Principal } from './principal.ts';
+import { isRole, LOCAL_ADMIN, type Principal, type Role } from './principal.ts';
 
 const BEARER = /^Bearer +(\S{1,200})$/i;
 
@@ -13,14 +14,22 @@ export interface AuthenticationOptions {
   readonly clock: Clock;
 }
 
-/** Tells who asks. Over the unix socket that is decided by who may open it; over TLS nobody is trusted unasked. */
+const WRONG_TOKENS = 'too many wrong tokens came from this address';
+
+/** Tells who asks. Over the unix socket that is decided by who may open it; nobody else is trusted unasked. */
 export class Authentication {
   readonly #options: AuthenticationOptions;
   readonly #failures: FailureBudget;
+  readonly #local = new WeakSet<Socket>();
 
   constructor(options: AuthenticationOptions) {
     this.#options = options;
-    this.#failures = new FailureBudget(options.clock);
+    this.#failures = new FailureBudget(options.clock, WRONG_TOKENS);
+  }
+
+  /** Whoever can connect to this server may do everything. No other connection is local, whatever it looks like. */
+  trust(server: Server): void {
+    server.on('connection', (socket) => this.#local.add(socket));
   }
 
   /**
@@ -28,19 +37,25 @@ export class Authentication {
    * @throws ApiError API_UNAUTHENTICATED for what is shown and no good, API_TOO_MANY_FAILURES
    */
   identify({ socket, headers }: Pick<IncomingMessage, 'socket' | 'headers'>): Principal | undefined {
-    if (!(socket instanceof TLSSocket)) return LOCAL_ADMIN;
+    if (this.#local.has(socket)) return LOCAL_ADMIN;
+    if (!(socket instanceof TLSSocket)) return undefined;
     const { remoteAddress = '' } = socket;
     this.#failures.assertLeft(remoteAddress);
     const { authorization } = headers;
-    if (authorization === undefined) return certificateHolder(socket);
+    if (authorization === undefined) {
+      const holder = certificateHolder(socket);
+      // The handshake saw to that; but a connection may live on for long.
+      return holder !== undefined && this.isStill(holder) ? holder : undefined;
+    }
     const principal = this.#tokenHolder(BEARER.exec(authorization)?.[1]);
     if (principal !== undefined) return principal;
     this.#failures.note(remoteAddress);
     throw unauthenticated('this token is unknown, revoked or expired');
   }
 
-  /** Whether one that was identified would still be: a token may have been revoked, or have expired. */
-  isStill({ tokenId }: Principal): boolean {
+  /** Whether one that was identified would still be: tokens are revoked and expire, certificates expire. */
+  isStill({ tokenId, expiresMs }: Principal): boolean {
+    if (expiresMs !== undefined && expiresMs <= this.#options.clock.wallMs()) return false;
     if (tokenId === undefined) return true;
     const token = this.#options.findToken(tokenId);
     return token !== undefined && !isExpired(token, this.#options.clock.wallMs());
@@ -55,15 +70,31 @@ export class Authentication {
   }
 }
 
-/** The subject of a client certificate that the client CA has signed: CN is who, OU the role. */
+/**
+ * The subject of a client certificate that the client CA has signed: CN is who, OU the role. One with an O is for
+ * somebody among others on a host: it is not taken for all of it.
+ */
 function certificateHolder(socket: TLSSocket): Principal | undefined {
   if (!socket.authorized) return undefined;
-  const { CN: name, OU: role } = socket.getPeerCertificate().subject ?? {};
+  const certificate = socket.getPeerCertificate();
+  const { CN: name, OU: role, O: organization } = certificate.subject ?? {};
   if (typeof name !== 'string' || typeof role !== 'string' || !isRole(role)) return undefined;
-  return { name, role, via: 'certificate' };
+  const expiresMs = Date.parse(certificate.valid_to);
+  if (organization !== undefined || Number.isNaN(expiresMs)) return undefined;
+  return { name, role, via: 'certificate', expiresMs };
 }
 
-export function unauthenticated(detail: string): ApiError {
+export function stranger(): ApiError {
+  return unauthenticated('nobody may look who does not say who they are');
+}
+
+export function forbidden({ name, role }: Principal, needed: Role): ApiError {
+  return new ApiError('API_FORBIDDEN', `this takes the role ${needed}, and ${name} is ${role}`, {
+    hint: 'Ask an admin of this host for a token of that role.',
+  });
+}
+
+function unauthenticated(detail: string): ApiError {
   return new ApiError('API_UNAUTHENTICATED', detail, {
     hint: 'Send `Authorization: Bearer TOKEN`, or connect with a client certificate. `understudy token create` makes tokens.',
   });

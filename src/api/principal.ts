@@ -9,6 +9,8 @@ export interface Principal {
   readonly via: 'socket' | 'token' | 'certificate';
   /** Of the token that was shown. */
   readonly tokenId?: string;
+  /** When the certificate that was shown expires, milliseconds since 1970. */
+  readonly expiresMs?: number;
 }
 
 /** Whoever may open the unix socket: its owner and group are trusted with everything. */

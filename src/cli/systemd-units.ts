@@ -118,8 +118,9 @@ ${environment(sharedEnvironment(directoriesOf(places.config)))}
 Slice=${SLICE_UNIT}
 SyslogIdentifier=understudy-%i
 
-# SIGTERM powers the guest off; what is left when the keeper has ended is killed.
-KillMode=mixed
+# SIGTERM powers the guest off. When the keeper is killed its QEMU stands still, and the next keeper of this unit takes it
+# back: what is left of the unit is not for systemd to end.
+KillMode=process
 TimeoutStartSec=${KEEPER_START_MAX_SECONDS}
 TimeoutStopSec=60
 

@@ -70,6 +70,10 @@ export class KeeperProcess {
     });
   }
 
+  get pid(): number | undefined {
+    return this.#child.pid;
+  }
+
   /** Resolves when the VM runs and the keeper can be spoken to. @throws what kept it from starting. */
   async started(): Promise<void> {
     const lines = createInterface({ input: this.#output('stdout') });

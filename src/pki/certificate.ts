@@ -36,6 +36,7 @@ export interface Subject {
   readonly name: string;
   /** Organisational unit: the role of a client. */
   readonly unit?: string;
+  readonly organization?: string;
   /** Names and addresses by which it is reached. */
   readonly dns?: readonly string[];
   readonly ips?: readonly string[];
@@ -48,7 +49,7 @@ export async function makeAuthority(name: string, { wallMs }: { wallMs: number }
   const keys = await newKeys();
   const certificate = await X509CertificateGenerator.createSelfSigned({
     ...validity(wallMs, 10),
-    name: distinguished(name),
+    name: distinguished({ name }),
     keys,
     signingAlgorithm: ALGORITHM,
     extensions: [
@@ -77,7 +78,7 @@ export async function issue(
   subject: Subject,
   { ca, wallMs }: { ca: Authority; wallMs: number },
 ): Promise<Issued> {
-  const { name, unit, dns = [], ips = [], isServer, years } = subject;
+  const { dns = [], ips = [], isServer, years } = subject;
   const keys = await newKeys();
   const usages = isServer
     ? [ExtendedKeyUsage.serverAuth, ExtendedKeyUsage.clientAuth]
@@ -96,7 +97,7 @@ export async function issue(
   ];
   const certificate = await X509CertificateGenerator.create({
     ...validity(wallMs, years),
-    subject: distinguished(name, unit),
+    subject: distinguished(subject),
     issuer: ca.certificate.subject,
     publicKey: keys.publicKey,
     signingKey: ca.key,
@@ -111,8 +112,12 @@ function validity(wallMs: number, years: number): { notBefore: Date; notAfter: D
   return { notBefore: new Date(wallMs - HOUR_MS), notAfter: new Date(wallMs + years * YEAR_MS) };
 }
 
-function distinguished(name: string, unit?: string) {
-  return [{ CN: [name] }, ...(unit === undefined ? [] : [{ OU: [unit] }])];
+function distinguished({ name, unit, organization }: Pick<Subject, 'name' | 'unit' | 'organization'>) {
+  return [
+    { CN: [name] },
+    ...(unit === undefined ? [] : [{ OU: [unit] }]),
+    ...(organization === undefined ? [] : [{ O: [organization] }]),
+  ];
 }
 
 async function newKeys(): Promise<webcrypto.CryptoKeyPair> {

@@ -207,7 +207,7 @@ describe('understudy events --host', () => {
     });
     const past = (await understudy('events', '--host')).stdout;
     expect(past).toMatch(
-      / {2}1 {2}host {2}host-started {2}pid=\d+ .*\n.* {2}2 {2}kept {2}declared {2}desired=stopped\n$/,
+      / {2}1 {2}host {2}host-started {2}pid=\d+ .*\n.* {2}2 {2}kept {2}declared {2}desired=stopped trace=[0-9a-f-]{36}\n$/,
     );
     const since = await understudy('events', 'kept', '--host', '--since', '1', '--json');
     expect(since.json()).toMatchObject({ id: 2, vm: 'kept', kind: 'declared', token: null });

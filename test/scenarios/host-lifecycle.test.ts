@@ -162,7 +162,7 @@ describe('a VM whose specification says that it leaves a snapshot', () => {
     await findNonce();
     await host.client.call('deleteVm', { params });
     const deleted = await host.nextEvent('deleted', { vm: 'kept', after: 0 });
-    expect(deleted.facts).toEqual({ removed: ['snapshot'] });
+    expect(deleted.facts).toMatchObject({ removed: ['snapshot'] });
     expect(existsSync(join(host.stateDirectory, 'snapshots/kept'))).toBe(false);
   });
 });
