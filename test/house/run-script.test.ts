@@ -31,6 +31,8 @@ const PROGRAM_OF_PACKAGE: Record<string, string> = {
   'libc6-dev': 'c-headers',
   iproute2: 'ip',
   passt: 'passt',
+  jq: 'jq',
+  curl: 'curl',
   'redis-tools': 'redis-benchmark',
 };
 const PACKAGES = Object.keys(PROGRAM_OF_PACKAGE);

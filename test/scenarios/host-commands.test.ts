@@ -207,17 +207,21 @@ describe('understudy events --host', () => {
     });
     const past = (await understudy('events', '--host')).stdout;
     expect(past).toMatch(
-      / {2}1 {2}host {2}host-started {2}pid=\d+ .*\n.* {2}2 {2}kept {2}declared {2}desired=stopped trace=[0-9a-f-]{36}\n$/,
+      / {2}1 {2}host {2}host-started {2}pid=\d+ .*\n.* {2}2 {2}kept {2}declared {2}desired=stopped trace=[0-9a-f-]{36}\n.* {2}3 {2}host {2}audit {2}.*action=declareVm target=kept status=201 .*\n$/,
     );
     const since = await understudy('events', 'kept', '--host', '--since', '1', '--json');
     expect(since.json()).toMatchObject({ id: 2, vm: 'kept', kind: 'declared', token: null });
 
-    const child = spawn(process.execPath, [CLI, 'events', '--host', '--follow', '--since', '2', '--json'], {
+    const child = spawn(process.execPath, [CLI, 'events', '--host', '--follow', '--since', '3', '--json'], {
       stdio: ['ignore', 'pipe', 'inherit'],
     });
     const closed = once(child, 'close');
     const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
-    const nextKind = async () => JSON.parse((await lines.next()).value ?? '').kind;
+    /** Who asked for it is told too, before it is done and after. */
+    const nextKind = async (): Promise<string> => {
+      const { kind } = JSON.parse((await lines.next()).value ?? '');
+      return kind === 'audit' ? await nextKind() : kind;
+    };
     await daemon.client.call('deleteVm', { params: { name: 'kept' } });
     expect([await nextKind(), await nextKind()]).toEqual(['deleting', 'deleted']);
     await daemon.end('SIGKILL');
