@@ -10,6 +10,8 @@ export interface StoredToken {
   readonly id: string;
   readonly name: string;
   readonly role: Role;
+  /** Whose VMs it opens; null: the whole host. */
+  readonly tenant: string | null;
   /** SHA-256 of the secret part. It has 256 random bits, so that no salt and no slow hash could add anything. */
   readonly hash: Uint8Array;
   readonly createdMs: number;

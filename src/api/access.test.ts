@@ -106,6 +106,7 @@ function requestOf(id: RouteId): { method: string; path: string; body?: string }
     declareVm: { spec: 'name: beta' },
     changeVm: { spec: 'name: alpha' },
     createToken: { name: 'x', role: 'admin' },
+    createTenant: { name: 'new' },
   };
   return { method, path: filled, ...(body !== undefined && { body: JSON.stringify(bodies[id] ?? {}) }) };
 }
@@ -204,7 +205,15 @@ describe('a token', () => {
       if (rank(role) >= rank('operator')) {
         expect((await ask(requestOf('startVm'), credentials)).status).toBe(200);
         expect(service.audits.at(-1)).toEqual({
-          ...{ principal: `a-${role}`, via: 'token', role, action: 'startVm', target: 'alpha', status: 200 },
+          ...{
+            principal: `a-${role}`,
+            tenant: null,
+            via: 'token',
+            role,
+            action: 'startVm',
+            target: 'alpha',
+            status: 200,
+          },
           requestId: expect.any(String),
         });
       }
@@ -309,7 +318,7 @@ describe('a client certificate', () => {
     return await issue({ isServer: false, years: 1, ...subject }, { ca: authority, wallMs: Date.now() });
   };
   const certified = async (name: string, role: string) => {
-    const { certificate, key } = await pki.client(name, role);
+    const { certificate, key } = await pki.client(name, { role });
     return { certificate: readFileSync(certificate), key: readFileSync(key) };
   };
 
@@ -323,7 +332,7 @@ describe('a client certificate', () => {
   it('of another CA, or of no role, is none', async () => {
     const other = new CertificateStore(join(folder, 'other'), { wallMs: Date.now });
     await other.init();
-    const { certificate, key } = await other.client('mallory', 'admin');
+    const { certificate, key } = await other.client('mallory', { role: 'admin' });
     const foreign = { certificate: readFileSync(certificate), key: readFileSync(key) };
     for (const shown of [foreign, await certified('nobody', 'emperor')])
       expect((await ask({ path: '/v1/vms' }, shown)).status).toBe(401);

@@ -69,6 +69,13 @@ const put = (tag: string, more: Partial<RawRequest> = {}): RawRequest => ({
   ...more,
 });
 
+const putPolicy = (tag: string, said: string): RawRequest => ({
+  method: 'PUT',
+  path: '/v1/policies/acme',
+  headers: { 'if-match': tag },
+  body: said,
+});
+
 const upgrade = {
   connection: 'Upgrade',
   upgrade: 'websocket',
@@ -131,6 +138,19 @@ const talk: readonly [string, RawRequest, number][] = [
   ['listTokens', { path: '/v1/tokens' }, 200],
   ['revokeToken', { method: 'DELETE', path: '/v1/tokens/0123456789ab' }, 404],
   ['revokeToken', { method: 'DELETE', path: `/v1/tokens/${KNOWN_TOKEN}` }, 204],
+  ['createTenant', post('/v1/tenants', { body: '{"name":"acme"}' }), 201],
+  ['createTenant', post('/v1/tenants', { body: '{"name":"acme"}' }), 409],
+  ['listTenants', { path: '/v1/tenants' }, 200],
+  ['listPolicies', { path: '/v1/policies' }, 200],
+  ['getPolicy', { path: '/v1/policies/acme' }, 200],
+  ['getPolicy', { path: '/v1/policies/none' }, 404],
+  ['setPolicy', putPolicy('"1"', '{"limits":{"vmsMax":2},"defaults":{"shadow":{"enabled":false}}}'), 200],
+  ['setPolicy', putPolicy('"1"', '{}'), 412],
+  ['setPolicy', putPolicy('"2"', '{"defaults":{"shadow":{"enabled":"no"}}}'), 400],
+  ['setPolicy', putPolicy('"2"', '{"defaults":{"qemu":{"binary":"sh"}}}'), 400],
+  ['setPolicy', putPolicy('"2"', '{"limits":{"directories":["relative"]}}'), 400],
+  ['deleteTenant', { method: 'DELETE', path: '/v1/tenants/acme' }, 204],
+  ['deleteTenant', { method: 'DELETE', path: '/v1/tenants/acme' }, 404],
   ['deleteVm', { method: 'DELETE', path: vm, headers: { 'if-match': '"1"' } }, 412],
   ['deleteVm', { method: 'DELETE', path: vm }, 204],
   ['deleteVm', { method: 'DELETE', path: vm }, 404],
@@ -183,6 +203,13 @@ const refusals: readonly (readonly [string, RawRequest, number, (() => Promise<v
   ['revokeToken', { method: 'DELETE', path: '/v1/tokens/x' }, 400],
   ['listEvents', { path: '/v1/events?after=1e3' }, 400],
   ['streamEvents', { path: '/v1/events/stream', headers: { 'last-event-id': 'x' } }, 400],
+  ['createTenant', post('/v1/tenants', { body: '{"name":"A"}' }), 400],
+  ['listTenants', { path: '/v1/tenants?limit=0' }, 400],
+  ['deleteTenant', { method: 'DELETE', path: '/v1/tenants/none' }, 404],
+  ['listPolicies', { path: '/v1/policies?limit=0' }, 400],
+  ['getPolicy', { path: '/v1/policies/none' }, 404],
+  ['setPolicy', putPolicy('"7"', '{}'), 404],
+  ['setPolicy', { method: 'PUT', path: '/v1/policies/acme', body: '{}' }, 428],
 ];
 
 describe('the OpenAPI document', () => {
@@ -191,7 +218,7 @@ describe('the OpenAPI document', () => {
     const described = await document(api);
     const byId = operations(described);
     api.service.tokens.set(KNOWN_TOKEN, {
-      ...{ id: KNOWN_TOKEN, name: 'known', role: 'viewer', hash: new Uint8Array(32) },
+      ...{ id: KNOWN_TOKEN, name: 'known', role: 'viewer', tenant: null, hash: new Uint8Array(32) },
       ...{ createdMs: 0, expiresMs: null },
     });
     for (const [id, request, status] of talk) {
@@ -285,7 +312,7 @@ describe('the OpenAPI document', () => {
     expect(described.openapi).toMatch(/^3\.1\./);
     expect(
       [...byId.values()].filter(({ requestBody }) => requestBody?.required).map((each) => each.operationId),
-    ).toEqual(['declareVm', 'changeVm', 'createToken']);
+    ).toEqual(['declareVm', 'changeVm', 'createToken', 'createTenant', 'setPolicy']);
     const required = (id: string) =>
       byId.get(id)?.parameters?.flatMap((each) => (each.required ? `${each.in} ${each.name}` : []));
     expect(required('changeVm')).toEqual(['path name', 'header if-match']);

@@ -13,27 +13,27 @@ import type { Logger } from '../base/logger.ts';
 import { isTrace } from '../base/trace.ts';
 import { KIB, MIB } from '../base/units.ts';
 import { type Answer, jsonOf, rawAnswer, replyWith } from './answer.ts';
-import { ApiError, type ApiErrorCode } from './api-error.ts';
+import { ApiError } from './api-error.ts';
 import { ApiMetrics } from './api-metrics.ts';
 import { auditEntry, BEGUN, changesSomething, seesAudit } from './audit.ts';
-import { Authentication, forbidden, stranger } from './authentication.ts';
+import { Authentication, forbidden, forHostOnly, stranger } from './authentication.ts';
 import { ConsoleSessions } from './console-sessions.ts';
 import { EventStreams } from './event-streams.ts';
 import { FailureBudget } from './failure-budget.ts';
 import { type HandledId, handlers } from './handlers.ts';
 import type { HostService, RequestContext } from './host-service.ts';
 import { Idempotency, type KeyedRequest } from './idempotency.ts';
-import { fastifySchemaOf, PROBLEM_TYPE, swaggerOptions } from './openapi.ts';
-import { keyOf, mayAct, type Principal } from './principal.ts';
+import { fastifyPath, fastifySchemaOf, PROBLEM_TYPE, swaggerOptions } from './openapi.ts';
+import { keyOf, mayAct, type Principal, reachOf } from './principal.ts';
 import { problemOf } from './problem.ts';
 import { type Asked, type RouteId, routeOf, routes, takesKey } from './routes.ts';
 import { listenOnTls, type TlsListen, tlsServer } from './tls-listener.ts';
 import { listenOnUnixSocket, type SocketAccess } from './unix-listener.ts';
+import { HEADER_BYTES_MAX, unparsedProblem } from './unparsed-request.ts';
 import { isUpgrade, Upgrades } from './upgrades.ts';
 
 /** A specification of the largest size, escaped for JSON, and what is around it. */
 const BODY_BYTES_MAX = MIB + 128 * KIB;
-const HEADER_BYTES_MAX = 16 * KIB;
 /** More than there may be readers of events, so that others get through. */
 const CONNECTIONS_MAX = 4000;
 /** For a request to arrive whole. */
@@ -53,12 +53,6 @@ type AnyHandler = (
 /** Of the text format of Prometheus. */
 const METRICS_TYPE = 'text/plain; version=0.0.4; charset=utf-8';
 const STORED_HEADERS = ['content-type', 'etag', 'location'];
-
-/** Of a request that node could not even parse. */
-const UNPARSED: Readonly<Record<string, readonly [ApiErrorCode, string]>> = {
-  HPE_HEADER_OVERFLOW: ['API_HEADERS_TOO_LARGE', `headers have at most ${HEADER_BYTES_MAX} bytes`],
-  ERR_HTTP_REQUEST_TIMEOUT: ['API_REQUEST_TIMEOUT', 'the request did not arrive in time'],
-};
 
 export interface ApiServerOptions {
   readonly service: HostService;
@@ -95,7 +89,11 @@ export class ApiServer implements AsyncDisposable {
     this.#streams = new EventStreams(options);
     this.#consoles = new ConsoleSessions(options);
     this.#idempotency = new Idempotency(service);
-    this.#authentication = new Authentication({ ...options, findToken: (id) => service.findToken(id) });
+    this.#authentication = new Authentication({
+      ...options,
+      findToken: (id) => service.findToken(id),
+      hasTenant: (name) => service.tenants.has(name),
+    });
     this.#refusals = new FailureBudget(
       options.clock,
       'too many changes were asked for that this role may not make',
@@ -219,14 +217,15 @@ export class ApiServer implements AsyncDisposable {
     const principal = this.#authentication.identify(request.raw);
     if (principal === undefined) throw stranger();
     this.#principals.set(request, principal);
-    if (mayAct(principal, needed)) return;
+    const isApart = id !== undefined && routeOf(id).hostOnly === true && principal.tenant !== null;
+    if (mayAct(principal, needed) && !isApart) return;
     if (id !== undefined && changesSomething(id)) {
       const who = keyOf(principal, '');
       this.#refusals.assertLeft(who);
       this.#refusals.note(who);
       this.#audit(id, request, { status: 403 });
     }
-    throw forbidden(principal, needed);
+    throw isApart ? forHostOnly(principal) : forbidden(principal, needed);
   }
 
   /** Why nothing is to be said to who sent this; undefined where that is known and may look. */
@@ -287,6 +286,7 @@ export class ApiServer implements AsyncDisposable {
   /** What it returns is sent; undefined means an answer without a body, or one that sends itself. */
   async #handle(id: RouteId, request: FastifyRequest, reply: FastifyReply): Promise<unknown> {
     const { params, query, headers, body } = request;
+    this.#ensureReach(id, request);
     if (id === 'getOpenApi') return this.#app.swagger();
     if (id === 'getMetrics') {
       reply.type(METRICS_TYPE);
@@ -329,8 +329,16 @@ export class ApiServer implements AsyncDisposable {
     });
     // One that waits for a VM cannot be part of a transaction; it is remembered when it is sent.
     const sent = 'sent' in answer ? answer.sent : answered(await this.#audited(id, request, answer));
-    if (id === 'revokeToken') for (const open of [this.#streams, this.#consoles]) open.recheck();
+    if (id === 'revokeToken' || id === 'deleteTenant')
+      for (const open of [this.#streams, this.#consoles]) open.recheck();
     return sent;
+  }
+
+  /** A VM of somebody else is one that does not exist. @throws HostError HOST_VM_UNKNOWN */
+  #ensureReach(id: RouteId, request: FastifyRequest): void {
+    if (!routeOf(id).path.startsWith('/v1/vms/{name}')) return;
+    const { name } = request.params as { name: string };
+    this.#options.service.ensureWithin(name, reachOf(this.#principals.get(request)));
   }
 
   #openStream(request: FastifyRequest & Asked<'streamEvents'>, reply: FastifyReply): void {
@@ -353,6 +361,7 @@ export class ApiServer implements AsyncDisposable {
       vm: query.vm,
       requestId: id,
       withAudit: seesAudit(principal),
+      reach: reachOf(principal),
       mayGoOn,
     });
   }
@@ -453,11 +462,7 @@ export class ApiServer implements AsyncDisposable {
     const expectsAnswer = last === undefined || (last.writableFinished && last.shouldKeepAlive);
     if (expectsAnswer && socket.writable && error.code !== 'ECONNRESET') {
       const requestId = randomUUID();
-      const [code, message] = UNPARSED[error.code ?? ''] ?? [
-        'API_BAD_REQUEST',
-        'that is no HTTP/1.1 request',
-      ];
-      const problem = problemOf(new ApiError(code, message));
+      const problem = unparsedProblem(error);
       this.#options.log.info('API', { requestId, status: problem.status, error: error.message });
       socket.write(rawAnswer(problem, requestId));
     }
@@ -485,10 +490,6 @@ interface FinishOptions {
 
 function requestIdOf(given: string | string[] | undefined): string {
   return isTrace(given) ? given : randomUUID();
-}
-
-function fastifyPath(path: string): string {
-  return path.replace(/\{(\w+)\}/g, ':$1');
 }
 
 function notFound(): ApiError {

@@ -4,6 +4,8 @@ import { type RouteId, routeOf } from './routes.ts';
 /** What is written down of a request that would change something. Never what it carried. */
 export interface AuditEntry {
   readonly principal: string;
+  /** Of the principal: whose administrators are told. */
+  readonly tenant: string | null;
   readonly via: Principal['via'];
   readonly role: Principal['role'];
   /** The operation id. */
@@ -25,12 +27,13 @@ export function changesSomething(id: RouteId): boolean {
 }
 
 export function auditEntry(
-  { name, via, role }: Principal,
+  { name, tenant, via, role }: Principal,
   asked: { id: RouteId; params: unknown; made?: unknown; status: number; requestId: string },
 ): AuditEntry {
   const { id, params, made, status, requestId } = asked;
   const { name: vm, id: token } = (params ?? {}) as { name?: string; id?: string };
-  return { principal: name, via, role, action: id, target: vm ?? token ?? nameOf(made), status, requestId };
+  const target = vm ?? token ?? nameOf(made);
+  return { principal: name, tenant, via, role, action: id, target, status, requestId };
 }
 
 /** A VM that was declared has its name for an id, a token that was made has one besides its name. */

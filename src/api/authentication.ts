@@ -5,12 +5,13 @@ import type { Clock } from '../base/clock.ts';
 import { isExpired, isTokenOf, type StoredToken, tokenIdIn } from './access-token.ts';
 import { ApiError } from './api-error.ts';
 import { FailureBudget } from './failure-budget.ts';
-import { isRole, LOCAL_ADMIN, type Principal, type Role } from './principal.ts';
+import { isRole, LOCAL_ADMIN, type Principal, type Role, tenantNameSchema } from './principal.ts';
 
 const BEARER = /^Bearer +(\S{1,200})$/i;
 
 export interface AuthenticationOptions {
   readonly findToken: (id: string) => StoredToken | undefined;
+  readonly hasTenant: (name: string) => boolean;
   readonly clock: Clock;
 }
 
@@ -48,13 +49,14 @@ export class Authentication {
       return holder !== undefined && this.isStill(holder) ? holder : undefined;
     }
     const principal = this.#tokenHolder(BEARER.exec(authorization)?.[1]);
-    if (principal !== undefined) return principal;
+    if (principal !== undefined && this.isStill(principal)) return principal;
     this.#failures.note(remoteAddress);
     throw unauthenticated('this token is unknown, revoked or expired');
   }
 
-  /** Whether one that was identified would still be: tokens are revoked and expire, certificates expire. */
-  isStill({ tokenId, expiresMs }: Principal): boolean {
+  /** Whether one that was identified would still be: tokens are revoked and expire, certificates expire, tenants go. */
+  isStill({ tokenId, tenant, expiresMs }: Principal): boolean {
+    if (tenant !== null && !this.#options.hasTenant(tenant)) return false;
     if (expiresMs !== undefined && expiresMs <= this.#options.clock.wallMs()) return false;
     if (tokenId === undefined) return true;
     const token = this.#options.findToken(tokenId);
@@ -66,13 +68,14 @@ export class Authentication {
     const token = id === undefined ? undefined : this.#options.findToken(id);
     if (token === undefined || !isTokenOf(text, token)) return undefined;
     if (isExpired(token, this.#options.clock.wallMs())) return undefined;
-    return { name: token.name, role: token.role, via: 'token', tokenId: token.id };
+    const { name, role, tenant } = token;
+    return { name, role, tenant, via: 'token', tokenId: token.id };
   }
 }
 
 /**
- * The subject of a client certificate that the client CA has signed: CN is who, OU the role. One with an O is for
- * somebody among others on a host: it is not taken for all of it.
+ * The subject of a client certificate that the client CA has signed: CN is who, OU the role, O the tenant. One whose O is
+ * no name of a tenant is not taken for one of the whole host.
  */
 function certificateHolder(socket: TLSSocket): Principal | undefined {
   if (!socket.authorized) return undefined;
@@ -80,8 +83,10 @@ function certificateHolder(socket: TLSSocket): Principal | undefined {
   const { CN: name, OU: role, O: organization } = certificate.subject ?? {};
   if (typeof name !== 'string' || typeof role !== 'string' || !isRole(role)) return undefined;
   const expiresMs = Date.parse(certificate.valid_to);
-  if (organization !== undefined || Number.isNaN(expiresMs)) return undefined;
-  return { name, role, via: 'certificate', expiresMs };
+  // Where it is given twice Node has a list, which is no name.
+  const tenant = tenantNameSchema.optional().safeParse(organization);
+  if (!tenant.success || Number.isNaN(expiresMs)) return undefined;
+  return { name, role, tenant: tenant.data ?? null, via: 'certificate', expiresMs };
 }
 
 export function stranger(): ApiError {
@@ -92,6 +97,16 @@ export function forbidden({ name, role }: Principal, needed: Role): ApiError {
   return new ApiError('API_FORBIDDEN', `this takes the role ${needed}, and ${name} is ${role}`, {
     hint: 'Ask an admin of this host for a token of that role.',
   });
+}
+
+export function forHostOnly({ name }: Principal): ApiError {
+  return new ApiError(
+    'API_FORBIDDEN',
+    `this concerns the whole host, and ${name} belongs to a tenant of it`,
+    {
+      hint: 'Ask an admin of this host for it.',
+    },
+  );
 }
 
 function unauthenticated(detail: string): ApiError {

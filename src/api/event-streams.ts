@@ -7,6 +7,7 @@ import { ApiError } from './api-error.ts';
 import { AUDIT_KIND } from './audit.ts';
 import { encodeFrame, encodePlace, HEARTBEAT } from './event-frames.ts';
 import type { HostService } from './host-service.ts';
+import { isWithin, type Reach, WHOLE_REACH } from './principal.ts';
 import type { HostEvent } from './resources.ts';
 
 const STREAMS_MAX = 3000;
@@ -27,6 +28,8 @@ export interface EventStreamStart {
   readonly vm: string | undefined;
   readonly requestId: string;
   readonly withAudit?: boolean;
+  /** What its reader may hear of. */
+  readonly reach?: Reach;
   /** Whether its reader may still read: asked now and then, and when a token is revoked. */
   readonly mayGoOn?: () => boolean;
 }
@@ -112,8 +115,8 @@ class EventStream implements Disposable {
   }
 
   offer(event: HostEvent, frame: string): void {
-    const { vm, withAudit = false } = this.#options;
-    if (event.kind === AUDIT_KIND && !withAudit) return;
+    const { vm, withAudit = false, reach = WHOLE_REACH } = this.#options;
+    if ((event.kind === AUDIT_KIND && !withAudit) || !isWithin(event.tenant, reach)) return;
     if (!this.#live || event.id <= this.#lastId || (vm !== undefined && event.vm !== vm)) return;
     this.#send(event.id, frame);
   }
@@ -134,10 +137,16 @@ class EventStream implements Disposable {
   }
 
   #catchUp(): void {
-    const { service, vm, log, requestId, withAudit = false } = this.#options;
+    const { service, vm, log, requestId, withAudit = false, reach = WHOLE_REACH } = this.#options;
     try {
       while (this.#response.writable && this.#cancelStall === undefined) {
-        const { events } = service.listEvents({ after: this.#lastId, limit: PAGE_EVENTS, vm, withAudit });
+        const { events } = service.listEvents({
+          after: this.#lastId,
+          limit: PAGE_EVENTS,
+          vm,
+          withAudit,
+          reach,
+        });
         this.#live = events.length === 0;
         if (this.#live) return;
         for (const event of events) {

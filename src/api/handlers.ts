@@ -1,7 +1,9 @@
 import { MIB } from '../base/units.ts';
+import { ApiError } from './api-error.ts';
 import { seesAudit } from './audit.ts';
 import type { HostService, RequestContext } from './host-service.ts';
-import type { Vm, VmPage } from './resources.ts';
+import { reachOf } from './principal.ts';
+import type { VmPage } from './resources.ts';
 import { type AnswerTo, type Asked, entityTagOf, type RouteId } from './routes.ts';
 
 /** A page ends early rather than grow beyond this by its specifications. */
@@ -22,13 +24,16 @@ export type HandledId = Exclude<RouteId, 'streamEvents' | 'openConsole' | 'getOp
 
 export const handlers: { readonly [Id in HandledId]: Handler<Id> } = {
   getHealth: (service) => ({ body: service.health() }),
-  listHosts: (service, { query }) => ({
-    body: service.listHosts({ after: query.after, limit: query.limit }),
+  listHosts: (service, { query }, { principal }) => ({
+    body: service.listHosts({ after: query.after, limit: query.limit, reach: reachOf(principal) }),
   }),
-  getHost: (service, { params }) => ({ body: service.getHost(params.name) }),
-  listVms: (service, { query }) => ({
-    body: shortenedPage(service.listVms({ after: query.after, limit: query.limit })),
+  getHost: (service, { params }, { principal }) => ({
+    body: service.getHost(params.name, { reach: reachOf(principal) }),
   }),
+  listVms: (service, { query }, { principal }) => {
+    const { after, limit } = query;
+    return { body: shortenedPage(service.listVms({ after, limit, reach: reachOf(principal) })) };
+  },
   declareVm: (service, { body }, context) => {
     const vm = service.declareVm(body, context);
     return { ...tagged(vm), headers: { location: `/v1/vms/${vm.name}`, etag: entityTagOf(vm.version) } };
@@ -53,22 +58,52 @@ export const handlers: { readonly [Id in HandledId]: Handler<Id> } = {
     return { body: null };
   },
   promoteVm: async (service, { params }, context) => tagged(await service.promoteVm(params.name, context)),
-  listTokens: (service, { query }) => ({
-    body: service.listTokens({ after: query.after, limit: query.limit }),
+  listTokens: (service, { query }, { principal }) => ({
+    body: service.listTokens({ after: query.after, limit: query.limit, reach: reachOf(principal) }),
   }),
-  createToken: (service, { body }) => ({ body: service.createToken(body) }),
-  revokeToken: (service, { params }) => {
-    service.revokeToken(params.id);
+  createToken: (service, { body }, { principal }) => {
+    const mine = principal?.tenant ?? null;
+    if (mine !== null && body.tenant !== undefined && body.tenant !== mine) throw notYours();
+    return { body: service.createToken({ ...body, tenant: mine ?? body.tenant ?? null }) };
+  },
+  revokeToken: (service, { params }, { principal }) => {
+    service.revokeToken(params.id, { reach: reachOf(principal) });
     return { body: null };
   },
-  getStats: async (service) => ({ body: await service.stats() }),
+  listTenants: ({ tenants }, { query }, { principal }) => ({
+    body: tenants.page({ after: query.after, limit: query.limit, reach: reachOf(principal) }),
+  }),
+  createTenant: ({ tenants }, { body }) => ({ body: tenants.create(body.name) }),
+  deleteTenant: ({ tenants }, { params }) => {
+    tenants.delete(params.name);
+    return { body: null };
+  },
+  listPolicies: ({ tenants }, { query }, { principal }) => ({
+    body: tenants.policies({ after: query.after, limit: query.limit, reach: reachOf(principal) }),
+  }),
+  getPolicy: ({ tenants }, { params }, { principal }) =>
+    tagged(tenants.policy(params.name, { reach: reachOf(principal) })),
+  setPolicy: ({ tenants }, { params, headers, body }) =>
+    tagged(tenants.setPolicy(params.name, body, { ifVersion: headers['if-match'] })),
+  getStats: async (service, _, { principal }) => ({
+    body: await service.stats({ reach: reachOf(principal) }),
+  }),
   listEvents: (service, { query }, { principal }) => ({
-    body: service.listEvents({ ...query, vm: query.vm, withAudit: seesAudit(principal) }),
+    body: service.listEvents({
+      ...{ ...query, vm: query.vm },
+      ...{ withAudit: seesAudit(principal), reach: reachOf(principal) },
+    }),
   }),
 };
 
-function tagged(vm: Vm): { readonly body: Vm; readonly headers: { readonly etag: string } } {
-  return { body: vm, headers: { etag: entityTagOf(vm.version) } };
+function tagged<Body extends { readonly version: number }>(body: Body) {
+  return { body, headers: { etag: entityTagOf(body.version) } };
+}
+
+function notYours(): ApiError {
+  return new ApiError('API_FORBIDDEN', 'you belong to a tenant, and make tokens for that one only', {
+    hint: 'Leave the tenant out.',
+  });
 }
 
 function shortenedPage(page: VmPage): VmPage {

@@ -1,8 +1,9 @@
 import type { Duplex } from 'node:stream';
 import type { Trace } from '../base/trace.ts';
+import type { Policy, PolicyPage, SetPolicy, Tenant, TenantPage } from './access-resources.ts';
 import type { StoredToken } from './access-token.ts';
 import type { AuditEntry } from './audit.ts';
-import type { Principal } from './principal.ts';
+import type { Principal, Reach } from './principal.ts';
 import type {
   ChangeVm,
   CreateToken,
@@ -29,24 +30,58 @@ export interface RequestContext {
   readonly principal?: Principal | undefined;
 }
 
+/** Where only a part of a host may be told of. Left out: the host itself asks. */
+interface Reached {
+  readonly reach?: Reach;
+}
+
+interface PageByName extends Reached {
+  readonly after: string | undefined;
+  readonly limit: number;
+}
+
+/** To whom VMs belong, and what is allowed to them. */
+export interface TenantService {
+  has(name: string): boolean;
+  page(page: PageByName): TenantPage;
+  /** With a copy of the policy `default`. @throws HostError HOST_TENANT_EXISTS */
+  create(name: string): Tenant;
+  /** With its policy and its tokens. @throws HostError HOST_TENANT_UNKNOWN, HOST_TENANT_OWNS_VMS */
+  delete(name: string): void;
+  policies(page: PageByName): PolicyPage;
+  /** @throws HostError HOST_POLICY_UNKNOWN */
+  policy(name: string, asked?: Reached): Policy;
+  /** @throws HostError HOST_POLICY_UNKNOWN, HOST_POLICY_CHANGED when it is no longer at `ifVersion` */
+  setPolicy(name: string, policy: SetPolicy, options: { readonly ifVersion: number }): Policy;
+}
+
 /** What the API needs of a host. All of it throws UnderstudyErrors with stable codes. */
 export interface HostService {
+  readonly tenants: TenantService;
+  /** @throws HostError HOST_VM_UNKNOWN where there is no such VM within `reach` */
+  ensureWithin(name: string, reach: Reach): void;
+
   health(): Health;
-  describe(): Host;
+  /** Counts only VMs within `reach`. */
+  describe(asked?: Reached): Host;
   /** By name, those after `after`. */
-  listHosts(page: { readonly after: string | undefined; readonly limit: number }): HostPage;
+  listHosts(page: PageByName): HostPage;
   /** @throws HostError HOST_UNKNOWN */
-  getHost(name: string): Host;
+  getHost(name: string, asked?: Reached): Host;
 
   /** By name, those after `after`. */
-  listVms(page: { readonly after: string | undefined; readonly limit: number }): VmPage;
+  listVms(page: PageByName): VmPage;
   /** @throws HostError HOST_VM_UNKNOWN */
   getVm(name: string): Vm;
-  /** @throws HostError HOST_VM_EXISTS; ConfigError for a bad specification */
+  /**
+   * It belongs to the tenant of whoever asks. @throws HostError HOST_VM_EXISTS, HOST_TENANT_UNKNOWN, HOST_LIMIT,
+   * HOST_SPEC_REFUSED; ConfigError for a bad specification
+   */
   declareVm(request: DeclareVm, context?: RequestContext): Vm;
   /**
    * Takes effect when the VM is started the next time.
-   * @throws HostError HOST_VM_UNKNOWN, HOST_VM_CHANGED when it is no longer at `ifVersion`, HOST_NAME_FIXED; ConfigError
+   * @throws HostError HOST_VM_UNKNOWN, HOST_VM_CHANGED when it is no longer at `ifVersion`, HOST_NAME_FIXED, HOST_LIMIT,
+   * HOST_SPEC_REFUSED; ConfigError
    */
   changeVm(name: string, request: ChangeVm, options: { readonly ifVersion: number }): Vm;
   /** Stops it and forgets it. @throws HostError HOST_VM_UNKNOWN, HOST_VM_CHANGED */
@@ -78,6 +113,7 @@ export interface HostService {
     readonly vm: string | undefined;
     /** Of others' requests; by default they are left out. */
     readonly withAudit?: boolean;
+    readonly reach?: Reach;
   }): EventPage;
   /** Number of the newest event; 0 if there never was one. */
   newestEvent(): number;
@@ -90,16 +126,16 @@ export interface HostService {
    */
   transaction<Result>(work: () => Result): Result;
   /** What there is to watch. A keeper that gives no answer costs a bounded time, and only its own VM's figures. */
-  stats(): Promise<Stats>;
+  stats(asked?: Reached): Promise<Stats>;
   /** The same and more, for Prometheus: its text format, without what the API measures of itself. */
   exposition(): Promise<string>;
 
   /** By id, those after `after`. */
-  listTokens(page: { readonly after: string | undefined; readonly limit: number }): TokenPage;
-  /** What it returns holds the secret, which is kept nowhere. */
+  listTokens(page: PageByName): TokenPage;
+  /** What it returns holds the secret, which is kept nowhere. @throws HostError HOST_TENANT_UNKNOWN */
   createToken(request: CreateToken): NewToken;
   /** @throws HostError HOST_TOKEN_UNKNOWN */
-  revokeToken(id: string): void;
+  revokeToken(id: string, asked?: Reached): void;
   findToken(id: string): StoredToken | undefined;
 
   /** Somebody wanted to change something: written down before it is answered. */

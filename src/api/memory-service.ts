@@ -4,6 +4,8 @@ import { makeToken, type StoredToken } from './access-token.ts';
 import { ApiError, type ApiErrorCode } from './api-error.ts';
 import { AUDIT_KIND, type AuditEntry } from './audit.ts';
 import type { HostService, RequestContext, StoredAnswer } from './host-service.ts';
+import { MemoryTenants } from './memory-tenants.ts';
+import { isWithin, type Reach, WHOLE_REACH } from './principal.ts';
 import type {
   ChangeVm,
   CreateToken,
@@ -23,6 +25,10 @@ import type { Stats } from './stats.ts';
 
 const TIME = '2026-01-01T00:00:00.000Z';
 
+interface Reached {
+  readonly reach?: Reach;
+}
+
 /** A host without VMs behind it, for the tests of this room. A specification here is one line: `name: NAME`. */
 export class MemoryService implements HostService {
   readonly vms = new Map<string, Vm>();
@@ -30,6 +36,12 @@ export class MemoryService implements HostService {
   readonly answers = new Map<string, StoredAnswer>();
   readonly tokens = new Map<string, StoredToken>();
   readonly audits: AuditEntry[] = [];
+  readonly tenants = new MemoryTenants({
+    owns: (tenant) => [...this.vms.values()].some((vm) => vm.tenant === tenant),
+    onDelete: (name) => {
+      for (const [id, token] of this.tokens) if (token.tenant === name) this.tokens.delete(id);
+    },
+  });
   /** Of the tokens. */
   nowMs = () => Date.now();
   readonly #listeners = new Set<(event: HostEvent) => void>();
@@ -46,25 +58,33 @@ export class MemoryService implements HostService {
     return { status: 'ok' } as const;
   }
 
-  describe(): Host {
+  ensureWithin(name: string, reach: Reach): void {
+    if (!isWithin(this.getVm(name).tenant, reach)) throw hostError('HOST_VM_UNKNOWN', name);
+  }
+
+  describe({ reach = WHOLE_REACH }: Reached = {}): Host {
     return {
       ...{ name: 'here', version: '0.0.0', pid: process.pid, startedAt: TIME, accel: null, cpus: 1 },
       memory: { totalBytes: 0, freeBytes: 0 },
-      vms: { declared: this.vms.size, running: 0, protected: 0 },
+      vms: { declared: this.#within(reach).length, running: 0, protected: 0 },
     };
   }
 
-  listHosts({ after = '' }: { after: string | undefined }): HostPage {
-    return { hosts: [this.describe()].filter(({ name }) => name > after), next: null };
+  listHosts({ after = '', ...asked }: Reached & { after: string | undefined }): HostPage {
+    return { hosts: [this.describe(asked)].filter(({ name }) => name > after), next: null };
   }
 
-  getHost(name: string): Host {
+  getHost(name: string, asked: Reached = {}): Host {
     if (name !== 'here') throw hostError('HOST_UNKNOWN', name);
-    return this.describe();
+    return this.describe(asked);
   }
 
-  listVms({ after, limit }: { after: string | undefined; limit: number }): VmPage {
-    const all = [...this.vms.values()].sort((a, b) => (a.name < b.name ? -1 : 1));
+  listVms({
+    after,
+    limit,
+    reach = WHOLE_REACH,
+  }: Reached & { after: string | undefined; limit: number }): VmPage {
+    const all = this.#within(reach).sort((a, b) => (a.name < b.name ? -1 : 1));
     const rest = all.filter(({ name }) => after === undefined || name > after);
     const vms = rest.slice(0, limit);
     return { vms, next: rest.length > limit ? (vms.at(-1)?.name ?? null) : null };
@@ -76,11 +96,14 @@ export class MemoryService implements HostService {
     return vm;
   }
 
-  declareVm({ spec, directory, desired }: DeclareVm): Vm {
+  declareVm({ spec, directory, desired, tenant = null }: DeclareVm, { principal }: RequestContext = {}): Vm {
     const name = nameIn(spec);
+    const owner = principal?.tenant ?? tenant;
+    if (owner !== null && !this.tenants.has(owner)) throw hostError('HOST_TENANT_UNKNOWN', owner);
     if (this.vms.has(name)) throw hostError('HOST_VM_EXISTS', name);
     return this.#put({
       name,
+      tenant: owner,
       version: this.#nextVersion(),
       spec,
       directory,
@@ -103,8 +126,8 @@ export class MemoryService implements HostService {
   async deleteVm(name: string, { ifVersion }: { ifVersion: number | undefined }): Promise<void> {
     const vm = this.getVm(name);
     if (ifVersion !== undefined && vm.version !== ifVersion) throw hostError('HOST_VM_CHANGED', name);
-    this.vms.delete(name);
     this.emit(name, 'vm-deleted');
+    this.vms.delete(name);
   }
 
   startVm(name: string): Vm {
@@ -146,10 +169,10 @@ export class MemoryService implements HostService {
     return vm;
   }
 
-  async stats(): Promise<Stats> {
-    const vms = [...this.vms.values()];
+  async stats({ reach = WHOLE_REACH }: Reached = {}): Promise<Stats> {
+    const vms = this.#within(reach);
     return {
-      host: this.describe(),
+      host: this.describe({ reach }),
       vms: vms.map(({ name, desired, observed }) => ({
         name,
         desired,
@@ -172,9 +195,17 @@ export class MemoryService implements HostService {
     return console;
   }
 
-  listEvents({ after, limit, vm, withAudit }: Parameters<HostService['listEvents']>[0]): EventPage {
+  listEvents({
+    after,
+    limit,
+    vm,
+    withAudit,
+    reach = WHOLE_REACH,
+  }: Parameters<HostService['listEvents']>[0]): EventPage {
     const shown = this.events.slice(after).filter(({ kind }) => withAudit === true || kind !== AUDIT_KIND);
-    const rest = shown.filter((event) => vm === undefined || event.vm === vm);
+    const rest = shown.filter(
+      (event) => (vm === undefined || event.vm === vm) && isWithin(event.tenant, reach),
+    );
     const events = rest.slice(0, limit);
     return { events, next: rest.length > limit ? (events.at(-1)?.id ?? null) : null };
   }
@@ -192,24 +223,31 @@ export class MemoryService implements HostService {
     return work();
   }
 
-  listTokens({ after = '', limit }: { after: string | undefined; limit: number }): TokenPage {
+  listTokens({
+    after = '',
+    limit,
+    reach = WHOLE_REACH,
+  }: Reached & { after: string | undefined; limit: number }): TokenPage {
     const all = [...this.tokens.values()]
-      .filter(({ id }) => id > after)
+      .filter(({ id, tenant }) => id > after && isWithin(tenant, reach))
       .sort((a, b) => (a.id < b.id ? -1 : 1));
     const tokens = all.slice(0, limit).map(tokenOf);
     return { tokens, next: all.length > limit ? (tokens.at(-1)?.id ?? null) : null };
   }
 
-  createToken({ name, role, expiresInSeconds }: CreateToken): NewToken {
+  createToken({ name, role, tenant = null, expiresInSeconds }: CreateToken): NewToken {
+    if (tenant !== null && !this.tenants.has(tenant)) throw hostError('HOST_TENANT_UNKNOWN', tenant);
     const { text, id, hash } = makeToken();
     const expiresMs = expiresInSeconds === null ? null : this.nowMs() + expiresInSeconds * 1000;
-    const stored = { id, name, role, hash, createdMs: this.nowMs(), expiresMs };
+    const stored = { id, name, role, tenant, hash, createdMs: this.nowMs(), expiresMs };
     this.tokens.set(id, stored);
     return { ...tokenOf(stored), token: text };
   }
 
-  revokeToken(id: string): void {
-    if (!this.tokens.delete(id)) throw hostError('HOST_TOKEN_UNKNOWN', id);
+  revokeToken(id: string, { reach = WHOLE_REACH }: Reached = {}): void {
+    const found = this.tokens.get(id);
+    if (found === undefined || !isWithin(found.tenant, reach) || !this.tokens.delete(id))
+      throw hostError('HOST_TOKEN_UNKNOWN', id);
   }
 
   findToken(id: string): StoredToken | undefined {
@@ -233,7 +271,17 @@ export class MemoryService implements HostService {
   }
 
   record(vm: string | null, kind: string, facts: Record<string, unknown> = {}): HostEvent {
-    const event = { id: this.events.length + 1, time: TIME, vm, kind, token: null, epoch: null, facts };
+    const tenant = this.vms.get(vm ?? '')?.tenant ?? null;
+    const event = {
+      id: this.events.length + 1,
+      time: TIME,
+      vm,
+      tenant,
+      kind,
+      token: null,
+      epoch: null,
+      facts,
+    };
     this.events.push(event);
     return event;
   }
@@ -244,7 +292,17 @@ export class MemoryService implements HostService {
 
   /** Everything that a request could have changed, but for the answers that are kept. */
   state(): string {
-    return JSON.stringify([[...this.vms], this.events, this.promotions, [...this.tokens.keys()]]);
+    return JSON.stringify([
+      [...this.vms],
+      this.events,
+      this.promotions,
+      [...this.tokens.keys()],
+      this.tenants.state(),
+    ]);
+  }
+
+  #within(reach: Reach): Vm[] {
+    return [...this.vms.values()].filter(({ tenant }) => isWithin(tenant, reach));
   }
 
   #put(vm: Vm): Vm {
@@ -259,9 +317,9 @@ export class MemoryService implements HostService {
   }
 }
 
-function tokenOf({ id, name, role, createdMs, expiresMs }: StoredToken): Token {
+function tokenOf({ id, name, role, tenant, createdMs, expiresMs }: StoredToken): Token {
   const expiresAt = expiresMs === null ? null : new Date(expiresMs).toISOString();
-  return { id, name, role, createdAt: new Date(createdMs).toISOString(), expiresAt };
+  return { id, name, role, tenant, createdAt: new Date(createdMs).toISOString(), expiresAt };
 }
 
 function nameIn(spec: string): string {

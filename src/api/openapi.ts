@@ -35,6 +35,10 @@ export function fastifySchemaOf(id: RouteId): FastifySchema & { readonly 'x-role
   };
 }
 
+export function fastifyPath(path: string): string {
+  return path.replace(/\{(\w+)\}/g, ':$1');
+}
+
 export function swaggerOptions(version: string): FastifyDynamicSwaggerOptions {
   return {
     openapi: {
@@ -52,7 +56,7 @@ export function swaggerOptions(version: string): FastifyDynamicSwaggerOptions {
             description: 'A token; `x-role` is the least that it has to be of.',
           },
           // Of OpenAPI 3.1; the plugin's types are of 3.0.
-          mutualTLS: { type: 'mutualTLS', description: 'CN is who, OU the role.' } as never,
+          mutualTLS: { type: 'mutualTLS', description: 'CN is who, OU the role, O the tenant.' } as never,
         },
       },
     },

@@ -1,6 +1,6 @@
 import { z } from 'zod';
 import { PHASES } from '../shadow/protection.ts';
-import { ROLES } from './principal.ts';
+import { ROLES, tenantNameSchema } from './principal.ts';
 
 /**
  * What the API of a host speaks of. These schemas are the only description of it: the server validates with them,
@@ -34,6 +34,7 @@ export const savedStateSchema = z
 export const vmSchema = z
   .object({
     name: vmNameSchema,
+    tenant: tenantNameSchema.nullable().meta({ description: "Whose it is; null: the host's own." }),
     /** Grows with every change of the specification; also the entity tag. */
     version: z.int().positive(),
     spec: z.string().meta({ description: 'The specification as it was declared, YAML.' }),
@@ -87,10 +88,13 @@ export const declareVmSchema = z
       .default('/')
       .meta({ description: 'Where relative paths in it begin.' }),
     desired: desiredStateSchema.default('running'),
+    tenant: tenantNameSchema
+      .nullish()
+      .meta({ description: 'Whose it is to be; by default of whoever asks.' }),
   })
   .meta({ id: 'DeclareVm' });
 
-export const changeVmSchema = declareVmSchema.omit({ desired: true }).meta({ id: 'ChangeVm' });
+export const changeVmSchema = declareVmSchema.omit({ desired: true, tenant: true }).meta({ id: 'ChangeVm' });
 
 export const stopVmSchema = z
   .strictObject({
@@ -149,6 +153,7 @@ export const hostEventSchema = z
       .meta({ description: 'Counts the events of this host; `Last-Event-ID` of the stream.' }),
     time: z.iso.datetime(),
     vm: z.string().nullable(),
+    tenant: tenantNameSchema.nullable().meta({ description: "Whose it is; null: the host's own." }),
     kind: z
       .string()
       .regex(/^[a-z][a-z0-9-]*$/)
@@ -221,6 +226,7 @@ export const tokenSchema = z
     id: tokenIdSchema,
     name: z.string(),
     role: z.enum(ROLES),
+    tenant: tenantNameSchema.nullable().meta({ description: 'Whose VMs it opens; null: the whole host.' }),
     createdAt: z.iso.datetime(),
     expiresAt: z.iso.datetime().nullable(),
   })
@@ -237,6 +243,7 @@ export const createTokenSchema = z
       .regex(/^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$/, 'expected 1 to 64 of A-Z a-z 0-9 . _ @ -')
       .meta({ description: 'Who it is for; shown in audit events.' }),
     role: z.enum(ROLES),
+    tenant: tenantNameSchema.nullish().meta({ description: 'By default that of whoever asks.' }),
     expiresInSeconds: z
       .int()
       .min(1)

@@ -1,5 +1,5 @@
 import { z } from 'zod';
-import type { Role } from './principal.ts';
+import { accessRoutes } from './access-routes.ts';
 import {
   changeVmSchema,
   createTokenSchema,
@@ -19,59 +19,21 @@ import {
   vmPageSchema,
   vmSchema,
 } from './resources.ts';
+import {
+  afterEvent,
+  decimal,
+  entityTag,
+  keyed,
+  limit,
+  nothing,
+  ofVm,
+  oneVm,
+  type Route,
+} from './route-parts.ts';
 import { statsSchema } from './stats.ts';
 
 /** How long a caller has to be ready to wait where the host waits for a VM. Milliseconds. */
 const ACT_DEADLINE_MS = 150_000;
-
-interface Route {
-  /** The least that a caller has to be. Who declares a VM names files and programs of the host: that is for admins. */
-  readonly role: Role | 'anyone';
-  readonly method: 'GET' | 'POST' | 'PUT' | 'DELETE';
-  /** As in OpenAPI: `/v1/vms/{name}`. */
-  readonly path: string;
-  readonly summary: string;
-  readonly params?: z.ZodObject;
-  readonly query?: z.ZodObject;
-  readonly headers?: z.ZodObject;
-  readonly body?: z.ZodType;
-  readonly status: 101 | 200 | 201 | 204;
-  readonly mediaType?: 'text/event-stream' | 'text/plain';
-  readonly answer: z.ZodType;
-  /** Other than usual; milliseconds. */
-  readonly deadlineMs?: number;
-}
-
-/** A number in a query or header: digits, nothing else that JavaScript would take for a number. */
-function decimal<Schema extends z.ZodType>(schema: Schema) {
-  return z.preprocess(
-    (text) => (typeof text === 'string' && /^\d{1,15}$/.test(text) ? Number(text) : text),
-    schema,
-  );
-}
-
-const limit = decimal(z.int().min(1).max(1000))
-  .default(100)
-  .meta({ description: 'At most so many, 100 unless told otherwise.' });
-const afterEvent = decimal(z.int().nonnegative()).default(0).meta({ description: 'Number of an event.' });
-const ofVm = vmNameSchema.optional().meta({ description: 'Only what concerns this VM.' });
-
-const oneVm = z.strictObject({ name: vmNameSchema });
-const nothing = z.null().meta({ description: 'Done.' });
-
-const entityTag = z
-  .string()
-  .regex(/^"[1-9]\d{0,14}"$/, 'expected one entity tag as ETag gave it')
-  .transform((tag) => Number(tag.slice(1, -1)))
-  .meta({ description: 'The ETag of the version that was read.' });
-
-const keyed = z.object({
-  'idempotency-key': z
-    .string()
-    .regex(/^[\x21-\x7e]{1,128}$/, 'expected 1 to 128 visible characters')
-    .optional()
-    .meta({ description: 'A repeated request with the same key gets the first answer and does nothing.' }),
-});
 
 /** The routes by operation id: server, OpenAPI document and client are made from this table. */
 export const routes = {
@@ -289,6 +251,7 @@ export const routes = {
     status: 204,
     answer: nothing,
   },
+  ...accessRoutes,
   getStats: {
     role: 'viewer',
     method: 'GET',
@@ -299,6 +262,7 @@ export const routes = {
   },
   getMetrics: {
     role: 'viewer',
+    hostOnly: true,
     method: 'GET',
     path: '/metrics',
     summary:

@@ -18,6 +18,7 @@ export function addAccess(program: Command, out: Output, finish: Finish): void {
         .choices([...ROLES])
         .default('viewer'),
     )
+    .option('--tenant <tenant>', 'open only what belongs to this tenant; by default the whole host')
     .option('--expires <time>', 'how long it is valid: 30d, 12h; by default until it is revoked', seconds)
     .addHelpText(
       'after',
@@ -26,9 +27,9 @@ export function addAccess(program: Command, out: Output, finish: Finish): void {
         '(umask 077; understudy token create ci --role operator --expires 30d --json | jq -r .token >ci.token)',
       ),
     )
-    .action(async (name: string, { role, expires = null }) => {
+    .action(async (name: string, { role, tenant, expires = null }) => {
       const { createToken } = await import('./token-commands.ts');
-      finish(await createToken(name, { role, expiresInSeconds: expires }, out));
+      finish(await createToken(name, { role, tenant, expiresInSeconds: expires }, out));
     });
   command(token, 'ls', 'list the tokens that are valid, without their secrets')
     .addHelpText('after', examples('understudy token ls', 'understudy token ls --json'))
@@ -64,10 +65,11 @@ export function addPki(program: Command, out: Output, finish: Finish): void {
     });
   command(pki, 'client <directory> <name>', 'a certificate for somebody who uses hosts')
     .addOption(new Option('--role <role>', 'what it allows').choices([...ROLES]).default('viewer'))
+    .option('--tenant <tenant>', 'open only what belongs to this tenant; by default the whole host')
     .addHelpText('after', examples('understudy pki client /etc/understudy/pki ci --role operator'))
-    .action(async (directory: string, name: string, { role }) => {
+    .action(async (directory: string, name: string, { role, tenant }) => {
       const { issueForClient } = await import('./pki-commands.ts');
-      finish(await issueForClient(directory, { name, role }, out));
+      finish(await issueForClient(directory, { name, role, tenant }, out));
     });
   command(pki, 'ls <directory>', 'list the certificates, whom they are for, and until when')
     .addHelpText('after', examples('understudy pki ls /etc/understudy/pki'))
@@ -75,6 +77,43 @@ export function addPki(program: Command, out: Output, finish: Finish): void {
       const { listPki } = await import('./pki-commands.ts');
       finish(await listPki(directory, out));
     });
+}
+
+/** To whom VMs belong, and what is allowed to them. */
+export function addTenants(program: Command, out: Output, finish: Finish): void {
+  const tenant = program
+    .command('tenant')
+    .description('those to whom VMs of a host belong')
+    .helpCommand(false)
+    .helpOption('-h, --help', 'show help');
+  command(tenant, 'create <tenant>', 'make a tenant; it gets a copy of the policy default')
+    .addHelpText('after', examples('understudy tenant create acme'))
+    .action(async (name: string) =>
+      finish(await (await import('./tenant-commands.ts')).createTenant(name, out)),
+    );
+  command(tenant, 'ls', 'list the tenants, with how many VMs they own')
+    .addHelpText('after', examples('understudy tenant ls', 'understudy tenant ls --json'))
+    .action(async () => finish(await (await import('./tenant-commands.ts')).listTenants(out)));
+  command(tenant, 'delete <tenant>', 'forget a tenant that owns no VM, with its policy and its tokens')
+    .addHelpText('after', examples('understudy tenant delete acme'))
+    .action(async (name: string) =>
+      finish(await (await import('./tenant-commands.ts')).deleteTenant(name, out)),
+    );
+  const policy = program
+    .command('policy')
+    .description('what specifications of tenants say by default, and may not say')
+    .helpCommand(false)
+    .helpOption('-h, --help', 'show help');
+  command(policy, 'show <policy>', 'show the policy of a tenant, or `default`')
+    .addHelpText('after', examples('understudy policy show default'))
+    .action(async (name: string) =>
+      finish(await (await import('./tenant-commands.ts')).showPolicy(name, out)),
+    );
+  command(policy, 'set <policy> <file>', 'put another policy in its place, in YAML as `show` prints it')
+    .addHelpText('after', examples('understudy policy set acme acme.yaml'))
+    .action(async (name: string, path: string) =>
+      finish(await (await import('./tenant-commands.ts')).setPolicy(name, { path }, out)),
+    );
 }
 
 function seconds(text: string): number {

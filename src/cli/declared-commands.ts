@@ -13,18 +13,19 @@ export interface StartOptions {
 /** Declares the VM of a specification on the host of this machine, and waits until it is as far as asked for. */
 export async function create(
   specPath: string,
-  options: StartOptions & { readonly stopped: boolean },
+  options: StartOptions & { readonly stopped: boolean; readonly tenant?: string | undefined },
   out: Output,
 ): Promise<number> {
   const { spec, text } = readVmSpec(specPath);
-  const { name, shadow } = spec;
+  const { name } = spec;
   const body = {
     spec: text,
     directory: dirname(resolve(specPath)),
+    ...(options.tenant !== undefined && { tenant: options.tenant }),
     desired: options.stopped ? ('stopped' as const) : ('running' as const),
   };
   const declared = await hostClient().call('declareVm', { body });
-  const goal = options.stopped ? 'none' : goalOf(options.wait, shadow.enabled);
+  const goal = options.stopped ? 'none' : goalOf(options.wait, declared.shadowWanted);
   const vm = goal === 'none' ? declared : await untilVm(name, { ...options, goal, out });
   out.result(vm, () => vmText(vm));
   return EXIT_CODES.ok.code;

@@ -24,6 +24,8 @@ const BY_ERROR_CODE: Readonly<Record<string, keyof typeof EXIT_CODES>> = {
   KEEPER_LOST: 'notFound',
   HOST_VM_UNKNOWN: 'notFound',
   HOST_NO_SAVED_STATE: 'notFound',
+  HOST_TENANT_UNKNOWN: 'notFound',
+  HOST_POLICY_UNKNOWN: 'notFound',
   KEEPER_NO_SNAPSHOT: 'notFound',
   HOST_NAME_FIXED: 'usage',
   HOST_BACKUP_EXISTS: 'usage',

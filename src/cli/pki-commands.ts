@@ -29,10 +29,10 @@ export async function issueForHost(
 
 export async function issueForClient(
   directory: string,
-  { name, role }: { name: string; role: Role },
+  { name, role, tenant }: { name: string; role: Role; tenant?: string | undefined },
   out: Output,
 ): Promise<number> {
-  const made = await storeIn(directory).client(name, role);
+  const made = await storeIn(directory).client(name, { role, tenant });
   out.result(made, () => linesOf(made).join('\n'));
   return EXIT_CODES.ok.code;
 }

@@ -2,7 +2,7 @@ import { readFileSync } from 'node:fs';
 import { Command, CommanderError, Option } from 'commander';
 import { HOST_CONFIG_EXAMPLE } from '../config/host-config-example.ts';
 import { VM_SPEC_EXAMPLE } from '../config/vm-spec-example.ts';
-import { addAccess, addPki } from './access-definition.ts';
+import { addAccess, addPki, addTenants } from './access-definition.ts';
 import { CliError } from './cli-error.ts';
 import {
   atLeastOne,
@@ -60,6 +60,7 @@ export function buildProgram(out: Output, finish: (exitCode: number) => void): C
   addState(program, out, finish);
   addAccess(program, out, finish);
   addPki(program, out, finish);
+  addTenants(program, out, finish);
   addHost(program, out, finish);
   addInstallation(program, out, { finish, version: packageVersion() });
   addHelp(program);
@@ -217,10 +218,11 @@ function addDeclared(program: Command, out: Output, finish: Finish): void {
       .option('--timeout <seconds>', 'how long to wait for that', positiveNumber, 300);
   waiting(command(program, 'create <spec>', 'declare a VM on the host, which keeps it running from now on'))
     .option('--stopped', 'declare it only', false)
+    .option('--tenant <tenant>', 'whose it is to be; by default of whoever asks')
     .addHelpText('after', examples('understudy create redis.yaml', 'understudy create redis.yaml --stopped'))
-    .action(async (spec: string, { wait, timeout, stopped }) => {
+    .action(async (spec: string, { wait, timeout, stopped, tenant }) => {
       const { create } = await import('./declared-commands.ts');
-      finish(await create(spec, { wait, stopped, timeoutMs: timeout * 1000 }, out));
+      finish(await create(spec, { wait, stopped, tenant, timeoutMs: timeout * 1000 }, out));
     });
   waiting(command(program, 'start <name>', 'have the host start a declared VM'))
     .option('--from-snapshot', 'go on from its snapshot, which stays', false)

@@ -8,17 +8,24 @@ const PAGE_TOKENS = 1000;
 
 interface CreateOptions {
   readonly role: Role;
+  readonly tenant?: string | undefined;
   readonly expiresInSeconds: number | null;
 }
 
 /** Prints the secret once; nobody can be asked for it again. */
-export async function createToken(name: string, options: CreateOptions, out: Output): Promise<number> {
-  const made = await hostClient().call('createToken', { body: { name, ...options } });
+export async function createToken(
+  name: string,
+  { tenant, ...options }: CreateOptions,
+  out: Output,
+): Promise<number> {
+  const made = await hostClient().call('createToken', {
+    body: { name, ...options, ...(tenant !== undefined && { tenant }) },
+  });
   out.result(made, () =>
     [
       made.token,
       '',
-      `Token ${made.id} of ${made.name}, role ${made.role}, valid until ${made.expiresAt ?? 'it is revoked'}.`,
+      `Token ${made.id} of ${made.name}, role ${made.role}${made.tenant === null ? '' : ` of ${made.tenant}`}, valid until ${made.expiresAt ?? 'it is revoked'}.`,
       'Keep it in a file of mode 600: it is not shown again. `understudy token revoke` ends it.',
     ].join('\n'),
   );
@@ -34,17 +41,18 @@ export async function listTokens(out: Output): Promise<number> {
     if (page.next === null) break;
     after = page.next;
   }
-  const rows = tokens.map(({ id, name, role, createdAt, expiresAt }) => [
+  const rows = tokens.map(({ id, name, role, tenant, createdAt, expiresAt }) => [
     id,
     name,
     role,
+    tenant ?? '-',
     createdAt,
     expiresAt ?? 'never',
   ]);
   out.result({ tokens }, () =>
     rows.length === 0
       ? 'There are no tokens.'
-      : table([['ID', 'NAME', 'ROLE', 'CREATED', 'EXPIRES'], ...rows]),
+      : table([['ID', 'NAME', 'ROLE', 'TENANT', 'CREATED', 'EXPIRES'], ...rows]),
   );
   return EXIT_CODES.ok.code;
 }

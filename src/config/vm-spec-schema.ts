@@ -130,6 +130,8 @@ const passt = z.strictObject({
     .array(z.strictObject({ hostPort: port, guestPort: port }))
     .superRefine(distinct((entry) => String(entry.hostPort), 'hostPort', 'is forwarded already'))
     .default([]),
+  /** Whether the guest reaches what listens on the loopback of the host, at the address of its gateway. */
+  hostLoopback: z.boolean().default(true),
 });
 
 const nic = z.strictObject({
@@ -164,7 +166,7 @@ const qemu = z.strictObject({
   extraArgs: z.array(z.string()).default([]),
 });
 
-const shadow = z
+export const shadowSchema = z
   .strictObject({
     enabled: z.boolean().default(true),
     maxIntervalMs: z.number().min(1).max(60_000).default(100),
@@ -185,7 +187,7 @@ const shadow = z
     });
   });
 
-const clock = z.strictObject({
+export const clockSchema = z.strictObject({
   syncIntervalMs: z.number().min(10).max(60_000).default(1000),
   errorMaxMs: z.number().min(1).max(10_000).default(40),
 });
@@ -206,8 +208,8 @@ export const vmSpecSchema = z
     console: z.boolean().default(true),
     agent: z.boolean().default(true),
     qemu: qemu.prefault({}),
-    shadow: shadow.prefault({}),
-    clock: clock.prefault({}),
+    shadow: shadowSchema.prefault({}),
+    clock: clockSchema.prefault({}),
     termination: z.enum(['remove', 'suspend', 'snapshot']).default('remove'),
     shutdownTimeoutMs: z.int().min(0).max(100_000).default(10_000),
   })

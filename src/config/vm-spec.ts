@@ -1,6 +1,8 @@
 import { existsSync, readFileSync } from 'node:fs';
 import { dirname, resolve } from 'node:path';
+import { parse, stringify } from 'yaml';
 import { ConfigError } from './config-error.ts';
+import { type SpecDefaults, withDefaults } from './spec-defaults.ts';
 import { CONSENT_HINT, disksOf, needsConsent } from './spec-disks.ts';
 import { fieldName, placeOf, type SpecText } from './spec-problems.ts';
 import { type BootSpec, type DiskSpec, type VmSpec, vmSpecSchema } from './vm-spec-schema.ts';
@@ -40,19 +42,33 @@ export interface ParseOptions {
   readonly source: string;
   /** Where relative paths begin. Default: the folder of `source`. */
   readonly directory?: string;
+  /** What it says where it says nothing itself. */
+  readonly defaults?: SpecDefaults;
 }
 
 /**
  * Checks a VM specification without looking at the disk. All problems are reported at once.
  * @throws {ConfigError} CONFIG_INVALID, CONFIG_UNPROTECTABLE
  */
-export function parseVmSpec(text: string, { source, directory = dirname(source) }: ParseOptions): VmSpec {
-  const { value, text: specText } = parseYamlText(text, vmSpecSchema, { source, whole: WHOLE });
+export function parseVmSpec(
+  text: string,
+  { source, directory = dirname(source), defaults = {} }: ParseOptions,
+): VmSpec {
+  const { value, text: specText } = parseYamlText(text, vmSpecSchema, {
+    ...{ source, whole: WHOLE },
+    prepare: (said) => withDefaults(said, defaults),
+  });
   refuseUnprotectable(value, specText);
   return withAbsolutePaths(value, resolve(directory));
 }
 
-function readSpec(path: string): string {
+/** A text that says what `change` makes of what `text` says. Comments are lost. */
+export function rewrittenSpec(text: string, change: (said: unknown) => unknown): string {
+  return stringify(change(parse(text)));
+}
+
+/** The text of a specification, unchecked. @throws {ConfigError} CONFIG_NOT_FOUND */
+export function readSpec(path: string): string {
   try {
     return readFileSync(path, 'utf8');
   } catch (cause) {

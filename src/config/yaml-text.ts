@@ -13,6 +13,8 @@ export interface YamlText {
   readonly whole: string;
   /** What a text that says nothing stands for; left out where something has to be said. */
   readonly nothing?: unknown;
+  /** What is checked in place of what the text says. */
+  readonly prepare?: (said: unknown) => unknown;
 }
 
 /**
@@ -22,7 +24,7 @@ export interface YamlText {
 export function parseYamlText<Schema extends z.ZodType>(
   text: string,
   schema: Schema,
-  { source, whole, nothing }: YamlText,
+  { source, whole, nothing, prepare = (said) => said }: YamlText,
 ): { readonly value: z.output<Schema>; readonly text: SpecText } {
   if (text.length > TEXT_BYTES_MAX) throw invalid([`${source}:1: ${whole}: is longer than 1 MiB`]);
   const lines = new LineCounter();
@@ -35,7 +37,7 @@ export function parseYamlText<Schema extends z.ZodType>(
     );
   }
   const specText: SpecText = { document, lines, source, whole };
-  const result = schema.safeParse(document.contents === null ? nothing : plainValue(specText));
+  const result = schema.safeParse(document.contents === null ? nothing : prepare(plainValue(specText)));
   if (!result.success) throw invalid(specProblems(result.error.issues, schema, specText));
   return { value: result.data, text: specText };
 }

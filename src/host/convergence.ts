@@ -13,7 +13,7 @@ import type { StartKeeper } from './keeper-starters.ts';
 import { type HostAction, reconcile, type VmSight } from './reconcile.ts';
 import type { SavedStates } from './saved-states.ts';
 import type { StateDatabase } from './state-database.ts';
-import type { VmInventory, VmOutline } from './vm-inventory.ts';
+import type { DeclaredVm, VmInventory, VmOutline } from './vm-inventory.ts';
 import type { VmTokens } from './vm-tokens.ts';
 
 /** A VM that has run for so long is no longer one that does not start. */
@@ -29,6 +29,8 @@ export interface ConvergenceOptions {
   readonly metrics: HostMetrics;
   readonly saved: SavedStates;
   readonly startKeeper: StartKeeper;
+  /** What its keeper is given as specification. @throws what forbids to start it */
+  readonly textToRun: (vm: DeclaredVm) => string;
   readonly lookIntervalMs: number;
   readonly endDirectory: string;
   readonly stateDirectory: string;
@@ -204,13 +206,14 @@ export class Convergence implements AsyncDisposable {
         const vm = this.#options.inventory.get(name);
         care.startedAtMs = this.#options.clock.nowMs();
         const left = this.fleet.leftSpec(name);
+        const spec = left === undefined ? this.#options.textToRun(vm) : vm.spec;
         const version = left === undefined ? vm.version : (vm.started?.version ?? vm.version);
         const tokenAbove = this.#ledger.prepareStart(
           { name, version },
           { recorded: this.sightOf(name).token },
         );
         try {
-          await this.fleet.start(vm, { tokenAbove, left, trace: care.trace });
+          await this.fleet.start({ ...vm, spec }, { tokenAbove, left, trace: care.trace });
         } catch (thrown) {
           this.#ledger.noteFailedStart(name, thrown);
           throw thrown;

@@ -1,4 +1,5 @@
 import { AUDIT_KIND } from '../api/audit.ts';
+import { type Reach, WHOLE_REACH } from '../api/principal.ts';
 import type { HostEvent } from '../api/resources.ts';
 import type { Clock } from '../base/clock.ts';
 import type { VmEvent } from '../control/vm-event.ts';
@@ -22,6 +23,7 @@ export interface EventFilter {
   readonly vm: string | undefined;
   /** Also who wanted to change what. */
   readonly withAudit?: boolean;
+  readonly reach?: Reach;
 }
 
 /** What happened on this host, numbered, kept over restarts for as long as the retention says. */
@@ -41,10 +43,14 @@ export class EventLog {
 
   publish(
     kind: string,
-    { vm = null, facts = {} }: { vm?: string | null; facts?: HostEvent['facts'] } = {},
+    {
+      vm = null,
+      tenant = this.#ownerOf(vm),
+      facts = {},
+    }: { vm?: string | null; tenant?: string | null; facts?: HostEvent['facts'] } = {},
   ): void {
     const time = new Date(this.#clock.wallMs()).toISOString();
-    this.#tell(this.#append({ time, vm, kind, token: null, epoch: null, facts }));
+    this.#tell(this.#append({ time, vm, tenant, kind, token: null, epoch: null, facts }));
   }
 
   /**
@@ -61,7 +67,7 @@ export class EventLog {
         .run(event.vm, keeper, event.seq);
       const { time, vm, kind, token, epoch, facts } = event;
       this.#tokens.note(vm, token);
-      return this.#append({ time, vm, kind, token, epoch, facts });
+      return this.#append({ time, vm, tenant: this.#ownerOf(vm), kind, token, epoch, facts });
     });
     if (taken !== undefined) this.#tell(taken);
   }
@@ -78,20 +84,21 @@ export class EventLog {
    * Events after this number. Where some of them have been forgotten the first one says so: a reader that resumes must
    * not take a gap for silence.
    */
-  since(after: number, { limit, vm, withAudit = false }: EventFilter): HostEvent[] {
+  since(after: number, { limit, ...filter }: EventFilter): HostEvent[] {
     const forgotten = this.#oldestId() - 1;
-    if (after === 0 || after >= forgotten) return this.#read(after, { limit, vm, withAudit });
+    if (after === 0 || after >= forgotten) return this.#read(after, { limit, ...filter });
     const time = new Date(this.#clock.wallMs()).toISOString();
     const gap = {
       id: forgotten,
       time,
       vm: null,
+      tenant: null,
       kind: 'events-forgotten',
       epoch: null,
       token: null,
       facts: { after },
     };
-    return [gap, ...this.#read(forgotten, { limit: limit - 1, vm, withAudit })];
+    return [gap, ...this.#read(forgotten, { limit: limit - 1, ...filter })];
   }
 
   retain(retention: EventRetention): void {
@@ -133,20 +140,24 @@ export class EventLog {
     return Number(row?.seq ?? 0) + 1;
   }
 
-  #read(after: number, { limit, vm, withAudit = false }: EventFilter): HostEvent[] {
-    const kinds = withAudit ? '' : `AND kind <> '${AUDIT_KIND}'`;
-    const rows =
-      vm === undefined
-        ? this.#database
-            .statement(`SELECT * FROM events WHERE id > ? ${kinds} ORDER BY id LIMIT ?`)
-            .all(after, limit)
-        : this.#database
-            .statement(`SELECT * FROM events WHERE vm = ? AND id > ? ${kinds} ORDER BY id LIMIT ?`)
-            .all(vm, after, limit);
+  #read(
+    after: number,
+    { limit, vm, withAudit = false, reach: { tenant } = WHOLE_REACH }: EventFilter,
+  ): HostEvent[] {
+    const conditions = [
+      'id > ?',
+      ...(vm === undefined ? [] : ['vm = ?']),
+      ...(tenant === undefined ? [] : ['tenant = ?']),
+      ...(withAudit ? [] : [`kind <> '${AUDIT_KIND}'`]),
+    ];
+    const rows = this.#database
+      .statement(`SELECT * FROM events WHERE ${conditions.join(' AND ')} ORDER BY id LIMIT ?`)
+      .all(...[after, ...(vm === undefined ? [] : [vm]), ...(tenant === undefined ? [] : [tenant]), limit]);
     return rows.map((row) => ({
       id: Number(row.id),
       time: String(row.time),
       vm: row.vm === null ? null : String(row.vm),
+      tenant: row.tenant === null ? null : String(row.tenant),
       kind: String(row.kind),
       token: row.token === null ? null : Number(row.token),
       epoch: row.epoch === null ? null : Number(row.epoch),
@@ -166,11 +177,23 @@ export class EventLog {
 
   #append(event: Omit<HostEvent, 'id'>): HostEvent {
     const { lastInsertRowid } = this.#database
-      .statement('INSERT INTO events (time, vm, kind, token, epoch, facts) VALUES (?, ?, ?, ?, ?, ?)')
-      .run(event.time, event.vm, event.kind, event.token, event.epoch, JSON.stringify(event.facts));
+      .statement(
+        'INSERT INTO events (time, vm, tenant, kind, token, epoch, facts) VALUES (?, ?, ?, ?, ?, ?, ?)',
+      )
+      .run(
+        ...[event.time, event.vm, event.tenant, event.kind, event.token, event.epoch],
+        JSON.stringify(event.facts),
+      );
     const id = Number(lastInsertRowid);
     if (id % FORGET_EVERY_EVENTS === 0) this.#forget();
     return { id, ...event };
+  }
+
+  /** Of the VM that has the name now; null for what is the host's own. */
+  #ownerOf(vm: string | null): string | null {
+    if (vm === null) return null;
+    const row = this.#database.statement('SELECT tenant FROM vms WHERE name = ?').get(vm);
+    return (row?.tenant ?? null) as string | null;
   }
 
   /** Who listens hears of nothing that may yet be undone. */

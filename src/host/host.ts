@@ -2,6 +2,7 @@ import type { Duplex } from 'node:stream';
 import type { StoredToken } from '../api/access-token.ts';
 import { AUDIT_KIND, type AuditEntry } from '../api/audit.ts';
 import type { HostService, RequestContext, StoredAnswer } from '../api/host-service.ts';
+import { isWithin, type Reach, WHOLE_REACH } from '../api/principal.ts';
 import type {
   ChangeVm,
   CreateToken,
@@ -24,8 +25,7 @@ import type { Clock } from '../base/clock.ts';
 import type { Logger } from '../base/logger.ts';
 import { traceFacts } from '../base/trace.ts';
 import { ConfigError } from '../config/config-error.ts';
-import { parseVmSpec } from '../config/vm-spec.ts';
-import type { Termination, VmSpec } from '../config/vm-spec-schema.ts';
+import type { Termination } from '../config/vm-spec-schema.ts';
 import { checkSpec } from '../qemu/protectability.ts';
 import { AccessTokens } from './access-tokens.ts';
 import { AnswerStore } from './answer-store.ts';
@@ -38,7 +38,9 @@ import { machineFacts } from './machine-facts.ts';
 import { cannotEnd, isSuspended, noSavedState, runs } from './refusals.ts';
 import { type SavedKind, SavedStates } from './saved-states.ts';
 import { StateDatabase } from './state-database.ts';
-import { type DeclaredVm, VmInventory } from './vm-inventory.ts';
+import { TenantSpecs } from './tenant-specs.ts';
+import { Tenants, tenantUnknown } from './tenants.ts';
+import { type DeclaredVm, VmInventory, type VmOutline, vmUnknown } from './vm-inventory.ts';
 import { type CountedVm, vmStats } from './vm-stats.ts';
 import { VmTokens } from './vm-tokens.ts';
 
@@ -68,8 +70,13 @@ interface DesireOptions extends RequestContext {
   readonly startFrom?: 'snapshot' | null;
 }
 
+interface Reached {
+  readonly reach?: Reach;
+}
+
 /** The daemon's inside: declared VMs on one side, keepers on the other, and the loop that makes the second like the first. */
 export class Host implements HostService, AsyncDisposable {
+  readonly tenants: Tenants;
   readonly #options: HostOptions;
   readonly #database: StateDatabase;
   readonly #inventory: VmInventory;
@@ -81,6 +88,7 @@ export class Host implements HostService, AsyncDisposable {
   readonly #startedMs: number;
   readonly #metrics: HostMetrics;
   readonly #convergence: Convergence;
+  readonly #specs: TenantSpecs;
 
   /** Opens the state and takes the VMs back that run. @throws HostError for a state that cannot be used */
   constructor(options: HostOptions) {
@@ -91,6 +99,8 @@ export class Host implements HostService, AsyncDisposable {
     this.#inventory = new VmInventory(this.#database, { clock });
     this.#tokens = new VmTokens(this.#database);
     this.#events = new EventLog(this.#database, { clock, tokens: this.#tokens });
+    this.tenants = new Tenants(this.#database, { clock });
+    this.#specs = new TenantSpecs({ tenants: this.tenants, inventory: this.#inventory });
     this.#answers = new AnswerStore(this.#database, { clock });
     this.#accessTokens = new AccessTokens(this.#database, { clock });
     this.#metrics = new HostMetrics(options);
@@ -106,6 +116,7 @@ export class Host implements HostService, AsyncDisposable {
       tokens: this.#tokens,
       metrics: this.#metrics,
       saved: this.#saved,
+      textToRun: (vm) => this.#specs.textToRun(vm),
     });
     this.#events.publish('host-started', { facts: { pid: process.pid, version: options.version } });
     this.#convergence.begin();
@@ -121,8 +132,13 @@ export class Host implements HostService, AsyncDisposable {
     return { status: asDesired ? 'ok' : 'degraded' };
   }
 
-  describe(): HostFacts {
-    const phases = this.#inventory.outlines().map(({ name }) => this.#convergence.sightOf(name));
+  ensureWithin(name: string, reach: Reach): void {
+    const vm = this.#inventory.outline(name);
+    if (vm === undefined || !isWithin(vm.tenant, reach)) throw vmUnknown(name);
+  }
+
+  describe({ reach = WHOLE_REACH }: Reached = {}): HostFacts {
+    const phases = this.#within(reach).map(({ name }) => this.#convergence.sightOf(name));
     return {
       ...machineFacts(),
       version: this.#options.version,
@@ -136,12 +152,12 @@ export class Host implements HostService, AsyncDisposable {
     };
   }
 
-  listHosts({ after = '' }: { after: string | undefined }): HostPage {
-    return { hosts: [this.describe()].filter(({ name }) => name > after), next: null };
+  listHosts({ after = '', ...asked }: Reached & { after: string | undefined }): HostPage {
+    return { hosts: [this.describe(asked)].filter(({ name }) => name > after), next: null };
   }
 
-  getHost(name: string): HostFacts {
-    const host = this.describe();
+  getHost(name: string, asked: Reached = {}): HostFacts {
+    const host = this.describe(asked);
     if (host.name === name) return host;
     throw new HostError('HOST_UNKNOWN', `this host is ${host.name}, and knows no ${name}`, {
       hint: 'GET /v1/hosts lists the hosts that can be asked here.',
@@ -149,8 +165,8 @@ export class Host implements HostService, AsyncDisposable {
     });
   }
 
-  listVms({ after = '', limit }: { after: string | undefined; limit: number }): VmPage {
-    const vms = this.#inventory.page({ after, limit: limit + 1 });
+  listVms({ after = '', limit, reach }: Reached & { after: string | undefined; limit: number }): VmPage {
+    const vms = this.#inventory.page({ after, limit: limit + 1, tenant: reach?.tenant });
     const page = vms.slice(0, limit);
     const saved = this.#saved.look();
     return {
@@ -163,10 +179,19 @@ export class Host implements HostService, AsyncDisposable {
     return this.#resource(this.#inventory.get(name), this.#saved.look());
   }
 
-  declareVm({ spec, directory, desired }: DeclareVm, { trace }: RequestContext = {}): Vm {
-    const { name, shadow } = checkedSpec(spec, directory);
+  declareVm(
+    { spec, directory, desired, tenant: wanted = null }: DeclareVm,
+    { trace, principal }: RequestContext = {},
+  ): Vm {
+    const mine = principal?.tenant ?? null;
+    const tenant = mine ?? wanted;
+    // For those who belong to one there is no other.
+    if (tenant !== null && ((wanted ?? tenant) !== tenant || !this.tenants.has(tenant)))
+      throw tenantUnknown(wanted ?? tenant);
     return this.#database.transaction(() => {
-      this.#inventory.declare({ name, spec, directory, desired, shadowInSpec: shadow.enabled });
+      const { name, shadow, memoryBytes } = this.#specs.admit({ spec, directory, tenant });
+      const said = { name, spec, directory, desired, tenant, memoryBytes };
+      this.#inventory.declare({ ...said, shadowInSpec: shadow.enabled });
       this.#events.publish('declared', { vm: name, facts: { desired, ...traceFacts(trace) } });
       this.#convergence.renew(name, trace);
       return this.getVm(name);
@@ -174,16 +199,18 @@ export class Host implements HostService, AsyncDisposable {
   }
 
   changeVm(name: string, { spec, directory }: ChangeVm, { ifVersion }: { ifVersion: number }): Vm {
-    const parsed = checkedSpec(spec, directory);
+    const { tenant } = this.#inventory.get(name);
+    const parsed = this.#specs.admit({ spec, directory, tenant });
     if (parsed.name !== name) {
       throw new HostError('HOST_NAME_FIXED', `the specification is of ${parsed.name}, not of ${name}`, {
         hint: 'A VM keeps its name. Declare a new one and delete this one.',
         facts: { vm: name },
       });
     }
-    const shadowInSpec = parsed.shadow.enabled;
+    const { memoryBytes, shadow } = parsed;
+    const said = { spec, directory, memoryBytes, shadowInSpec: shadow.enabled };
     return this.#database.transaction(() => {
-      const { version } = this.#inventory.change(name, { spec, directory, shadowInSpec }, { ifVersion });
+      const { version } = this.#inventory.change(name, said, { ifVersion });
       this.#events.publish('changed', { vm: name, facts: { version } });
       return this.getVm(name);
     });
@@ -215,7 +242,7 @@ export class Host implements HostService, AsyncDisposable {
   }
 
   stopVm(name: string, { graceful, termination, trace }: StopVm & RequestContext): Vm {
-    const usual = usualTermination(this.#inventory.get(name));
+    const usual = this.#usualTermination(this.#inventory.get(name));
     const order = termination ?? (graceful ? usual : 'remove');
     // What nobody ever asked for need not be said.
     const said = order === 'remove' && usual === 'remove' ? null : order;
@@ -223,10 +250,10 @@ export class Host implements HostService, AsyncDisposable {
   }
 
   async protectVm(name: string, { trace }: RequestContext = {}): Promise<Vm> {
-    const { spec, directory, shadowWanted } = this.#inventory.get(name);
-    const parsed = checkedSpec(spec, directory);
+    const vm = this.#inventory.get(name);
+    const parsed = this.#specs.parse(vm);
     checkSpec({ ...parsed, shadow: { ...parsed.shadow, enabled: true } });
-    return await this.#wishShadow(name, { wanted: true, before: shadowWanted, trace });
+    return await this.#wishShadow(name, { wanted: true, before: vm.shadowWanted, trace });
   }
 
   async unprotectVm(name: string, { trace }: RequestContext = {}): Promise<Vm> {
@@ -252,9 +279,9 @@ export class Host implements HostService, AsyncDisposable {
     return this.getVm(name);
   }
 
-  async stats(): Promise<Stats> {
+  async stats({ reach = WHOLE_REACH }: Reached = {}): Promise<Stats> {
     const figures = await this.#convergence.fleet.metrics();
-    return { host: this.describe(), vms: vmStats(this.#census(), figures) };
+    return { host: this.describe({ reach }), vms: vmStats(this.#census(reach), figures) };
   }
 
   async exposition(): Promise<string> {
@@ -263,9 +290,13 @@ export class Host implements HostService, AsyncDisposable {
     return await this.#metrics.exposition({ vms: this.#census(), figures, isDegraded });
   }
 
-  /** Every VM in short, by name. */
-  #census(): readonly CountedVm[] {
-    return this.#inventory.outlines().map(({ name, desired }) => ({
+  #within(reach: Reach): readonly VmOutline[] {
+    return this.#inventory.outlines().filter(({ tenant }) => isWithin(tenant, reach));
+  }
+
+  /** VMs in short, by name. */
+  #census(reach: Reach = WHOLE_REACH): readonly CountedVm[] {
+    return this.#within(reach).map(({ name, desired }) => ({
       name,
       state: this.#convergence.stateOf(name),
       desired: desired === 'running' ? 'running' : 'stopped',
@@ -295,7 +326,7 @@ export class Host implements HostService, AsyncDisposable {
     return this.#database.transaction(work);
   }
 
-  listTokens(page: { after: string | undefined; limit: number }): TokenPage {
+  listTokens(page: Reached & { after: string | undefined; limit: number }): TokenPage {
     return this.#accessTokens.page(page);
   }
 
@@ -303,16 +334,16 @@ export class Host implements HostService, AsyncDisposable {
     return this.#accessTokens.create(request);
   }
 
-  revokeToken(id: string): void {
-    this.#accessTokens.revoke(id);
+  revokeToken(id: string, asked: Reached = {}): void {
+    this.#accessTokens.revoke(id, asked);
   }
 
   findToken(id: string): StoredToken | undefined {
     return this.#accessTokens.find(id);
   }
 
-  audit({ ...facts }: AuditEntry): void {
-    this.#events.publish(AUDIT_KIND, { facts });
+  audit({ tenant, ...facts }: AuditEntry): void {
+    this.#events.publish(AUDIT_KIND, { tenant, facts });
   }
 
   recallAnswer(key: string): StoredAnswer | undefined {
@@ -359,6 +390,16 @@ export class Host implements HostService, AsyncDisposable {
     return this.getVm(name);
   }
 
+  /** What the specification says. One that an earlier version took, and this one does not, must not keep its VM running. */
+  #usualTermination(vm: DeclaredVm): Termination {
+    try {
+      return this.#specs.parse(vm).termination;
+    } catch (thrown) {
+      if (thrown instanceof ConfigError) return 'remove';
+      throw thrown;
+    }
+  }
+
   #assertSnapshot(name: string): void {
     const { suspended, snapshot } = this.#saved.look()(name);
     if (this.#convergence.sightOf(name).keeper === 'alive') throw runs(name);
@@ -379,10 +420,11 @@ export class Host implements HostService, AsyncDisposable {
   }
 
   #resource(vm: DeclaredVm, saved: ReturnType<SavedStates['look']>): Vm {
-    const { name, version, spec, directory, desired, started, createdMs, changedMs } = vm;
+    const { name, tenant, version, spec, directory, desired, started, createdMs, changedMs } = vm;
     const { keeper, pid } = this.#convergence.sightOf(name);
     return {
       name,
+      tenant,
       version,
       spec,
       directory,
@@ -399,19 +441,4 @@ export class Host implements HostService, AsyncDisposable {
       changedAt: new Date(changedMs).toISOString(),
     };
   }
-}
-
-/** What the specification says. One that an earlier version took, and this one does not, must not keep its VM running. */
-function usualTermination({ spec, directory }: DeclaredVm): Termination {
-  try {
-    return checkedSpec(spec, directory).termination;
-  } catch (thrown) {
-    if (thrown instanceof ConfigError) return 'remove';
-    throw thrown;
-  }
-}
-
-/** @throws ConfigError */
-function checkedSpec(text: string, directory: string): VmSpec {
-  return parseVmSpec(text, { source: 'specification', directory });
 }

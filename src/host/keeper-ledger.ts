@@ -81,9 +81,10 @@ export class KeeperLedger {
     const { database, inventory, tokens, fleet, events } = this.#options;
     fleet.forgetEnd(name);
     database.transaction(() => {
+      // Before it is forgotten whose it was.
+      events.publish('deleted', { vm: name, facts });
       inventory.forget(name);
       tokens.forget(name);
-      events.publish('deleted', { vm: name, facts });
     });
   }
 }

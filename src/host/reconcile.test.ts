@@ -9,6 +9,8 @@ const BOOT = 'this boot';
 function vm(changes: Partial<VmOutline> = {}): VmOutline {
   return {
     name: 'a',
+    tenant: null,
+    memoryBytes: 0,
     version: 1,
     desired: 'running',
     graceful: true,

@@ -84,6 +84,26 @@ const MIGRATIONS: readonly string[] = [
     expiresMs INTEGER
   ) STRICT, WITHOUT ROWID;
   `,
+  // To whom VMs belong. An event keeps whose it was: the name of a VM may come to belong to somebody else.
+  `
+  CREATE TABLE tenants (
+    name TEXT PRIMARY KEY,
+    createdMs INTEGER NOT NULL
+  ) STRICT, WITHOUT ROWID;
+  CREATE TABLE policies (
+    name TEXT PRIMARY KEY,
+    version INTEGER NOT NULL,
+    policy TEXT NOT NULL,
+    changedMs INTEGER NOT NULL
+  ) STRICT, WITHOUT ROWID;
+  INSERT INTO policies (name, version, policy, changedMs) VALUES ('default', 1, '{}', 0);
+  ALTER TABLE accessTokens ADD COLUMN tenant TEXT REFERENCES tenants (name) ON DELETE CASCADE;
+  ALTER TABLE vms ADD COLUMN tenant TEXT REFERENCES tenants (name);
+  ALTER TABLE vms ADD COLUMN memoryBytes INTEGER NOT NULL DEFAULT 0;
+  CREATE INDEX vmsOfTenant ON vms (tenant, name);
+  ALTER TABLE events ADD COLUMN tenant TEXT;
+  CREATE INDEX eventsOfTenant ON events (tenant, id);
+  `,
 ];
 
 const BUSY_MAX_MS = 5000;

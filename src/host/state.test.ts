@@ -67,13 +67,28 @@ describe('the state of a host', () => {
     first.sql.exec(
       'DROP TABLE counters; DROP TABLE tokens; DROP TABLE accessTokens; DROP INDEX answersByAge',
     );
-    first.sql.exec('ALTER TABLE events DROP COLUMN token');
-    for (const column of ['shadowInSpec', 'shadowWanted', 'termination', 'startFrom'])
+    first.sql.exec('PRAGMA foreign_keys = OFF; DROP INDEX vmsOfTenant; DROP INDEX eventsOfTenant');
+    first.sql.exec('DROP TABLE policies; DROP TABLE tenants');
+    for (const column of ['token', 'tenant']) first.sql.exec(`ALTER TABLE events DROP COLUMN ${column}`);
+    for (const column of [
+      'shadowInSpec',
+      'shadowWanted',
+      'termination',
+      'startFrom',
+      'tenant',
+      'memoryBytes',
+    ])
       first.sql.exec(`ALTER TABLE vms DROP COLUMN ${column}`);
     first.sql.exec('PRAGMA user_version = 1');
     first[Symbol.dispose]();
     using second = StateDatabase.open(path);
-    const asDeclared = { shadowInSpec: true, shadowWanted: null, termination: null, startFrom: null };
+    const asDeclared = {
+      tenant: null,
+      shadowInSpec: true,
+      shadowWanted: null,
+      termination: null,
+      startFrom: null,
+    };
     expect(new VmInventory(second, { clock }).get('a')).toMatchObject({ ...A, ...asDeclared });
   });
 

@@ -10,6 +10,10 @@ export type Desired = 'running' | 'stopped' | 'deleted';
 /** A VM as somebody declared it. */
 export interface DeclaredVm {
   readonly name: string;
+  /** Whose it is; null: the host's own. */
+  readonly tenant: string | null;
+  /** That its specification gives it. 0 for the host's own that an earlier version declared. */
+  readonly memoryBytes: number;
   /** YAML, checked when it was declared. */
   readonly spec: string;
   /** Where relative paths in it begin. */
@@ -37,7 +41,7 @@ export interface DeclaredVm {
 export type VmOutline = Omit<DeclaredVm, 'spec' | 'directory'>;
 
 const OUTLINE =
-  'name, version, desired, graceful, shadowInSpec, shadowWanted, termination, startFrom, startedVersion, startedBoot, createdMs, changedMs';
+  'name, tenant, memoryBytes, version, desired, graceful, shadowInSpec, shadowWanted, termination, startFrom, startedVersion, startedBoot, createdMs, changedMs';
 
 interface DesireOptions {
   readonly graceful?: boolean;
@@ -75,22 +79,42 @@ export class VmInventory {
   }
 
   /** Those that are not being deleted, by name. */
-  page({ after, limit }: { after: string; limit: number }): DeclaredVm[] {
+  page({
+    after,
+    limit,
+    tenant,
+  }: {
+    after: string;
+    limit: number;
+    tenant?: string | undefined;
+  }): DeclaredVm[] {
+    if (tenant === undefined) {
+      return this.#query(
+        "SELECT * FROM vms WHERE name > ? AND desired <> 'deleted' ORDER BY name LIMIT ?",
+        ...[after, limit],
+      );
+    }
     return this.#query(
-      "SELECT * FROM vms WHERE name > ? AND desired <> 'deleted' ORDER BY name LIMIT ?",
-      after,
-      limit,
+      "SELECT * FROM vms WHERE tenant = ? AND name > ? AND desired <> 'deleted' ORDER BY name LIMIT ?",
+      ...[tenant, after, limit],
     );
+  }
+
+  /** What the VMs of a tenant come to, those that are being deleted included; without the one named `except`. */
+  usage(tenant: string, { except = '' }: { except?: string } = {}): { vms: number; memoryBytes: number } {
+    const row = this.#database
+      .statement(
+        'SELECT count(*) AS vms, total(memoryBytes) AS memoryBytes FROM vms WHERE tenant = ? AND name <> ?',
+      )
+      .get(tenant, except);
+    return { vms: Number(row?.vms), memoryBytes: Number(row?.memoryBytes) };
   }
 
   /** @throws HostError HOST_VM_UNKNOWN */
   get(name: string): DeclaredVm {
     const found = this.find(name);
     if (found !== undefined && found.desired !== 'deleted') return found;
-    throw new HostError('HOST_VM_UNKNOWN', `no VM named ${name} is declared on this host`, {
-      hint: '`understudy ls` lists them.',
-      facts: { vm: name },
-    });
+    throw vmUnknown(name);
   }
 
   find(name: string): DeclaredVm | undefined {
@@ -99,16 +123,17 @@ export class VmInventory {
 
   /** @throws HostError HOST_VM_EXISTS */
   declare(
-    vm: Pick<DeclaredVm, 'name' | 'spec' | 'directory' | 'desired'> & { readonly shadowInSpec?: boolean },
+    vm: Pick<DeclaredVm, 'name' | 'spec' | 'directory' | 'desired'> &
+      Partial<Pick<DeclaredVm, 'shadowInSpec' | 'tenant' | 'memoryBytes'>>,
   ): DeclaredVm {
     return this.#database.transaction(() => {
       const present = this.find(vm.name);
       if (present !== undefined) throw exists(present);
       const nowMs = this.#clock.wallMs();
       this.#run(
-        'INSERT INTO vms (name, spec, directory, version, desired, graceful, shadowInSpec, createdMs, changedMs) VALUES (?, ?, ?, ?, ?, 1, ?, ?, ?)',
-        ...[vm.name, vm.spec, vm.directory, this.#nextVersion(), vm.desired],
-        ...[Number(vm.shadowInSpec ?? true), nowMs, nowMs],
+        'INSERT INTO vms (name, tenant, memoryBytes, spec, directory, version, desired, graceful, shadowInSpec, createdMs, changedMs) VALUES (?, ?, ?, ?, ?, ?, ?, 1, ?, ?, ?)',
+        ...[vm.name, vm.tenant ?? null, vm.memoryBytes ?? 0, vm.spec, vm.directory, this.#nextVersion()],
+        ...[vm.desired, Number(vm.shadowInSpec ?? true), nowMs, nowMs],
       );
       return this.get(vm.name);
     });
@@ -121,14 +146,23 @@ export class VmInventory {
       spec,
       directory,
       shadowInSpec = true,
-    }: Pick<DeclaredVm, 'spec' | 'directory'> & { shadowInSpec?: boolean },
+      memoryBytes = 0,
+    }: Pick<DeclaredVm, 'spec' | 'directory'> & { shadowInSpec?: boolean; memoryBytes?: number },
     { ifVersion }: { ifVersion: number },
   ): DeclaredVm {
     return this.#database.transaction(() => {
       this.#assertVersion(name, ifVersion);
       this.#run(
-        'UPDATE vms SET spec = ?, directory = ?, shadowInSpec = ?, version = ?, changedMs = ? WHERE name = ?',
-        ...[spec, directory, Number(shadowInSpec), this.#nextVersion(), this.#clock.wallMs(), name],
+        'UPDATE vms SET spec = ?, directory = ?, shadowInSpec = ?, memoryBytes = ?, version = ?, changedMs = ? WHERE name = ?',
+        ...[
+          spec,
+          directory,
+          Number(shadowInSpec),
+          memoryBytes,
+          this.#nextVersion(),
+          this.#clock.wallMs(),
+          name,
+        ],
       );
       return this.get(name);
     });
@@ -213,6 +247,8 @@ export class VmInventory {
 function outlineFrom(row: Record<string, SQLOutputValue>): VmOutline {
   return {
     name: String(row.name),
+    tenant: row.tenant === null ? null : String(row.tenant),
+    memoryBytes: Number(row.memoryBytes),
     version: Number(row.version),
     desired: row.desired as Desired,
     graceful: row.graceful === 1,
@@ -227,6 +263,14 @@ function outlineFrom(row: Record<string, SQLOutputValue>): VmOutline {
     createdMs: Number(row.createdMs),
     changedMs: Number(row.changedMs),
   };
+}
+
+/** Also said of one that is somebody else's: nobody can tell the two apart. */
+export function vmUnknown(name: string): HostError {
+  return new HostError('HOST_VM_UNKNOWN', `no VM named ${name} is declared on this host`, {
+    hint: '`understudy ls` lists them.',
+    facts: { vm: name },
+  });
 }
 
 function exists({ name, desired }: DeclaredVm): HostError {

@@ -89,7 +89,7 @@ function openUplink(
     case 'tap':
       return TapUplink.open({ ...uplink, onLost });
     case 'passt':
-      return PasstUplink.open({ forward: uplink.forward, clock, onLost });
+      return PasstUplink.open({ ...uplink, clock, onLost });
     case 'none':
       return Promise.resolve(new NoUplink());
   }

@@ -23,6 +23,8 @@ export interface PasstUplinkOptions {
   /** What passt takes for the guest's address and router, and tells it over DHCP. By default the host's own. */
   readonly guestAddress?: string | undefined;
   readonly gateway?: string | undefined;
+  /** Whether the guest reaches the loopback of this machine, at the address of its gateway. By default it does. */
+  readonly hostLoopback?: boolean | undefined;
   readonly binary?: string | undefined;
   readonly clock: Clock;
   readonly readyDeadlineMs?: number;
@@ -184,13 +186,17 @@ export class PasstUplink implements FarEnd {
   }
 }
 
-function passtArguments({ forward, guestAddress, gateway }: PasstUplinkOptions, pidFile: string): string[] {
+function passtArguments(
+  { forward, guestAddress, gateway, hostLoopback = true }: PasstUplinkOptions,
+  pidFile: string,
+): string[] {
   const flag = { tcp: '--tcp-ports', udp: '--udp-ports' } as const;
   return [
     '--foreground',
     ...['--fd', '3', '--pid', pidFile],
     ...(guestAddress === undefined ? [] : ['--address', guestAddress]),
     ...(gateway === undefined ? [] : ['--gateway', gateway]),
+    ...(hostLoopback ? [] : ['--no-map-gw']),
     // Loopback only: a guest is not offered to the network by a mistake in its specification.
     ...forward.flatMap((port) => [
       flag[port.protocol ?? 'tcp'],

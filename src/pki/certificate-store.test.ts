@@ -47,10 +47,10 @@ describe('a private CA', () => {
     const pki = store();
     await pki.init();
     const host = await pki.host('alpha', ['10.0.0.1']);
-    const client = await pki.client('ci', 'operator');
+    const client = await pki.client('ci', { role: 'operator', tenant: 'acme' });
     expect(await handshake(host, { ca: caOf(), client })).toEqual({
       authorized: true,
-      subject: { CN: 'ci', OU: 'operator' },
+      subject: { CN: 'ci', OU: 'operator', O: 'acme' },
       protocol: 'TLSv1.3',
     });
   });
@@ -61,12 +61,12 @@ describe('a private CA', () => {
     const past = store('pki', Date.now() - 3 * YEAR_MS);
     await Promise.all([pki.init(), other.init()]);
     const host = await pki.host('alpha', []);
-    const stranger = await other.client('ci', 'admin');
+    const stranger = await other.client('ci', { role: 'admin' });
     expect((await handshake(host, { ca: caOf(), client: stranger })).authorized).toBe(false);
     await expect(handshake(host, { ca: caOf('other'), client: stranger })).rejects.toMatchObject({
       code: expect.stringMatching(/SELF_SIGNED|UNABLE_TO_VERIFY|SIGNATURE/),
     });
-    const expired = await past.client('old', 'admin');
+    const expired = await past.client('old', { role: 'admin' });
     expect((await handshake(host, { ca: caOf(), client: expired })).authorized).toBe(false);
     const oldHost = await past.host('alpha-old', []);
     await expect(handshake(oldHost, { ca: caOf(), client: expired })).rejects.toMatchObject({
@@ -110,7 +110,7 @@ describe('a private CA', () => {
     for (const name of ['', 'ca', '../up', 'a/b', '-a', 'x'.repeat(64), 'a b', 'a\n', 'ä'])
       await expect(pki.host(name, []), name).rejects.toMatchObject({ code: 'PKI_NAME_REFUSED' });
     await expect(pki.host('alpha', ['10.0.0.256'])).rejects.toMatchObject({ code: 'PKI_NAME_REFUSED' });
-    await expect(pki.client('a/../b', 'admin')).rejects.toMatchObject({ code: 'PKI_NAME_REFUSED' });
+    await expect(pki.client('a/../b', { role: 'admin' })).rejects.toMatchObject({ code: 'PKI_NAME_REFUSED' });
     expect(readdirSync(join(folder, 'pki'))).toEqual(before);
   });
 

@@ -72,10 +72,14 @@ export class CertificateStore {
     return await this.#sign(name, { name, dns, ips, isServer: true, years: HOST_YEARS });
   }
 
-  /** For somebody who uses hosts, with a role. */
-  async client(name: string, role: string): Promise<Made> {
+  /** For somebody who uses hosts, with a role, and of a tenant if one is given. */
+  async client(name: string, { role, tenant }: { role: string; tenant?: string | undefined }): Promise<Made> {
     if (!CLIENT_NAME.test(name) || name === CA) throw refusedName(name, 'a client');
-    return await this.#sign(name, { name, unit: role, isServer: false, years: CLIENT_YEARS });
+    if (tenant !== undefined && !CLIENT_NAME.test(tenant)) throw refusedName(tenant, 'a tenant');
+    // No name has a plus: nobody gets the certificate of a namesake.
+    const file = tenant === undefined ? name : `${tenant}+${name}`;
+    const subject = { name, unit: role, ...(tenant !== undefined && { organization: tenant }) };
+    return await this.#sign(file, { ...subject, isServer: false, years: CLIENT_YEARS });
   }
 
   list(): Listed[] {

@@ -60,7 +60,7 @@ function tour(): string {
 async function walk(script: string): Promise<string> {
   const shell = ['netns', 'exec', NETNS, 'bash', '-m', '-e', '-o', 'pipefail', '-c'];
   // A host that is left behind would keep the pipe open.
-  const lines = `exec 2>&1\ntrap 'kill $(jobs -p) 2>/dev/null' EXIT\nset -v\n${script}\nwait`;
+  const lines = `exec 2>&1\ntrap 'kill $(jobs -p) 2>/dev/null || :' EXIT\nset -v\n${script}\nwait`;
   const run = promisify(execFile)('ip', [...shell, lines], {
     cwd: folder,
     timeout: DEADLINE_MS,
@@ -74,7 +74,9 @@ const has = (program: string) => spawnSync('which', [program]).status === 0;
 describe('the tour of the README', () => {
   it('leads where it says, line by line', async () => {
     expect(['redis-cli', 'jq', 'curl'].filter((program) => !has(program))).toEqual([]);
-    const said = await walk(tour());
+    const said = await walk(tour()).catch((error: Error & { stdout?: string }) => {
+      throw new Error(`the tour ended early:\n${error.stdout}`);
+    });
     const order = [
       /redis-demo: protected|protected/,
       /\bOK\b/,
