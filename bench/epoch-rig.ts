@@ -182,7 +182,7 @@ export class EpochRig implements AsyncDisposable {
         mayContinue: () => true,
         hasPanicked: () => false,
       },
-      image: shadow.image,
+      store: shadow.image,
       policy: { ...this.spec.shadow, ...policy },
       firstEpoch: this.#nextEpoch,
       clock,

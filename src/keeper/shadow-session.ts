@@ -26,7 +26,7 @@ export interface FillOptions {
 /** What a keeper that was killed left of a shadow that was in sync. */
 export type RecoverOptions = Pick<FillOptions, 'epochsDirectory' | 'failpoints'>;
 
-export type BeginOptions = Omit<PipelineOptions, 'source' | 'image'> &
+export type BeginOptions = Omit<PipelineOptions, 'source' | 'store'> &
   Pick<PipelineSource, 'links' | 'participants' | 'mayContinue' | 'hasPanicked'> & {
     readonly primary: Instance;
   };
@@ -125,7 +125,7 @@ export class ShadowSession implements AsyncDisposable {
   begin({ primary, links, participants, mayContinue, hasPanicked, ...options }: BeginOptions): void {
     this.#pipeline = new EpochPipeline({
       ...options,
-      image: this.image,
+      store: this.image,
       source: {
         machine: primary.machine,
         memory: primary.memory,

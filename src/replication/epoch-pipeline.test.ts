@@ -51,7 +51,7 @@ function pipelineOf(failpoints: Failpoints) {
         },
       },
     },
-    ...{ image, policy: POLICY, firstEpoch: FIRST_EPOCH, clock: systemClock, failpoints },
+    ...{ store: image, policy: POLICY, firstEpoch: FIRST_EPOCH, clock: systemClock, failpoints },
     ...{ stats: new EpochStats(), onCommit: () => {}, onPause: () => {} },
     onPrimaryLost: () => story.push('primary lost'),
     onShadowLost: () => story.push('shadow lost'),

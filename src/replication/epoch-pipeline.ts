@@ -19,7 +19,7 @@ import type { Machine } from '../qemu/machine.ts';
 import { QemuError } from '../qemu/qemu-error.ts';
 import type { EpochSlot } from './epoch-slot.ts';
 import type { EpochStats } from './epoch-stats.ts';
-import type { ShadowImage } from './shadow-image.ts';
+import type { EpochStore } from './epoch-store.ts';
 
 /** The VM that acts, as far as its epochs are concerned. */
 export interface PipelineSource {
@@ -39,7 +39,7 @@ export interface PipelineSource {
 
 export interface PipelineOptions {
   readonly source: PipelineSource;
-  readonly image: ShadowImage;
+  readonly store: EpochStore;
   readonly policy: EpochPolicy;
   readonly firstEpoch: EpochId;
   readonly clock: Clock;
@@ -182,15 +182,15 @@ export class EpochPipeline {
   }
 
   async #cut(epoch: EpochId): Promise<void> {
-    const { image, failpoints } = this.#options;
-    let slot = image.take();
+    const { store, failpoints } = this.#options;
+    let slot = store.take();
     try {
-      // All slots wait to be applied: the shadow is slower than the VM writes, so the VM waits (back-pressure).
+      // All slots are in use: the shadow is slower than the VM writes, so the VM waits (back-pressure).
       if (slot === undefined) {
-        await image.settle();
-        slot = image.take();
+        await store.room();
+        slot = store.take();
       }
-      assert(slot !== undefined, 'a settled image has a free slot');
+      assert(slot !== undefined, 'where there is room a slot is free');
       slot.begin(epoch);
     } catch (cause) {
       this.#lose(this.#options.onShadowLost, cause);
@@ -339,16 +339,23 @@ export class EpochPipeline {
   }
 
   #acknowledgeInOrder(slot: EpochSlot, epoch: EpochId, startMs: number): void {
+    this.#options.store.offer(slot, epoch);
     this.#acknowledging = this.#acknowledging
       .then(() => this.#acknowledge(slot, epoch, startMs))
       .catch((cause) => this.#lose(this.#options.onShadowLost, cause));
   }
 
   async #acknowledge(slot: EpochSlot, epoch: EpochId, startMs: number): Promise<void> {
-    const { image, failpoints, onCommit } = this.#options;
+    const { store, failpoints, onCommit } = this.#options;
     await failpoints.hit('commit.before-acknowledge');
     if (this.#frozen) return;
-    image.acknowledge(slot, epoch);
+    // Without a turn of the event loop where there is nothing to wait for.
+    const held = store.acknowledge(slot, epoch);
+    if (held !== undefined) {
+      await held;
+      // The shadow holds it, and releases its output itself if it takes over now.
+      if (this.#frozen) return;
+    }
     await failpoints.hit('commit.after-acknowledge');
     this.#stageFailures = 0;
     this.#committedCutMs = startMs;
@@ -365,7 +372,7 @@ export class EpochPipeline {
     { runs, cause }: { runs: readonly PageRun[]; cause: unknown },
   ): void {
     this.#options.source.dirtyLog.mark(runs);
-    this.#options.image.giveBack(slot);
+    this.#options.store.giveBack(slot);
     this.#stageFailures += 1;
     const givenUp = this.#stageFailures >= STAGE_FAILURES_MAX;
     if (givenUp) this.#step({ kind: 'halt' });

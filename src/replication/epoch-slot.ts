@@ -37,6 +37,8 @@ const HEADER = {
   commitMark: 88,
   appliedMark: 96,
 } as const;
+/** Without the marks, which each side sets for itself. */
+export const HEADER_BYTES = HEADER.commitMark;
 const RUN_BYTES = 8;
 /** Before the pause, in it, and after the device state was saved. */
 const CAPTURES_MAX = 3;
@@ -51,6 +53,26 @@ export interface StagedEpoch {
   readonly pagesOffset: number;
   readonly deviceState: Buffer;
   readonly outputs: readonly LinkOutput[];
+}
+
+/** A finished epoch in its parts. They are views of the slot: good until it is used again. */
+export interface EpochSections {
+  /** All that is said about the others, with their checksums. */
+  readonly header: Uint8Array;
+  readonly runs: readonly PageRun[];
+  /** Contents of `runs`, one after the other. */
+  readonly pages: Uint8Array;
+  /** Device state and output. */
+  readonly tail: Uint8Array;
+}
+
+interface Layout {
+  readonly epoch: number;
+  readonly runCount: number;
+  readonly pagesEnd: number;
+  readonly tail: number;
+  readonly deviceStateBytes: number;
+  readonly tailBytes: number;
 }
 
 export class EpochSlot implements Disposable, AsyncDisposable {
@@ -128,23 +150,27 @@ export class EpochSlot implements Disposable, AsyncDisposable {
     this.#pageCount += pageCount;
   }
 
+  /** The same with pages that come from elsewhere: `bytes` are their contents, one after the other. */
+  append(runs: readonly PageRun[], bytes: Uint8Array): void {
+    const offset = this.#pagesEnd();
+    const pageCount = countPages(runs);
+    assert(bytes.length === pageCount * PAGE_BYTES, 'each page that is appended has its contents');
+    const fits =
+      (this.#pageCount + pageCount) * PAGE_BYTES <= CAPTURES_MAX * this.#memoryBytes &&
+      (this.#runs.length + runs.length) * RUN_BYTES <= CAPTURES_MAX * runsBytesMax(this.#memoryBytes);
+    if (!fits) throw corrupt({ path: this.path, epoch: this.#epoch ?? 0 }, 'the number of pages');
+    this.#back(offset + bytes.length);
+    this.mapping.bytes.set(bytes, offset);
+    this.#runs = this.#runs.concat(runs);
+    this.#pageCount += pageCount;
+  }
+
   /** Adds what else belongs to the epoch and seals it with checksums. The VM may run again already. */
   finish({ deviceState, outputs }: { deviceState: Uint8Array; outputs: readonly LinkOutput[] }): void {
     assert(this.#epoch !== undefined, 'a slot is finished after it was begun');
     const encoded = encodeOutputs(outputs);
     const tailBytes = deviceState.length + encoded.length;
-    if (tailBytes > TAIL_BYTES_MAX) {
-      throw new ReplicationError(
-        'REPLICATION_EPOCH_TOO_LARGE',
-        `device state and output of epoch ${this.#epoch} take ${tailBytes} bytes`,
-      );
-    }
-    const pagesEnd = this.#pagesEnd();
-    const tail = pagesEnd + this.#runs.length * RUN_BYTES;
-    this.#back(tail + tailBytes);
-    this.#writeRuns(pagesEnd);
-    this.mapping.bytes.set(deviceState, tail);
-    this.mapping.bytes.set(encoded, tail + deviceState.length);
+    const { pagesEnd, tail } = this.#writeTail([deviceState, encoded]);
     this.#set(HEADER.magic, MAGIC);
     this.#set(HEADER.epoch, BigInt(this.#epoch));
     this.#set(HEADER.memoryBytes, BigInt(this.#memoryBytes));
@@ -156,6 +182,40 @@ export class EpochSlot implements Disposable, AsyncDisposable {
     this.#set(HEADER.runsHash, this.#hash(pagesEnd, tail - pagesEnd));
     this.#set(HEADER.tailHash, this.#hash(tail, tailBytes));
     this.#set(HEADER.headerHash, this.#hash(0, HEADER.headerHash));
+  }
+
+  /** What a finished epoch consists of, for another host to put together again with `append` and `finishAs`. */
+  sections(): EpochSections {
+    const pagesEnd = this.#pagesEnd();
+    const tail = pagesEnd + this.#runs.length * RUN_BYTES;
+    const tailBytes = Number(this.#get(HEADER.deviceStateBytes) + this.#get(HEADER.outputBytes));
+    const { bytes } = this.mapping;
+    return {
+      header: bytes.subarray(0, HEADER_BYTES),
+      runs: this.#runs,
+      pages: bytes.subarray(PAGE_BYTES, pagesEnd),
+      tail: bytes.subarray(tail, tail + tailBytes),
+    };
+  }
+
+  /**
+   * Makes what was appended the epoch that `header` speaks of. The checksums in it are those of the host where the epoch
+   * was cut: what they fit is what was captured there, whatever it has passed on its way.
+   * @throws ReplicationError REPLICATION_EPOCH_CORRUPT, REPLICATION_EPOCH_TOO_LARGE; LinuxError ENOSPC
+   */
+  finishAs({ header, tail }: Pick<EpochSections, 'header' | 'tail'>): void {
+    assert(this.#epoch !== undefined, 'a slot is finished after it was begun');
+    const { pagesEnd } = this.#writeTail([tail]);
+    this.mapping.bytes.set(header.subarray(0, HEADER_BYTES), 0);
+    const fits = (field: number, value: number) => this.#get(field) === BigInt(value);
+    const isOurs =
+      header.length === HEADER_BYTES &&
+      fits(HEADER.epoch, this.#epoch) &&
+      fits(HEADER.runCount, this.#runs.length) &&
+      PAGE_BYTES + Number(this.#get(HEADER.pageCount)) * PAGE_BYTES === pagesEnd &&
+      this.#get(HEADER.deviceStateBytes) + this.#get(HEADER.outputBytes) === BigInt(tail.length);
+    if (!isOurs) throw corrupt({ path: this.path, epoch: this.#epoch }, 'the header');
+    this.#check();
   }
 
   /** The shadow holds the whole epoch from the moment that this returns. */
@@ -176,19 +236,26 @@ export class EpochSlot implements Disposable, AsyncDisposable {
   read(): StagedEpoch | undefined {
     const headerHash = this.#get(HEADER.headerHash);
     if (this.#get(HEADER.commitMark) !== (headerHash ^ COMMIT_XOR)) return undefined;
+    const { epoch, runCount, pagesEnd, tail, deviceStateBytes, tailBytes } = this.#check();
+    return {
+      epoch: epochId(epoch),
+      runs: this.#readRuns(pagesEnd, runCount),
+      pagesOffset: PAGE_BYTES,
+      deviceState: Buffer.from(this.mapping.bytes.subarray(tail, tail + deviceStateBytes)),
+      outputs: decodeOutputs(
+        Buffer.from(this.mapping.bytes.subarray(tail + deviceStateBytes, tail + tailBytes)),
+      ),
+    };
+  }
+
+  /** Every checksum. @throws ReplicationError REPLICATION_EPOCH_CORRUPT */
+  #check(): Layout {
     const size = (field: number): number => Number(this.#get(field));
     const epoch = size(HEADER.epoch);
     const check = (what: string, holds: boolean): void => {
-      if (holds) return;
-      throw new ReplicationError(
-        'REPLICATION_EPOCH_CORRUPT',
-        `epoch ${epoch} in ${this.path}: ${what} does not fit its checksum`,
-        {
-          facts: { path: this.path, epoch },
-          hint: 'The shadow cannot be trusted; the VM is not promoted from it. Check the memory of this host.',
-        },
-      );
+      if (!holds) throw corrupt({ path: this.path, epoch }, what);
     };
+    const headerHash = this.#get(HEADER.headerHash);
     check('the header', this.#get(HEADER.magic) === MAGIC && this.#hash(0, HEADER.headerHash) === headerHash);
     check('the memory size', size(HEADER.memoryBytes) === this.#memoryBytes);
     const runCount = size(HEADER.runCount);
@@ -199,15 +266,7 @@ export class EpochSlot implements Disposable, AsyncDisposable {
     check('the memory', this.#hash(PAGE_BYTES, pagesEnd - PAGE_BYTES) === this.#get(HEADER.pagesHash));
     check('the list of pages', this.#hash(pagesEnd, tail - pagesEnd) === this.#get(HEADER.runsHash));
     check('the device state', this.#hash(tail, tailBytes) === this.#get(HEADER.tailHash));
-    return {
-      epoch: epochId(epoch),
-      runs: this.#readRuns(pagesEnd, runCount),
-      pagesOffset: PAGE_BYTES,
-      deviceState: Buffer.from(this.mapping.bytes.subarray(tail, tail + deviceStateBytes)),
-      outputs: decodeOutputs(
-        Buffer.from(this.mapping.bytes.subarray(tail + deviceStateBytes, tail + tailBytes)),
-      ),
-    };
+    return { epoch, runCount, pagesEnd, tail, deviceStateBytes, tailBytes };
   }
 
   /** Closes the file and leaves it for whoever goes on from it. */
@@ -227,6 +286,27 @@ export class EpochSlot implements Disposable, AsyncDisposable {
     this.mapping[Symbol.dispose]();
     unlinkSync(this.path);
     await closeElsewhere(this.#fd);
+  }
+
+  /** The list of pages and what follows it. */
+  #writeTail(parts: readonly Uint8Array[]): { pagesEnd: number; tail: number } {
+    const tailBytes = parts.reduce((sum, part) => sum + part.length, 0);
+    if (tailBytes > TAIL_BYTES_MAX) {
+      throw new ReplicationError(
+        'REPLICATION_EPOCH_TOO_LARGE',
+        `device state and output of epoch ${this.#epoch} take ${tailBytes} bytes`,
+      );
+    }
+    const pagesEnd = this.#pagesEnd();
+    const tail = pagesEnd + this.#runs.length * RUN_BYTES;
+    this.#back(tail + tailBytes);
+    this.#writeRuns(pagesEnd);
+    let offset = tail;
+    for (const part of parts) {
+      this.mapping.bytes.set(part, offset);
+      offset += part.length;
+    }
+    return { pagesEnd, tail };
   }
 
   #pagesEnd(): number {
@@ -281,4 +361,15 @@ export class EpochSlot implements Disposable, AsyncDisposable {
 /** At worst every second page is dirty. */
 function runsBytesMax(memoryBytes: number): number {
   return (memoryBytes / PAGE_BYTES / 2 + 1) * RUN_BYTES;
+}
+
+function corrupt({ path, epoch }: { path: string; epoch: number }, what: string): ReplicationError {
+  return new ReplicationError(
+    'REPLICATION_EPOCH_CORRUPT',
+    `epoch ${epoch} in ${path}: ${what} does not fit its checksum`,
+    {
+      facts: { path, epoch },
+      hint: 'The shadow cannot be trusted; the VM is not promoted from it. Check the memory of this host.',
+    },
+  );
 }

@@ -8,6 +8,7 @@ import type { Mapping } from '../linux/mapping.ts';
 import type { GuestMemory } from '../memory/guest-memory.ts';
 import { type PageRun, piecesOf } from '../memory/page-runs.ts';
 import { EpochSlot, type StagedEpoch } from './epoch-slot.ts';
+import type { EpochStore } from './epoch-store.ts';
 import { ReplicationError } from './replication-error.ts';
 
 const SLOT_PREFIX = 'epoch-';
@@ -22,7 +23,7 @@ const APPLY_CHUNK_PAGES = 1024;
  * is used again only when its epoch is applied *and* a later one is committed (its device state and output are
  * what a promotion goes on from).
  */
-export class ShadowImage implements Disposable, AsyncDisposable {
+export class ShadowImage implements EpochStore, Disposable, AsyncDisposable {
   readonly memory: GuestMemory;
   readonly #slots: readonly EpochSlot[];
   readonly #free: EpochSlot[];
@@ -120,6 +121,13 @@ export class ShadowImage implements Disposable, AsyncDisposable {
   giveBack(slot: EpochSlot): void {
     this.#free.push(slot);
   }
+
+  async room(): Promise<void> {
+    await this.settle();
+  }
+
+  /** Nothing to do: it is here already. */
+  offer(): void {}
 
   /** The epoch in `slot` is whole. From now on a promotion goes on from it. */
   acknowledge(slot: EpochSlot, epoch: EpochId): void {

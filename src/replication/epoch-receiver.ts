@@ -1,0 +1,138 @@
+import { assert } from '../base/assert.ts';
+import type { Failpoints } from '../base/failpoint.ts';
+import { PAGE_BYTES } from '../base/units.ts';
+import { type EpochId, NO_EPOCH } from '../epoch/epoch-id.ts';
+import { Mapping } from '../linux/mapping.ts';
+import type { EpochSlot } from './epoch-slot.ts';
+import type { PeerMessage } from './peer-link.ts';
+import { decodeEpoch, decodePages, garbled, MESSAGE, MESSAGE_PAGES_MAX } from './peer-messages.ts';
+import type { ShadowImage } from './shadow-image.ts';
+
+const TAIL_BYTES_MAX = 96 * 2 ** 20;
+
+export interface EpochReceiverOptions {
+  readonly image: ShadowImage;
+  readonly failpoints: Failpoints;
+  /** This host holds all of the epoch. */
+  readonly onHeld: (epoch: EpochId) => Promise<void>;
+  readonly onCopied: (pages: number) => void;
+}
+
+interface Arriving {
+  readonly epoch: EpochId;
+  readonly slot: EpochSlot;
+  readonly tail: Uint8Array[];
+  tailBytes: number;
+}
+
+/**
+ * The end of the way of epochs on the shadow's host: puts each together again, checks it against the checksums that it
+ * was cut with, and only then says that it is held. Once closed it takes nothing more: whoever takes over knows what
+ * there is.
+ */
+export class EpochReceiver implements Disposable {
+  readonly #options: EpochReceiverOptions;
+  readonly #scratch = Mapping.anonymous(MESSAGE_PAGES_MAX * PAGE_BYTES);
+  #arriving: Arriving | undefined;
+  #isClosed = false;
+
+  constructor(options: EpochReceiverOptions) {
+    this.#options = options;
+  }
+
+  /**
+   * Takes a message of an epoch or of the first copy. Messages are taken one after the other.
+   * @throws ReplicationError REPLICATION_PEER_GARBLED, REPLICATION_EPOCH_CORRUPT; LinuxError ENOSPC
+   */
+  async take({ type, body }: PeerMessage): Promise<void> {
+    if (this.#isClosed) return;
+    switch (type) {
+      case MESSAGE.copy:
+        return this.#takeCopy(body);
+      case MESSAGE.pages:
+        return await this.#takePages(body);
+      case MESSAGE.tail:
+        return await this.#takeTail(body);
+      case MESSAGE.seal:
+        return await this.#takeSeal(body);
+      default:
+        throw garbled(`a message of the unknown kind ${type}`);
+    }
+  }
+
+  /** From now on no epoch is taken or acknowledged. What is half here never happened. */
+  close(): void {
+    this.#isClosed = true;
+    if (this.#arriving !== undefined) this.#options.image.giveBack(this.#arriving.slot);
+    this.#arriving = undefined;
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+    this.#scratch[Symbol.dispose]();
+  }
+
+  #takeCopy(body: Uint8Array): void {
+    const { image, onCopied } = this.#options;
+    // Epochs build on the copy: written over by it they would be lost.
+    if (image.committed !== NO_EPOCH) throw garbled('a copy after epochs');
+    const { runs, pages } = decodePages(body, image.memory.pageCount);
+    this.#scratch.bytes.set(pages);
+    image.memory.writeRuns(runs, this.#scratch);
+    onCopied(pages.length / PAGE_BYTES);
+  }
+
+  async #takePages(body: Uint8Array): Promise<void> {
+    const { epoch, runs, pages } = decodePages(body, this.#options.image.memory.pageCount);
+    const arriving = await this.#arrivingOf(epoch);
+    arriving?.slot.append(runs, pages);
+  }
+
+  async #takeTail(body: Uint8Array): Promise<void> {
+    const { epoch, rest } = decodeEpoch(body);
+    const arriving = await this.#arrivingOf(epoch);
+    if (arriving === undefined) return;
+    arriving.tailBytes += rest.length;
+    if (arriving.tailBytes > TAIL_BYTES_MAX) throw garbled('more than an epoch may hold');
+    arriving.tail.push(Uint8Array.from(rest));
+  }
+
+  async #takeSeal(body: Uint8Array): Promise<void> {
+    const { image, failpoints, onHeld } = this.#options;
+    const { epoch, rest } = decodeEpoch(body);
+    const arriving = await this.#arrivingOf(epoch);
+    if (arriving === undefined) return;
+    await failpoints.hit('receive.before-finish');
+    arriving.slot.finishAs({ header: rest, tail: Buffer.concat(arriving.tail) });
+    await failpoints.hit('receive.before-acknowledge');
+    // A failpoint may have taken its time.
+    if (this.#isClosed) return;
+    this.#arriving = undefined;
+    image.acknowledge(arriving.slot, epoch);
+    await failpoints.hit('receive.after-acknowledge');
+    await onHeld(epoch);
+  }
+
+  /** Undefined once nothing is taken any more. */
+  async #arrivingOf(epoch: EpochId): Promise<Arriving | undefined> {
+    const { image } = this.#options;
+    if (this.#arriving !== undefined) {
+      if (this.#arriving.epoch !== epoch) throw garbled('an epoch in the middle of another one');
+      return this.#arriving;
+    }
+    if (epoch <= image.committed) throw garbled('an epoch that is older than what is held');
+    let slot = image.take();
+    if (slot === undefined) {
+      await image.room();
+      slot = image.take();
+    }
+    assert(slot !== undefined, 'where there is room a slot is free');
+    if (this.#isClosed) {
+      image.giveBack(slot);
+      return undefined;
+    }
+    slot.begin(epoch);
+    this.#arriving = { epoch, slot, tail: [], tailBytes: 0 };
+    return this.#arriving;
+  }
+}

@@ -1,0 +1,25 @@
+/** One message between the keepers of two hosts: what it is, and its bytes, which may come in parts. */
+export interface PeerMessage {
+  readonly type: number;
+  readonly body: Uint8Array;
+}
+
+/**
+ * A connection between the keeper of a VM and that of its shadow on another host. Whoever stands behind it has proven
+ * who they are; what they say may still be wrong.
+ */
+export interface PeerLink {
+  /**
+   * Sends a message whose body is `parts` one after the other; the bytes are copied or sent before this resolves. Resolves
+   * when there is room for the next one. @throws when the link is closed
+   */
+  send(type: number, parts: readonly Uint8Array[]): Promise<void>;
+  /**
+   * Messages in their order. The next one is read when this one was dealt with: who does not read makes the other side
+   * wait. Ends when the link closes.
+   */
+  messages(): AsyncIterable<PeerMessage>;
+  /** Resolves when the link is of no more use, with the reason unless this side closed it. */
+  readonly closed: Promise<Error | undefined>;
+  close(): void;
+}

@@ -1,0 +1,143 @@
+import { z } from 'zod';
+import { PAGE_BYTES } from '../base/units.ts';
+import { type EpochId, epochId } from '../epoch/epoch-id.ts';
+import { countPages, type PageRun } from '../memory/page-runs.ts';
+import { ReplicationError } from './replication-error.ts';
+
+/**
+ * What the keeper of a VM and that of its shadow on another host tell each other. Both check all of it: the other side
+ * has shown who it is, which does not make it free of faults.
+ *
+ * Words are JSON; what is large is binary, little endian:
+ *
+ *   copy, pages    u64 epoch (0 in a copy), u32 runs, then for each run u32 first page, u32 pages; then their contents
+ *   tail           u64 epoch, bytes: device state and output, in order
+ *   seal           u64 epoch, header of the slot: all of the epoch was sent
+ */
+export const PEER_PROTOCOL = 1;
+
+export const MESSAGE = { words: 1, firmware: 2, copy: 3, pages: 4, tail: 5, seal: 6 } as const;
+
+/** Pages in one message: a compromise between what a message costs and how long another one waits behind it. */
+export const MESSAGE_PAGES_MAX = 256;
+export const MESSAGE_BYTES_MAX = MESSAGE_PAGES_MAX * (PAGE_BYTES + 8) + 64;
+const EPOCH_BYTES = 8;
+const RUN_BYTES = 8;
+
+const count = z.int().nonnegative();
+const digest = z.string().regex(/^[0-9a-f]{64}$/);
+
+const wordsSchema = z.discriminatedUnion('kind', [
+  /** The first words of a primary. */
+  z.object({
+    kind: z.literal('hello'),
+    protocol: z.int(),
+    vm: z.string(),
+    /** The specification as the primary's keeper was given it. */
+    spec: z.object({ text: z.string(), source: z.string() }),
+    token: count,
+    /** The next epoch. */
+    epoch: count,
+    qemuVersion: z.string(),
+    accel: z.enum(['kvm', 'tcg']),
+    /** What a QEMU is started from has to be the same on both hosts: file by file. */
+    files: z.record(z.string(), digest),
+  }),
+  /** The answer to it: a standby has been started and waits for memory. */
+  z.object({ kind: z.literal('welcome'), host: z.string(), instance: count }),
+  z.object({ kind: z.literal('refused'), code: z.string(), message: z.string(), hint: z.string().optional() }),
+  /** All of this epoch is here. */
+  z.object({ kind: z.literal('held'), epoch: count }),
+  z.object({ kind: z.literal('beat'), beat: count }),
+  /** It is on record who may take over, and under which token the primary acts. */
+  z.object({ kind: z.literal('in-sync'), token: count }),
+  /** The primary is dead, by its keeper's own hand or word: act, under this token. */
+  z.object({ kind: z.literal('take-over'), token: count, reason: z.string(), trace: z.string().optional() }),
+  z.object({ kind: z.literal('acts'), token: count, tookMs: z.number() }),
+  /** The shadow is not wanted any more. */
+  z.object({ kind: z.literal('dismiss') }),
+]);
+
+export type PeerWords = z.infer<typeof wordsSchema>;
+
+export function encodeWords(words: PeerWords): Uint8Array {
+  return Buffer.from(JSON.stringify(words), 'utf8');
+}
+
+/** @throws ReplicationError REPLICATION_PEER_GARBLED */
+export function decodeWords(body: Uint8Array): PeerWords {
+  try {
+    return wordsSchema.parse(JSON.parse(Buffer.from(body).toString('utf8')));
+  } catch (cause) {
+    throw garbled('words that mean nothing', cause);
+  }
+}
+
+/** What stands before the contents of pages. */
+export function encodePagesHead(epoch: EpochId, runs: readonly PageRun[]): Buffer {
+  const head = Buffer.alloc(EPOCH_BYTES + 4 + runs.length * RUN_BYTES);
+  head.writeBigUInt64LE(BigInt(epoch), 0);
+  head.writeUInt32LE(runs.length, EPOCH_BYTES);
+  for (const [index, { firstPage, pageCount }] of runs.entries()) {
+    const at = EPOCH_BYTES + 4 + index * RUN_BYTES;
+    head.writeUInt32LE(firstPage, at);
+    head.writeUInt32LE(pageCount, at + 4);
+  }
+  return head;
+}
+
+export interface PagesMessage {
+  readonly epoch: EpochId;
+  readonly runs: readonly PageRun[];
+  /** Contents of `runs`, one after the other. */
+  readonly pages: Uint8Array;
+}
+
+/** `memoryPages`: of the VM; no run may reach beyond it. @throws ReplicationError REPLICATION_PEER_GARBLED */
+export function decodePages(body: Uint8Array, memoryPages: number): PagesMessage {
+  const view = viewOf(body);
+  if (body.length < EPOCH_BYTES + 4) throw garbled('pages without a head');
+  const runCount = view.getUint32(EPOCH_BYTES, true);
+  const start = EPOCH_BYTES + 4 + runCount * RUN_BYTES;
+  if (runCount > MESSAGE_PAGES_MAX || start > body.length) throw garbled('a list of pages that is cut short');
+  const runs = Array.from({ length: runCount }, (_, index) => ({
+    firstPage: view.getUint32(EPOCH_BYTES + 4 + index * RUN_BYTES, true),
+    pageCount: view.getUint32(EPOCH_BYTES + 8 + index * RUN_BYTES, true),
+  }));
+  const inside = runs.every(
+    ({ firstPage, pageCount }) => pageCount > 0 && firstPage + pageCount <= memoryPages,
+  );
+  if (!inside || countPages(runs) > MESSAGE_PAGES_MAX) throw garbled('pages that the VM does not have');
+  const pages = body.subarray(start);
+  if (pages.length !== countPages(runs) * PAGE_BYTES) throw garbled('pages without their contents');
+  return { epoch: takeEpoch(view), runs, pages };
+}
+
+export function encodeEpoch(epoch: EpochId): Buffer {
+  const head = Buffer.alloc(EPOCH_BYTES);
+  head.writeBigUInt64LE(BigInt(epoch));
+  return head;
+}
+
+/** @throws ReplicationError REPLICATION_PEER_GARBLED */
+export function decodeEpoch(body: Uint8Array): { readonly epoch: EpochId; readonly rest: Uint8Array } {
+  if (body.length < EPOCH_BYTES) throw garbled('a message without its epoch');
+  return { epoch: takeEpoch(viewOf(body)), rest: body.subarray(EPOCH_BYTES) };
+}
+
+export function garbled(what: string, cause?: unknown): ReplicationError {
+  return new ReplicationError('REPLICATION_PEER_GARBLED', `the other host sent ${what}`, {
+    hint: 'Run the same version of understudy on both hosts. If they do, check their memory and network.',
+    cause,
+  });
+}
+
+function viewOf(body: Uint8Array): DataView {
+  return new DataView(body.buffer, body.byteOffset, body.byteLength);
+}
+
+function takeEpoch(view: DataView): EpochId {
+  const epoch = view.getBigUint64(0, true);
+  if (epoch > BigInt(Number.MAX_SAFE_INTEGER)) throw garbled('an epoch of no number');
+  return epochId(Number(epoch));
+}

@@ -1,0 +1,198 @@
+import { mkdtempSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
+import fc from 'fast-check';
+import { beforeEach, describe, expect, it, onTestFinished } from 'vitest';
+import { Failpoints } from '../base/failpoint.ts';
+import { PAGE_BYTES } from '../base/units.ts';
+import { type EpochId, epochId } from '../epoch/epoch-id.ts';
+import { Mapping } from '../linux/mapping.ts';
+import { GuestMemory } from '../memory/guest-memory.ts';
+import { mergeRuns } from '../memory/page-runs.ts';
+import { EpochReceiver } from './epoch-receiver.ts';
+import { linkWithin, type Tamper } from './peer-link-fixture.ts';
+import { decodeWords, encodeWords, MESSAGE } from './peer-messages.ts';
+import { RemoteImage } from './remote-image.ts';
+import { ReplicationError } from './replication-error.ts';
+import { ShadowImage } from './shadow-image.ts';
+
+const PAGES = 600;
+const SLOTS = 3;
+
+let directory: string;
+
+beforeEach(() => {
+  directory = mkdtempSync('/dev/shm/understudy-remote-');
+  onTestFinished(() => rmSync(directory, { recursive: true }));
+});
+
+/** A VM, the way to its shadow, and that. */
+class World implements AsyncDisposable {
+  readonly store: RemoteImage;
+  readonly image: ShadowImage;
+  readonly failpoints = new Failpoints();
+  readonly receiver: EpochReceiver;
+  /** Ends with what the shadow's side found wrong, if anything. */
+  readonly received: Promise<unknown>;
+  readonly #vm: GuestMemory;
+  readonly #pages = Mapping.anonymous(PAGES * PAGE_BYTES);
+  readonly #owned = new AsyncDisposableStack();
+  #epoch = 0;
+
+  constructor(tamper?: Tamper) {
+    const id = crypto.randomUUID();
+    const memoryBytes = PAGES * PAGE_BYTES;
+    const memoryOf = (role: string) =>
+      this.#owned.use(GuestMemory.create(join(directory, `${id}-${role}`), memoryBytes));
+    this.#owned.use(this.#pages);
+    this.#vm = memoryOf('vm');
+    const slotsOf = mkdtempSync(join(directory, 'slots-'));
+    const { failpoints } = this;
+    const options = { memory: memoryOf('shadow'), directory: slotsOf, slotCount: SLOTS, failpoints };
+    this.image = this.#owned.use(ShadowImage.create(options));
+    const { near, far } = linkWithin(tamper);
+    const store = RemoteImage.create({
+      ...{ link: near, directory: join(directory, `out-${id}`), memoryBytes, slotCount: SLOTS },
+    });
+    this.store = store;
+    const receiver = this.#owned.use(
+      new EpochReceiver({
+        ...{ image: this.image, failpoints, onCopied: () => {} },
+        onHeld: (epoch) => far.send(MESSAGE.words, [encodeWords({ kind: 'held', epoch })]),
+      }),
+    );
+    this.receiver = receiver;
+    this.received = (async () => {
+      try {
+        for await (const message of far.messages()) await receiver.take(message);
+        return undefined;
+      } catch (thrown) {
+        return thrown;
+      } finally {
+        far.close();
+      }
+    })();
+    const hearing = (async () => {
+      for await (const { body } of near.messages()) {
+        const words = decodeWords(body);
+        if (words.kind === 'held') store.noteHeld(epochId(words.epoch));
+      }
+      store.fail(new Error('the link is closed'));
+    })();
+    this.#owned.defer(async () => {
+      near.close();
+      await store[Symbol.asyncDispose]();
+      await Promise.all([hearing, this.received]);
+    });
+  }
+
+  /** The VM writes pages and an epoch of them is sent. Resolves when it is acknowledged. */
+  async epoch(written: readonly number[], value: number): Promise<EpochId> {
+    this.#epoch += 1;
+    const epoch = epochId(this.#epoch);
+    await this.store.room();
+    const slot = this.store.take();
+    if (slot === undefined) throw new Error('there is room');
+    slot.begin(epoch);
+    const runs = mergeRuns(written.map((firstPage) => ({ firstPage, pageCount: 1 })));
+    for (const page of written) {
+      this.#pages.bytes.fill(value, page * PAGE_BYTES, (page + 1) * PAGE_BYTES);
+      this.#vm.writeRuns([{ firstPage: page, pageCount: 1 }], this.#pages, page * PAGE_BYTES);
+    }
+    slot.capture(this.#vm, runs);
+    slot.finish({
+      deviceState: Buffer.from(`device state ${epoch}`),
+      outputs: [{ link: 'nic0', items: [Uint8Array.of(this.#epoch)] }],
+    });
+    this.store.offer(slot, epoch);
+    await this.store.acknowledge(slot, epoch);
+    return epoch;
+  }
+
+  contents(memory: GuestMemory = this.#vm): Buffer {
+    using read = Mapping.anonymous(PAGES * PAGE_BYTES);
+    memory.readRuns([{ firstPage: 0, pageCount: PAGES }], read);
+    return Buffer.from(read.bytes);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#owned[Symbol.asyncDispose]();
+  }
+}
+
+const writes = fc.array(
+  fc.record({
+    pages: fc.uniqueArray(fc.nat(PAGES - 1), { minLength: 1, maxLength: 400 }),
+    value: fc.nat(255),
+  }),
+  { minLength: 1, maxLength: 6 },
+);
+
+describe('epochs on their way to another host', () => {
+  it('are the memory, device state and output of the VM when they are acknowledged', async () => {
+    await fc.assert(
+      fc.asyncProperty(writes, async (epochs) => {
+        await using world = new World();
+        for (const { pages, value } of epochs) {
+          const epoch = await world.epoch(pages, value);
+          const staged = await world.image.settle();
+          expect(staged.epoch).toBe(epoch);
+          expect(staged.deviceState.toString()).toBe(`device state ${epoch}`);
+          expect(staged.outputs).toEqual([{ link: 'nic0', items: [Uint8Array.of(epoch)] }]);
+          expect(world.contents(world.image.memory).equals(world.contents())).toBe(true);
+        }
+      }),
+      { numRuns: 15 },
+    );
+  });
+
+  it('are not acknowledged, nor gone on from, when a bit of them was flipped or a message lost', async () => {
+    await fc.assert(
+      fc.asyncProperty(fc.nat(3), fc.nat(), fc.boolean(), async (index, at, isLost) => {
+        let seen = 0;
+        await using world = new World((message) => {
+          seen += 1;
+          // The first epoch consists of three messages, the second of four: pages, pages, tail and seal.
+          if (seen !== 4 + index) return message;
+          if (isLost) return undefined;
+          const body = Buffer.from(message.body);
+          const byte = at % body.length;
+          body.writeUInt8(body.readUInt8(byte) ^ 0x10, byte);
+          return { ...message, body };
+        });
+        await world.epoch([1, 2, 3], 7);
+        const before = world.contents();
+        const pages = Array.from({ length: 500 }, (_, page) => page);
+        // A message that was lost shows with the epoch after it.
+        const later = [world.epoch(pages, 9), world.epoch([5], 11)];
+        for (const epoch of later) epoch.catch(() => {});
+        const acknowledged = Promise.race(later.map((epoch) => epoch.then(() => 'acknowledged')));
+        expect(await Promise.race([acknowledged, world.received])).toBeInstanceOf(ReplicationError);
+        expect((await world.image.settle()).epoch).toBe(1);
+        expect(world.contents(world.image.memory).equals(before)).toBe(true);
+      }),
+      { numRuns: 40 },
+    );
+  });
+
+  it('are taken no more once the receiver is closed, wherever one has come to', async () => {
+    for (const failpoint of ['receive.before-finish', 'receive.before-acknowledge'] as const) {
+      await using world = new World();
+      await world.epoch([1], 1);
+      world.failpoints.arm(failpoint, () => world.receiver.close());
+      const second = world.epoch([2], 2);
+      second.catch(() => {});
+      const third = world.epoch([3], 3);
+      third.catch(() => {});
+      await new Promise<void>((resolve) => setImmediate(resolve));
+      expect((await world.image.settle()).epoch).toBe(1);
+    }
+  });
+
+  it('that wait for a shadow which is lost fail, and so do later ones', async () => {
+    await using world = new World((message) => (message.type === MESSAGE.seal ? undefined : message));
+    const waiting = world.epoch([1], 1);
+    world.store.fail(new Error('the link broke'));
+    await expect(waiting).rejects.toThrow('the link broke');
+    await expect(world.epoch([2], 2)).rejects.toThrow('the link broke');
+  });
+});

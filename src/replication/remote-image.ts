@@ -1,0 +1,148 @@
+import { mkdirSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
+import { assert } from '../base/assert.ts';
+import { PAGE_BYTES } from '../base/units.ts';
+import type { EpochId } from '../epoch/epoch-id.ts';
+import { type PageRun, piecesOf } from '../memory/page-runs.ts';
+import { EpochSlot } from './epoch-slot.ts';
+import type { EpochStore } from './epoch-store.ts';
+import type { PeerLink } from './peer-link.ts';
+import { encodeEpoch, encodePagesHead, MESSAGE, MESSAGE_PAGES_MAX } from './peer-messages.ts';
+
+const TAIL_CHUNK_BYTES = MESSAGE_PAGES_MAX * PAGE_BYTES;
+
+export interface RemoteImageOptions {
+  readonly link: PeerLink;
+  /** Where epochs lie until the other host holds them: memory-backed. Made here. */
+  readonly directory: string;
+  readonly memoryBytes: number;
+  readonly slotCount: number;
+}
+
+/**
+ * The way of epochs to a shadow on another host: each is sent as soon as it is whole, and acknowledged when the other
+ * side says that it holds it. The slots here are room to capture in while a link is slow, and nothing is gone on from
+ * them.
+ */
+export class RemoteImage implements EpochStore, AsyncDisposable {
+  readonly #link: PeerLink;
+  readonly #directory: string;
+  readonly #slots: readonly EpochSlot[];
+  readonly #free: EpochSlot[];
+  readonly #awaited = new Map<EpochId, PromiseWithResolvers<void>>();
+  #roomMade = Promise.withResolvers<void>();
+  #sending: Promise<void> = Promise.resolve();
+  #lost: unknown;
+
+  /** @throws LinuxError ENOSPC; nothing is left behind then */
+  static create({ link, directory, memoryBytes, slotCount }: RemoteImageOptions): RemoteImage {
+    mkdirSync(directory, { mode: 0o700 });
+    using making = new DisposableStack();
+    making.defer(() => rmSync(directory, { recursive: true, force: true }));
+    const slots = Array.from({ length: slotCount }, (_, index) =>
+      making.use(EpochSlot.create(join(directory, `outgoing-${index}`), { memoryBytes })),
+    );
+    making.move();
+    return new RemoteImage(link, { directory, slots });
+  }
+
+  private constructor(link: PeerLink, { directory, slots }: { directory: string; slots: EpochSlot[] }) {
+    this.#link = link;
+    this.#directory = directory;
+    this.#slots = slots;
+    this.#free = [...slots];
+    // Who waits for it hears of a loss; without anybody waiting it is no fault.
+    this.#roomMade.promise.catch(() => {});
+  }
+
+  take(): EpochSlot | undefined {
+    return this.#free.pop();
+  }
+
+  giveBack(slot: EpochSlot): void {
+    this.#free.push(slot);
+    this.#roomMade.resolve();
+  }
+
+  async room(): Promise<void> {
+    while (this.#free.length === 0) {
+      if (this.#lost !== undefined) throw this.#lost;
+      this.#roomMade = Promise.withResolvers();
+      await this.#roomMade.promise;
+    }
+  }
+
+  offer(slot: EpochSlot, epoch: EpochId): void {
+    const awaited = Promise.withResolvers<void>();
+    awaited.promise.catch(() => {});
+    this.#awaited.set(epoch, awaited);
+    if (this.#lost !== undefined) {
+      awaited.reject(this.#lost);
+      return;
+    }
+    // In order: the other side takes one epoch at a time.
+    this.#sending = this.#sending
+      .then(() => this.#transmit(slot, epoch))
+      .catch((cause) => this.fail(cause));
+  }
+
+  async acknowledge(slot: EpochSlot, epoch: EpochId): Promise<void> {
+    const awaited = this.#awaited.get(epoch);
+    assert(awaited !== undefined, `epoch ${epoch} was offered`);
+    await awaited.promise;
+    this.#awaited.delete(epoch);
+    this.giveBack(slot);
+  }
+
+  /** The other side holds this epoch, and with it all before it. */
+  noteHeld(epoch: EpochId): void {
+    this.#awaited.get(epoch)?.resolve();
+  }
+
+  /** The shadow is lost: whoever waits for it hears of it, now and later. */
+  fail(cause: unknown): void {
+    if (this.#lost !== undefined) return;
+    this.#lost = cause;
+    for (const { reject } of this.#awaited.values()) reject(cause);
+    this.#roomMade.reject(cause);
+  }
+
+  async #transmit(slot: EpochSlot, epoch: EpochId): Promise<void> {
+    const { header, runs, pages, tail } = slot.sections();
+    let offset = 0;
+    for (const batch of batchesOf(runs)) {
+      const lengthBytes = batch.pageCount * PAGE_BYTES;
+      const contents = pages.subarray(offset, offset + lengthBytes);
+      await this.#link.send(MESSAGE.pages, [encodePagesHead(epoch, batch.runs), contents]);
+      offset += lengthBytes;
+    }
+    for (let at = 0; at < tail.length; at += TAIL_CHUNK_BYTES) {
+      await this.#link.send(MESSAGE.tail, [encodeEpoch(epoch), tail.subarray(at, at + TAIL_CHUNK_BYTES)]);
+    }
+    await this.#link.send(MESSAGE.seal, [encodeEpoch(epoch), header]);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.fail(new Error('the shadow is given up'));
+    // A slot is not taken away while it is being sent.
+    await this.#sending;
+    for (const slot of this.#slots) await slot[Symbol.asyncDispose]();
+    rmSync(this.#directory, { recursive: true, force: true });
+  }
+}
+
+/** Runs in their order, as many as fit into one message. */
+export function* batchesOf(runs: Iterable<PageRun>): Generator<{ runs: PageRun[]; pageCount: number }> {
+  let batch: PageRun[] = [];
+  let pageCount = 0;
+  for (const piece of piecesOf(runs, MESSAGE_PAGES_MAX)) {
+    if (pageCount + piece.pageCount > MESSAGE_PAGES_MAX) {
+      yield { runs: batch, pageCount };
+      batch = [];
+      pageCount = 0;
+    }
+    batch.push(piece);
+    pageCount += piece.pageCount;
+  }
+  if (batch.length > 0) yield { runs: batch, pageCount };
+}
