@@ -55,7 +55,7 @@ function diskText({ path, format, readOnly }: VmStatus['disks'][number]): string
 function shadowText(shadow: VmStatus['shadow']): string {
   if (shadow === null) return 'none';
   const copied = shadow.copiedShare < 1 ? `, ${Math.floor(100 * shadow.copiedShare)} % copied` : '';
-  return `process ${shadow.pid}${copied}`;
+  return `${shadow.host === undefined ? `process ${shadow.pid}` : `on ${shadow.host}`}${copied}`;
 }
 
 function clockText({ errorMs, answeredAgoMs, corrections }: VmStatus['clock']): string {

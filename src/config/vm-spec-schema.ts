@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto';
 import { z } from 'zod';
 import { GIB, MIB, parseBytes, TIB } from '../base/units.ts';
+import { hostName } from './site-config.ts';
 
 const MEMORY_BYTES_MIN = 32 * MIB;
 const MEMORY_BYTES_MAX = 1024 * GIB;
@@ -166,9 +167,17 @@ const qemu = z.strictObject({
   extraArgs: z.array(z.string()).default([]),
 });
 
+const siteHosts = z
+  .array(hostName)
+  .min(2, 'expected this host and at least one other')
+  .max(8)
+  .refine((names) => new Set(names).size === names.length, 'names a host twice');
+
 export const shadowSchema = z
   .strictObject({
     enabled: z.boolean().default(true),
+    /** Where the VM and its shadow may be; left out: both on this host. */
+    hosts: siteHosts.optional(),
     maxIntervalMs: z.number().min(1).max(60_000).default(100),
     pauseShare: z.number().min(0.01).max(0.9).default(0.3),
     pauseBurstMs: z.number().min(1).max(10_000).default(20),

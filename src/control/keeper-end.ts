@@ -3,8 +3,8 @@ import { z } from 'zod';
 
 const endSchema = z.object({
   bootId: z.string(),
-  /** `failed` is no end in good order: the VM is to be started again. */
-  reason: z.enum(['requested', 'powered-off', 'suspended', 'failed']),
+  /** `failed` is no end in good order: the VM is to be started again. After `moved` and `superseded` it runs on another host. */
+  reason: z.enum(['requested', 'powered-off', 'suspended', 'failed', 'moved', 'superseded']),
   /** Of the last QEMU that acted. */
   token: z.int().nonnegative(),
 });

@@ -19,7 +19,7 @@ export interface VmStatus {
   /** How written pages are found. */
   readonly dirtyLog: string;
   readonly primary: InstanceStatus | null;
-  readonly shadow: (InstanceStatus & { readonly copiedShare: number }) | null;
+  readonly shadow: (ShadowStatus & { readonly copiedShare: number }) | null;
   readonly epochs: {
     readonly committed: number;
     /** Commits since the keeper started. */
@@ -45,6 +45,15 @@ export interface InstanceStatus {
   /** Counts the QEMU processes of this VM. */
   readonly instance: number;
   readonly pid: number;
+}
+
+export interface ShadowStatus {
+  /** Counts the QEMU processes of this VM on the shadow's host. */
+  readonly instance: number;
+  /** Null for a shadow on another host. */
+  readonly pid: number | null;
+  /** Left out for a shadow on this host. */
+  readonly host?: string;
 }
 
 export interface LinkStatus {

@@ -1,11 +1,15 @@
 import type { Clock } from '../base/clock.ts';
 import type { Failpoints } from '../base/failpoint.ts';
 import type { Logger } from '../base/logger.ts';
+import type { Trace } from '../base/trace.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
-import type { RunDirectory } from '../control/run-directory.ts';
+import type { GivenSpec, RunDirectory } from '../control/run-directory.ts';
 import type { UnsafeLink } from '../net/guest-link.ts';
 import type { Accelerator } from '../qemu/launch-arguments.ts';
 import type { QemuBinary } from '../qemu/qemu-binary.ts';
+import type { PeerLink } from '../replication/peer-link.ts';
+import type { ActingRight } from './acting-right.ts';
+import type { ShadowSession } from './shadow-session.ts';
 
 export interface KeeperOptions {
   readonly spec: VmSpec;
@@ -22,10 +26,36 @@ export interface KeeperOptions {
   readonly savedIn?: { readonly suspended: string; readonly snapshot: string } | undefined;
   /** Where it begins; by default where it was suspended, or by booting. */
   readonly startFrom?: 'snapshot' | undefined;
+  /** Other hosts that a shadow may be had on; by default it is on this one. */
+  readonly remote?: RemoteSite | undefined;
+  /** The shadow that this keeper has kept for another host, and that is to act now. */
+  readonly promised?: PromisedShadow | undefined;
   /** Gives the start up; of no effect once the VM runs. */
   readonly signal?: AbortSignal;
   /** Takes protections away so that tests can show that they would notice. Not reachable from a specification. */
   readonly unsafe?: UnsafeKeeper;
+}
+
+/** What a keeper has of other hosts. */
+export interface RemoteSite {
+  readonly right: ActingRight;
+  /** The specification as it was given, for the keeper of the shadow. */
+  readonly given: GivenSpec;
+  /** Digests of the files that a QEMU of this VM is started from. */
+  readonly files: Readonly<Record<string, string>>;
+  readonly peerTimeoutMs: number;
+  /** A link to the keeper of a new shadow, on whichever host takes one. @throws KeeperError KEEPER_PEER_LOST, … */
+  readonly connect: (signal: AbortSignal) => Promise<{ readonly link: PeerLink; readonly host: string }>;
+}
+
+export interface PromisedShadow {
+  readonly session: ShadowSession;
+  /** Where it acted until now. */
+  readonly from: string;
+  readonly reason: string;
+  /** When this side learnt of the loss, by this keeper's clock. */
+  readonly lostAtMs: number;
+  readonly trace: Trace | undefined;
 }
 
 export interface UnsafeKeeper {

@@ -1,4 +1,4 @@
-import { assert, unreachable } from '../base/assert.ts';
+import { unreachable } from '../base/assert.ts';
 import { ConditionWaiters } from '../base/condition-waiters.ts';
 import { errorFacts, messageOf } from '../base/errors.ts';
 import { type Trace, traceFacts } from '../base/trace.ts';
@@ -30,9 +30,10 @@ import { Instance, type InstanceSetting } from './instance.ts';
 import { settingOf } from './instance-setting.ts';
 import type { KeeperOptions } from './keeper-options.ts';
 import { lossReasonOf, PrimaryWatch } from './primary-watch.ts';
-import { promoteShadow } from './promotion.ts';
-import { noConsole } from './refusals.ts';
+import { isSuperseded, noConsole } from './refusals.ts';
+import type { Shadow } from './shadow.ts';
 import { ShadowLife } from './shadow-life.ts';
+import { openLocalShadow, openRemoteShadow } from './shadow-opening.ts';
 import { isShadowWanted, withShadow } from './shadow-wish.ts';
 import { StateKeeping, type StateKeepingOptions } from './state-keeping.ts';
 import { stateToBeginFrom } from './state-restoring.ts';
@@ -46,9 +47,10 @@ import { prepareImages } from './vm-images.ts';
 import { measureVm } from './vm-measures.ts';
 import { type OrderedVm, VmOrders } from './vm-orders.ts';
 import { recordVm } from './vm-record.ts';
+import { type TakenOverVm, takeOver } from './vm-takeover.ts';
 
 type Facts = Readonly<Record<string, unknown>>;
-type Parts = BeginningVm & StateKeepingOptions & Omit<OrderedVm, 'states'>;
+type Parts = BeginningVm & StateKeepingOptions & Omit<OrderedVm, 'states'> & TakenOverVm;
 
 /** Keeps one VM: the QEMU that acts, the shadow behind it, and what happens when either dies. */
 export class Keeper implements KeeperControl {
@@ -102,9 +104,9 @@ export class Keeper implements KeeperControl {
     const spec = withShadow(options.spec, isShadowWanted(options));
     checkSpec(spec);
     // Where there is a heritage, what is needed was promised already.
-    const isHeir = options.runDirectory.heritage.kind !== 'none';
+    const isHeir = options.runDirectory.heritage.kind !== 'none' || options.promised !== undefined;
     if (!isHeir) admit(spec);
-    const state = await stateToBeginFrom(options);
+    const state = options.promised === undefined ? await stateToBeginFrom(options) : undefined;
     await prepareImages(options, { goesOn: isHeir || state !== undefined });
     const keeper = new Keeper(options);
     try {
@@ -190,7 +192,7 @@ export class Keeper implements KeeperControl {
       upMs: this.#options.clock.nowMs() - this.#startedMs,
       token: this.#events.token,
       primary: this.#primary,
-      shadow: this.#shadow.session,
+      shadow: this.#shadow.current,
       committed: this.#shadow.committed,
       epochs: this.#shadow.stats,
       guestClock: this.#guestClock.status(),
@@ -224,7 +226,7 @@ export class Keeper implements KeeperControl {
       case 'fence':
         return this.#fence();
       case 'promote':
-        return this.#promoteShadow();
+        return takeOver(this.#parts);
       case 'restart':
         return this.#restart();
       case 'stop':
@@ -238,8 +240,8 @@ export class Keeper implements KeeperControl {
   #onEffectFailed({ kind }: ProtectionEffect, cause: unknown): void {
     this.#options.log.error('an effect failed', { effect: kind, error: messageOf(cause) });
     this.#publish('failed', { during: kind, error: messageOf(cause) });
-    if (kind !== 'stop') this.#dispatch({ kind: 'start-failed' });
-    else this.#finished.resolve({ reason: 'failed' });
+    if (kind === 'stop') this.#finished.resolve({ reason: isSuperseded(cause) ? 'superseded' : 'failed' });
+    else this.#dispatch({ kind: isSuperseded(cause) ? 'superseded' : 'start-failed' });
   }
 
   get #allLinks(): readonly GuestLink[] {
@@ -317,11 +319,15 @@ export class Keeper implements KeeperControl {
       setting: this.#setting,
       shadow: this.#shadow,
       remains: this.#remains,
+      takeovers: this.#takeovers,
       waiters: this.#waiters,
       finished: this.#finished.promise,
       state: () => this.#state,
       primary: () => this.#primary,
       links: () => this.#allLinks,
+      loss: () => ({ atMs: this.#lostAtMs, reason: this.#state.lost, trace: this.#onBehalf }),
+      forgetHeldEvents: () => this.#events.held.forget(),
+      removeOldPrimary: () => this.#removeOldPrimary(),
       agent: () => this.#agent,
       hasAgent: () => this.#guestClock.status().answeredAgoMs !== null,
       notePause: (pausedMs) => this.#guestClock.notePause(pausedMs),
@@ -345,13 +351,15 @@ export class Keeper implements KeeperControl {
   #shadowLife(): ShadowLife {
     return new ShadowLife({
       ...this.#options,
-      memoryDirectory: this.#setting.memoryDirectory,
       beforeStart: () => this.#finishTakeover(),
-      startStandby: (signal) => this.#startInstance('standby', { signal }),
+      open: (signal, onLost) => this.#openShadow(signal, onLost),
       primary: () => this.#primary,
       beginWith: () => this.#holdOutput(),
       onStarting: () => this.#dispatch({ kind: 'shadow-starting' }),
-      onCommit: () => this.#onCommit(),
+      onInSync: () => {
+        this.#dispatch({ kind: 'shadow-in-sync' });
+        this.#record();
+      },
       onStartFailed: (cause) => {
         this.#publish('shadow-failed', errorFacts(cause));
         this.#dispatch({ kind: 'shadow-lost' });
@@ -383,12 +391,6 @@ export class Keeper implements KeeperControl {
     this.#dispatch({ kind: 'shadow-dropped' });
   }
 
-  #onCommit(): void {
-    if (this.#state.phase !== 'syncing') return;
-    this.#dispatch({ kind: 'shadow-in-sync' });
-    this.#record();
-  }
-
   /** After this the old primary can neither send a frame nor run an instruction, whatever state it was in. */
   async #fence(): Promise<void> {
     const old = this.#primary;
@@ -404,37 +406,12 @@ export class Keeper implements KeeperControl {
     this.#dispatch({ kind: 'fenced' });
   }
 
-  async #promoteShadow(): Promise<void> {
-    const { clock, failpoints } = this.#options;
-    const { session } = this.#shadow;
-    const startMs = clock.nowMs();
-    try {
-      assert(session !== undefined, 'there is a shadow to promote');
-      this.#events.held.forget();
-      await promoteShadow(session, {
-        ...{ links: this.#allLinks, failpoints, trace: this.#onBehalf },
-        onActs: () => this.#beginToAct(session.standby),
-      });
-    } catch (cause) {
-      this.#publish('promote-failed', { ...errorFacts(cause), ...traceFacts(this.#onBehalf) });
-      for (const link of this.#allLinks) link.detach();
-      await this.#removeOldPrimary();
-      this.#dispatch({ kind: 'promote-failed' });
-      return;
-    }
-    // It acts: nothing from here on may be taken for a failed promotion.
-    this.#finishPromotion(startMs);
-  }
-
-  #finishPromotion(startMs: number): void {
-    const times = { lostAtMs: this.#lostAtMs, startMs, nowMs: this.#options.clock.nowMs() };
-    const taken = this.#takeovers.add(times);
-    const session = this.#shadow.handOver();
-    this.#remains.keep({ primary: this.#primary, session, trace: this.#onBehalf });
-    this.#makePrimary(session.standby);
-    const asked = traceFacts(this.#onBehalf);
-    this.#publish('promoted', { instance: session.standby.number, ...taken, ...asked });
-    this.#dispatch({ kind: 'promoted' });
+  #openShadow(signal: AbortSignal, onLost: (error: string) => void): Promise<Shadow> {
+    const parts = { ...this.#options, ...this.#setting, onLost };
+    const { remote } = this.#options;
+    if (remote !== undefined) return openRemoteShadow({ ...parts, remote, known: this.#known() }, signal);
+    const startStandby = (given: AbortSignal) => this.#startInstance('standby', { signal: given });
+    return openLocalShadow({ ...parts, startStandby }, signal);
   }
 
   /** What a promotion leaves for later, once those who waited for an answer have had it. */

@@ -27,76 +27,28 @@ import { text } from 'node:stream/consumers';
 import { parseArgs } from 'node:util';
 import { cacheDirectory } from '../base/cache-directory.ts';
 import { systemClock } from '../base/clock.ts';
-import { messageOf, UnderstudyError } from '../base/errors.ts';
 import { Failpoints } from '../base/failpoint.ts';
 import { type Logger, processLogger } from '../base/logger.ts';
 import { traceFacts } from '../base/trace.ts';
 import { parseVmSpec } from '../config/vm-spec.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
-import { ControlServer } from '../control/control-server.ts';
-import { writeEnd } from '../control/keeper-end.ts';
-import { KeeperError } from '../control/keeper-error.ts';
 import { answerOrder, takeOrder } from '../control/keeper-order.ts';
 import { type KeeperWishes, WISH_OPTIONS, wishesFrom } from '../control/keeper-wishes.ts';
-import { bootId } from '../control/process-identity.ts';
-import { RunDirectory } from '../control/run-directory.ts';
+import { type GivenSpec, RunDirectory } from '../control/run-directory.ts';
 import { savedStatePaths } from '../control/run-paths.ts';
-import type { StartError, StartOutcome } from '../control/start-outcome.ts';
+import type { StartOutcome } from '../control/start-outcome.ts';
 import { ServiceManager } from '../linux/service-manager.ts';
 import { BoundedLog, jsonLossNote } from '../qemu/bounded-log.ts';
 import type { StopReason } from '../shadow/protection.ts';
 import { Keeper } from './keeper.ts';
+import { EXIT_FAILED, leaveEnd, liveOut, StopSignals, startError, stopOnFaults } from './keeper-life.ts';
+import type { RemoteSite } from './keeper-options.ts';
+import { joinSite, leaveSite } from './remote-site.ts';
 import { prepareHost } from './vm-host.ts';
-
-const EXIT_FAILED = 1;
-const EXIT_FAULT = 70;
-const EMERGENCY_DEADLINE_MS = 15_000;
 
 const clock = systemClock;
 
-/** Before there is a keeper they end its start. */
-class StopSignals {
-  readonly #start = new AbortController();
-  #received = 0;
-  #keeper: Keeper | undefined;
-
-  constructor() {
-    for (const signal of ['SIGTERM', 'SIGINT'] as const) process.on(signal, () => this.#onSignal());
-    process.on('SIGHUP', () => {});
-  }
-
-  /** Aborted with KEEPER_STOPPING when the VM is given up while it starts. */
-  get start(): AbortSignal {
-    return this.#start.signal;
-  }
-
-  direct(keeper: Keeper): void {
-    this.#keeper = keeper;
-    // Nobody has used a VM yet that was given up while it started.
-    if (this.#received > 0) void keeper.stop({ graceful: false });
-  }
-
-  /** Of the keeper there is nothing more to expect. */
-  freeze(): void {
-    this.#keeper?.freeze();
-    this.#keeper = undefined;
-  }
-
-  #onSignal(): void {
-    this.#received += 1;
-    this.#start.abort(
-      new KeeperError('KEEPER_STOPPING', 'the VM was stopped while it started', {
-        hint: 'Start it again when it shall run.',
-      }),
-    );
-    const graceful = this.#received === 1;
-    // What cannot be saved now will not be later: who sends this signal wants an end.
-    this.#keeper?.stop({ graceful }).catch(() => this.#keeper?.stop({ graceful, termination: 'remove' }));
-  }
-}
-
 const signals = new StopSignals();
-let hasFault = false;
 // Whoever started this process may be gone by the time it has something to say.
 for (const stream of [process.stdout, process.stderr]) stream.on('error', () => {});
 process.exitCode = await main();
@@ -133,13 +85,11 @@ async function main(): Promise<number> {
     };
     const log = processLogger(write, clock.wallMs);
     using manager = ServiceManager.of(process.env, { clock, log });
-    for (const event of ['uncaughtException', 'unhandledRejection'] as const) {
-      process.on(event, (fault: unknown) => void stopAfterFault(fault, directory, log));
-    }
+    stopOnFaults(signals, directory, log);
     log.info('keeper started', { pid: process.pid, vm: spec.name, ...traceFacts(wishes.trace) });
-    return await keep({ spec, wishes }, { directory, log, manager, reportStart });
+    return await keep({ spec, given, wishes }, { directory, log, manager, reportStart });
   } catch (thrown) {
-    reportStart({ ok: false, error: errorFacts(thrown) });
+    reportStart({ ok: false, error: startError(thrown) });
     return EXIT_FAILED;
   }
 }
@@ -153,6 +103,7 @@ type ReportStart = (outcome: StartOutcome) => void;
 
 interface Kept {
   readonly spec: VmSpec;
+  readonly given: GivenSpec;
   readonly wishes: KeeperWishes;
 }
 
@@ -163,12 +114,13 @@ interface Keeping {
   readonly reportStart: ReportStart;
 }
 
-async function keep({ spec, wishes }: Kept, keeping: Keeping): Promise<number> {
+async function keep({ spec, given, wishes }: Kept, keeping: Keeping): Promise<number> {
   const { directory, log, manager, reportStart } = keeping;
   const { shadowWanted, stateDirectory, startFrom, endPath } = wishes;
   let failed = false;
   let started = false;
   let reason: StopReason = 'failed';
+  let remote: RemoteSite | undefined;
   try {
     const host = await prepareHost(spec, {
       cacheDir: cacheDirectory(),
@@ -177,22 +129,26 @@ async function keep({ spec, wishes }: Kept, keeping: Keeping): Promise<number> {
       log,
       signal: signals.start,
     });
+    const failpoints = new Failpoints();
+    const kept = { spec, given, clock, log, failpoints, directory, signal: signals.start };
+    remote = await joinSite(kept);
     const savedIn = stateDirectory === undefined ? undefined : savedStatePaths(stateDirectory, spec.name);
     const keeper = await Keeper.start({
-      ...{ ...host, spec, log, clock, shadowWanted, savedIn, startFrom },
+      ...{ ...host, spec, log, clock, shadowWanted, savedIn, startFrom, failpoints },
       runDirectory: directory,
-      failpoints: new Failpoints(),
+      remote,
       signal: signals.start,
     });
     started = true;
     signals.direct(keeper);
-    await using _control = await listen(keeper, directory, log);
-    reportStart({ ok: true, pid: process.pid });
-    manager.ready(`keeps ${spec.name}`);
-    ({ reason } = await keeper.finished);
+    const onReady = () => {
+      reportStart({ ok: true, pid: process.pid });
+      manager.ready(`keeps ${spec.name}`);
+    };
+    reason = await liveOut(keeper, { directory, log, onReady });
     manager.stopping();
     failed = reason === 'failed';
-    log.info('keeper ends', { reason });
+    await leaveSite(remote, reason);
   } finally {
     if (endPath !== undefined) leaveEnd(endPath, { reason, directory, log });
     // Who asks why a VM is gone finds its logs.
@@ -201,57 +157,4 @@ async function keep({ spec, wishes }: Kept, keeping: Keeping): Promise<number> {
     else directory.remove();
   }
   return failed ? EXIT_FAILED : 0;
-}
-
-/** Before the directory goes: a host that finds neither would take the VM for one that was taken away. */
-function leaveEnd(
-  path: string,
-  { reason, directory, log }: { reason: StopReason; directory: RunDirectory; log: Logger },
-): void {
-  try {
-    writeEnd(path, { bootId: bootId(), reason, token: directory.token });
-  } catch (thrown) {
-    log.warn('the host will not know how the VM ended', { path, error: messageOf(thrown) });
-  }
-}
-
-/** A VM that nobody can speak to would run for ever. */
-async function listen(keeper: Keeper, directory: RunDirectory, log: Logger): Promise<ControlServer> {
-  try {
-    return await ControlServer.listen(directory.controlSocket, { control: keeper, clock, log });
-  } catch (thrown) {
-    await keeper.stop({ graceful: false });
-    throw thrown;
-  }
-}
-
-/**
- * Nobody knows in which state things are: end the VM before two of it can act. Its processes are killed before
- * anything that waits in the event loop can decide something.
- */
-async function stopAfterFault(fault: unknown, directory: RunDirectory, log: Logger): Promise<void> {
-  if (!hasFault) {
-    hasFault = true;
-    try {
-      signals.freeze();
-    } finally {
-      directory.killProcesses();
-    }
-  }
-  const stack = fault instanceof Error ? fault.stack : undefined;
-  log.error('a fault of the keeper stops the VM', { error: messageOf(fault), stack });
-  clock.after(EMERGENCY_DEADLINE_MS, () => process.exit(EXIT_FAULT));
-  try {
-    await directory.endProcesses(clock);
-    directory.leaveLogs();
-  } finally {
-    process.exit(EXIT_FAULT);
-  }
-}
-
-function errorFacts(thrown: unknown): StartError {
-  if (thrown instanceof UnderstudyError)
-    return { ...thrown.toJSON(), code: thrown.code, message: thrown.message };
-  const stack = thrown instanceof Error ? thrown.stack : undefined;
-  return { code: 'KEEPER_INTERNAL', message: messageOf(thrown), stack };
 }

@@ -82,3 +82,22 @@ export function noConsole(vm: string): KeeperError {
     hint: 'Set console: true in its specification and start it again.',
   });
 }
+
+/** Another host acts as the VM. */
+export function superseded(vm: string, host: string): KeeperError {
+  return new KeeperError('KEEPER_SUPERSEDED', `${host} acts as ${vm} now`, {
+    hint: `See \`understudy status ${vm}\` on ${host}.`,
+    facts: { vm, host },
+  });
+}
+
+export function isSuperseded(cause: unknown): boolean {
+  return cause instanceof KeeperError && cause.code === 'KEEPER_SUPERSEDED';
+}
+
+export function peerLost(host: string, why: string): KeeperError {
+  return new KeeperError('KEEPER_PEER_LOST', `the shadow's host ${host} is lost: ${why}`, {
+    hint: `Look whether ${host} runs and can be reached; the VM goes on without a shadow meanwhile.`,
+    facts: { host },
+  });
+}

@@ -1,4 +1,3 @@
-import { join } from 'node:path';
 import { assert } from '../base/assert.ts';
 import type { Clock } from '../base/clock.ts';
 import { DelayedTask } from '../base/delayed-task.ts';
@@ -8,25 +7,26 @@ import type { VmSpec } from '../config/vm-spec-schema.ts';
 import { type EpochId, FIRST_EPOCH, NO_EPOCH, nextEpoch } from '../epoch/epoch-id.ts';
 import type { EpochPipeline } from '../replication/epoch-pipeline.ts';
 import { EpochStats } from '../replication/epoch-stats.ts';
-import { epochsName } from './inheritance.ts';
 import type { Instance } from './instance.ts';
 import { cutShort } from './refusals.ts';
+import type { Shadow } from './shadow.ts';
 import { type BeginOptions, ShadowSession } from './shadow-session.ts';
 
 export interface ShadowLifeOptions {
   readonly spec: VmSpec;
   readonly clock: Clock;
   readonly failpoints: Failpoints;
-  readonly memoryDirectory: string;
   /** What has to be put away before there is room for another QEMU. */
   readonly beforeStart: () => Promise<void>;
-  readonly startStandby: (signal: AbortSignal) => Promise<Instance>;
+  /** Begins a new one; `onLost` tells when it cannot be relied on any more. */
+  readonly open: (signal: AbortSignal, onLost: (error: string) => void) => Promise<Shadow>;
   /** The QEMU that a new shadow is to stand behind. */
   readonly primary: () => Instance | undefined;
   /** What epochs need of the VM and of the one who watches it. Output is held from this call on. */
   readonly beginWith: () => EpochsOf;
   readonly onStarting: () => void;
-  readonly onCommit: (epoch: EpochId) => void;
+  /** It holds a state of the VM, and all output waits for it. */
+  readonly onInSync: () => void;
   readonly onStartFailed: (cause: unknown) => void;
   readonly onLost: (error: string) => void;
   /** There is another shadow, or none any more. */
@@ -62,7 +62,7 @@ export class ShadowLife {
   readonly stats = new EpochStats();
   readonly #options: ShadowLifeOptions;
   readonly #start: DelayedTask;
-  #session: ShadowSession | undefined;
+  #current: Shadow | undefined;
   readonly #loans = new Set<Loan>();
   #nextEpoch: EpochId = FIRST_EPOCH;
   #committed: EpochId = NO_EPOCH;
@@ -73,17 +73,26 @@ export class ShadowLife {
   }
 
   /** The shadow in the making or in sync. */
+  get current(): Shadow | undefined {
+    return this.#current;
+  }
+
+  /** It, if it is on this host. */
   get session(): ShadowSession | undefined {
-    return this.#session;
+    return this.#current instanceof ShadowSession ? this.#current : undefined;
   }
 
   get pipeline(): EpochPipeline | undefined {
-    return this.#session?.pipeline;
+    return this.#current?.pipeline;
   }
 
   /** Newest epoch that any shadow of this VM has held whole. */
   get committed(): EpochId {
     return this.#committed;
+  }
+
+  get nextEpoch(): EpochId {
+    return this.#nextEpoch;
   }
 
   /** The VM goes on from this epoch, which another keeper has committed. */
@@ -107,7 +116,7 @@ export class ShadowLife {
    * somebody needs the shadow; a takeover waits until it is not in use, everything else for the end of the task.
    */
   async lend<Result>(task: (loan: ShadowLoan) => Promise<Result>): Promise<Result> {
-    const session = this.#session;
+    const { session } = this;
     assert(session !== undefined, 'there is a shadow to lend');
     const abort = new AbortController();
     const { signal } = abort;
@@ -134,7 +143,7 @@ export class ShadowLife {
   async halt(): Promise<void> {
     this.#callBack();
     await Promise.all([...this.#loans].map(({ inUse }) => inUse));
-    await this.#session?.halt();
+    await this.#current?.halt();
   }
 
   #callBack(): void {
@@ -147,46 +156,38 @@ export class ShadowLife {
     await Promise.all([...this.#loans].map(({ ended }) => ended));
     await this.#start.cancel();
     await this.#options.beforeStart();
-    const session = this.#session;
-    this.#session = undefined;
-    if (session === undefined) return;
-    await session.halt();
-    this.#countOn(session);
-    await session[Symbol.asyncDispose]();
+    const shadow = this.#current;
+    this.#current = undefined;
+    if (shadow === undefined) return;
+    await shadow.halt();
+    this.#countOn(shadow);
+    await shadow[Symbol.asyncDispose]();
     this.#options.onChange();
   }
 
   /** The shadow acts from now on: it is no shadow any more. */
   handOver(): ShadowSession {
-    const session = this.#session;
+    const { session } = this;
     assert(session !== undefined, 'there is a shadow that was promoted');
-    this.#session = undefined;
+    this.#current = undefined;
     this.#countOn(session);
     return session;
   }
 
   async #begin(signal: AbortSignal): Promise<void> {
-    const { spec, clock, failpoints, memoryDirectory, ...options } = this.#options;
+    const { spec, clock, failpoints, ...options } = this.#options;
     const primary = options.primary();
     assert(primary !== undefined, 'a shadow stands behind a primary');
     await options.beforeStart();
-    const standby = await options.startStandby(signal);
-    const fill = {
-      primary,
-      epochsInFlightMax: spec.shadow.epochsInFlightMax,
-      epochsDirectory: join(memoryDirectory, epochsName(standby.number)),
-      failpoints,
-      signal,
-    };
-    const session = await ShadowSession.open(standby, fill);
-    this.#session = session;
+    let shadow: Shadow | undefined;
+    shadow = await options.open(signal, (error) => this.#lose(shadow, error));
+    this.#current = shadow;
     options.onChange();
-    void standby.machine.process.exited.then(() => this.#lose(session, 'its QEMU ended'));
     options.onStarting();
-    standby.limitCpu(spec.shadow.standbyCpuShare);
-    await session.fill(fill);
+    await shadow.fill({ primary, signal });
     signal.throwIfAborted();
-    session.begin({
+    let isArming = false;
+    shadow.begin({
       ...options.beginWith(),
       clock,
       failpoints,
@@ -196,18 +197,29 @@ export class ShadowLife {
       firstEpoch: this.#nextEpoch,
       onCommit: (epoch) => {
         this.#committed = epoch;
-        options.onCommit(epoch);
+        if (isArming) return;
+        isArming = true;
+        this.#arm(shadow);
       },
-      onShadowLost: (cause) => this.#lose(session, messageOf(cause)),
+      onShadowLost: (cause) => this.#lose(shadow, messageOf(cause)),
     });
   }
 
-  #lose(session: ShadowSession, error: string): void {
-    if (this.#session === session) this.#options.onLost(error);
+  /** In the same turn of the event loop where nobody has to be asked: until then nothing would be taken over. */
+  #arm(shadow: Shadow): void {
+    const onInSync = () => {
+      if (this.#current === shadow) this.#options.onInSync();
+    };
+    if (shadow instanceof ShadowSession) onInSync();
+    else shadow.arm().then(onInSync, (cause) => this.#lose(shadow, messageOf(cause)));
+  }
+
+  #lose(shadow: Shadow | undefined, error: string): void {
+    if (shadow !== undefined && this.#current === shadow) this.#options.onLost(error);
   }
 
   /** No number is used twice, also not that of an epoch which was never committed. */
-  #countOn({ pipeline }: ShadowSession): void {
+  #countOn({ pipeline }: Shadow): void {
     this.#nextEpoch = nextEpoch(pipeline?.openEpoch ?? this.#nextEpoch);
   }
 }

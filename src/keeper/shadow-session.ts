@@ -9,30 +9,34 @@ import { copyWhileRunning } from '../replication/full-copy.ts';
 import { ShadowImage } from '../replication/shadow-image.ts';
 import { SPARE_SLOTS } from './admission.ts';
 import type { Instance } from './instance.ts';
+import type { Shadow, ShadowDescription } from './shadow.ts';
 
 /** Left for the first cut by the copy: about a millisecond of pause. */
 const REST_PAGES_MAX = 1024;
 const FIRMWARE = 'firmware';
 
-export interface FillOptions {
-  readonly primary: Instance;
+export interface SessionOptions {
   readonly epochsInFlightMax: number;
   /** Where staged epochs go; made here, removed with the session. */
   readonly epochsDirectory: string;
   readonly failpoints: Failpoints;
-  readonly signal: AbortSignal;
 }
 
 /** What a keeper that was killed left of a shadow that was in sync. */
-export type RecoverOptions = Pick<FillOptions, 'epochsDirectory' | 'failpoints'>;
+export type RecoverOptions = Pick<SessionOptions, 'epochsDirectory' | 'failpoints'>;
 
 export type BeginOptions = Omit<PipelineOptions, 'source' | 'store'> &
   Pick<PipelineSource, 'links' | 'participants' | 'mayContinue' | 'hasPanicked'> & {
     readonly primary: Instance;
   };
 
-/** One shadow in the making or in sync: the standby QEMU, what it holds of the VM, and the epochs on their way to it. */
-export class ShadowSession implements AsyncDisposable {
+/**
+ * One shadow on this host, in the making or in sync: the standby QEMU, what it holds of the VM, and the epochs on their way
+ * to it. Also the end of that way for a VM that acts on another host.
+ */
+export class ShadowSession implements Shadow {
+  /** It does what this process does. */
+  readonly mayTakeOver = false;
   readonly standby: Instance;
   readonly image: ShadowImage;
   readonly #epochsDirectory: string;
@@ -41,7 +45,7 @@ export class ShadowSession implements AsyncDisposable {
   #firmware: Uint8Array | undefined;
 
   /** Takes the standby over, also when there is no room for staged epochs. @throws LinuxError ENOSPC */
-  static async open(standby: Instance, options: FillOptions): Promise<ShadowSession> {
+  static async open(standby: Instance, options: SessionOptions): Promise<ShadowSession> {
     const { epochsDirectory: directory, failpoints, epochsInFlightMax } = options;
     try {
       mkdirSync(directory, { mode: 0o700 });
@@ -89,7 +93,10 @@ export class ShadowSession implements AsyncDisposable {
     this.#epochsDirectory = directory;
   }
 
-  /** Share of the VM's memory copied so far, 0 … 1. */
+  describe(): ShadowDescription {
+    return { instance: this.standby.number, pid: this.standby.pid, host: undefined };
+  }
+
   get copiedShare(): number {
     return this.#copiedShare;
   }
@@ -104,10 +111,14 @@ export class ShadowSession implements AsyncDisposable {
     return this.#pipeline;
   }
 
-  /** Copies the running VM's memory. The copy becomes a state of the VM with the first committed epoch. */
-  async fill({ primary, signal }: FillOptions): Promise<void> {
-    this.#firmware = await readFirmware(primary.machine, primary.paths.firmware);
-    writeFileSync(join(this.#epochsDirectory, FIRMWARE), this.#firmware, { mode: 0o600 });
+  /** The firmware of the VM that acts. */
+  takeFirmware(firmware: Uint8Array): void {
+    this.#firmware = firmware;
+    writeFileSync(join(this.#epochsDirectory, FIRMWARE), firmware, { mode: 0o600 });
+  }
+
+  async fill({ primary, signal }: { primary: Instance; signal: AbortSignal }): Promise<void> {
+    this.takeFirmware(await readFirmware(primary.machine, primary.paths.firmware));
     await copyWhileRunning({
       from: primary.memory,
       to: this.standby.memory,
@@ -121,7 +132,6 @@ export class ShadowSession implements AsyncDisposable {
     this.#copiedShare = 1;
   }
 
-  /** Epochs begin. With the first commit the shadow is in sync. */
   begin({ primary, links, participants, mayContinue, hasPanicked, ...options }: BeginOptions): void {
     this.#pipeline = new EpochPipeline({
       ...options,
@@ -140,7 +150,9 @@ export class ShadowSession implements AsyncDisposable {
     this.#pipeline.start();
   }
 
-  /** Ends the epochs. What was committed until then is what a promotion goes on from. */
+  /** Nothing to do: there is no other keeper. */
+  async arm(): Promise<void> {}
+
   async halt(): Promise<void> {
     await this.#pipeline?.halt();
   }

@@ -1,13 +1,15 @@
+import { traceFacts } from '../base/trace.ts';
 import { epochId } from '../epoch/epoch-id.ts';
 import type { GuestLink } from '../net/guest-link.ts';
 import type { SavedState } from '../replication/saved-state.ts';
 import type { Instance, InstanceSetting } from './instance.ts';
-import type { KeeperOptions } from './keeper-options.ts';
-import { attachLinks } from './promotion.ts';
+import type { KeeperOptions, PromisedShadow } from './keeper-options.ts';
+import { attachLinks, promoteShadow } from './promotion.ts';
 import type { ShadowLife } from './shadow-life.ts';
 import { restoreState } from './state-restoring.ts';
 import { type Succession, succeed } from './succession.ts';
 import type { TakeoverRemains } from './takeover-remains.ts';
+import type { TakeoverStats } from './takeover-stats.ts';
 
 /** What a beginning needs of the keeper. */
 export interface BeginningVm {
@@ -15,6 +17,7 @@ export interface BeginningVm {
   readonly setting: InstanceSetting;
   readonly shadow: ShadowLife;
   readonly remains: TakeoverRemains;
+  readonly takeovers: TakeoverStats;
   readonly links: () => readonly GuestLink[];
   readonly startPrimary: (role: 'primary' | 'standby', signal: AbortSignal | undefined) => Promise<Instance>;
   /** Numbers of instances go on after this one. */
@@ -34,6 +37,11 @@ export async function beginVm(
   vm: BeginningVm,
   state: SavedState | undefined,
 ): Promise<'runs' | 'powered-off'> {
+  const { promised } = vm.options;
+  if (promised !== undefined) {
+    await become(vm, promised);
+    return 'runs';
+  }
   if (state !== undefined) {
     await resume(vm, state);
     return 'runs';
@@ -51,6 +59,23 @@ export async function boot(vm: BeginningVm, signal?: AbortSignal): Promise<void>
   attachLinks(vm.links(), instance);
   await vm.options.failpoints.hit('start.before-cont');
   await instance.machine.cont();
+}
+
+/** Until now it acted on another host, and its shadow was kept here. */
+async function become(
+  vm: BeginningVm,
+  { session, from, reason, lostAtMs, trace }: PromisedShadow,
+): Promise<void> {
+  const { clock, failpoints } = vm.options;
+  const startMs = clock.nowMs();
+  vm.countFrom(session.standby.number);
+  vm.shadow.inherit(session.image.committed);
+  const onActs = () => vm.beginToAct(session.standby);
+  await promoteShadow(session, { ...{ links: vm.links(), failpoints, trace, onActs } });
+  const taken = vm.takeovers.add({ lostAtMs, startMs, nowMs: clock.nowMs() });
+  vm.remains.keep({ primary: undefined, session, trace });
+  vm.makePrimary(session.standby);
+  vm.publish('promoted', { instance: session.standby.number, from, reason, ...taken, ...traceFacts(trace) });
 }
 
 /** Goes on where a keeper was killed, if that left something to go on from. */

@@ -1,6 +1,6 @@
 import { disksOf } from '../config/spec-disks.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
-import type { GuestClockStatus, VmStatus } from '../control/vm-status.ts';
+import type { GuestClockStatus, ShadowStatus, VmStatus } from '../control/vm-status.ts';
 import type { EpochId } from '../epoch/epoch-id.ts';
 import type { GuestLink } from '../net/guest-link.ts';
 import type { Accelerator } from '../qemu/launch-arguments.ts';
@@ -8,7 +8,7 @@ import type { QemuBinary } from '../qemu/qemu-binary.ts';
 import type { EpochStats } from '../replication/epoch-stats.ts';
 import type { ProtectionState } from '../shadow/protection.ts';
 import type { Instance } from './instance.ts';
-import type { ShadowSession } from './shadow-session.ts';
+import type { Shadow } from './shadow.ts';
 import type { TakeoverStats } from './takeover-stats.ts';
 
 /** What a keeper knows of its VM. */
@@ -20,7 +20,7 @@ export interface KnownVm {
   readonly upMs: number;
   readonly token: number;
   readonly primary: Instance | undefined;
-  readonly shadow: ShadowSession | undefined;
+  readonly shadow: Shadow | undefined;
   readonly committed: EpochId;
   readonly epochs: EpochStats;
   readonly guestClock: GuestClockStatus;
@@ -45,10 +45,7 @@ export function describeVm(vm: KnownVm): VmStatus {
     memoryBytes: spec.memoryBytes,
     dirtyLog: primary?.dirtyLog.method ?? spec.shadow.dirtyLog,
     primary: primary === undefined ? null : { instance: primary.number, pid: primary.pid },
-    shadow:
-      shadow === undefined
-        ? null
-        : { instance: shadow.standby.number, pid: shadow.standby.pid, copiedShare: shadow.copiedShare },
+    shadow: shadow === undefined ? null : { ...describeShadow(shadow), copiedShare: shadow.copiedShare },
     epochs: {
       committed: vm.committed,
       commits: epochs.commitMs.count,
@@ -65,4 +62,9 @@ export function describeVm(vm: KnownVm): VmStatus {
     promoteMs: vm.takeovers.promoteMs.summary(),
     outageMs: vm.takeovers.outageMs.summary(),
   };
+}
+
+function describeShadow(shadow: Shadow): ShadowStatus {
+  const { instance, pid, host } = shadow.describe();
+  return { instance, pid, ...(host !== undefined && { host }) };
 }

@@ -1,15 +1,23 @@
+import { assert } from '../base/assert.ts';
 import { MIB, PAGE_BYTES } from '../base/units.ts';
 import { Mapping } from '../linux/mapping.ts';
 import type { DirtyLog } from '../memory/dirty-log.ts';
-import type { GuestMemory } from '../memory/guest-memory.ts';
+import { GuestMemory } from '../memory/guest-memory.ts';
 import { countPages, type PageRun, piecesOf } from '../memory/page-runs.ts';
 
 const CHUNK_BYTES = MIB;
 const PASSES_MAX = 6;
 
+/** Memory that is filled: of a standby here, or of one on another host. */
+export interface CopyTarget {
+  discardAll(): Promise<void> | void;
+  /** The pages lie at the beginning of `source`, one after the other, until this resolves. */
+  writeRuns(runs: readonly PageRun[], source: Mapping): Promise<unknown> | unknown;
+}
+
 export interface FullCopyOptions {
   readonly from: GuestMemory;
-  readonly to: GuestMemory;
+  readonly to: GuestMemory | CopyTarget;
   readonly dirtyLog: DirtyLog;
   /** Below so many pages left over from a pass, the first cut may take the rest. */
   readonly restPagesMax: number;
@@ -27,7 +35,12 @@ export interface FullCopyOptions {
 export async function copyWhileRunning(options: FullCopyOptions): Promise<void> {
   const { from, to, dirtyLog, signal } = options;
   // The new standby's own start-up may have left something in its memory.
-  to.discardAll();
+  await to.discardAll();
+  if (!dirtyLog.atomic && !(to instanceof GuestMemory)) {
+    // What such a log compares with is not here: the first epoch takes everything.
+    dirtyLog.mark(from.dataRuns());
+    return;
+  }
   dirtyLog.collect();
   let runs: readonly PageRun[] = from.dataRuns();
   let copied = 0;
@@ -37,12 +50,13 @@ export async function copyWhileRunning(options: FullCopyOptions): Promise<void> 
     for (const chunk of piecesOf(runs, CHUNK_BYTES / PAGE_BYTES)) {
       signal.throwIfAborted();
       from.readRuns([chunk], buffer, 0);
-      to.writeRuns([chunk], buffer, 0);
+      await to.writeRuns([chunk], buffer);
       copied += chunk.pageCount;
       options.onProgress?.(copied, total);
       await new Promise<void>((resolve) => setImmediate(resolve));
     }
     if (!dirtyLog.atomic) {
+      assert(to instanceof GuestMemory, 'such a log was turned away above');
       dirtyLog.adopt(to);
       return;
     }

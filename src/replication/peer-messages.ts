@@ -28,11 +28,17 @@ const count = z.int().nonnegative();
 const digest = z.string().regex(/^[0-9a-f]{64}$/);
 
 const wordsSchema = z.discriminatedUnion('kind', [
+  /** To the host itself: a keeper for the shadow of this VM is wanted. */
+  z.object({ kind: z.literal('place'), vm: z.string() }),
+  /** It listens at this port of the same address. */
+  z.object({ kind: z.literal('placed'), port: z.int().min(1).max(65_535) }),
   /** The first words of a primary. */
   z.object({
     kind: z.literal('hello'),
     protocol: z.int(),
     vm: z.string(),
+    /** Names this connection: a shadow that is made anew is another one. */
+    session: z.string(),
     /** The specification as the primary's keeper was given it. */
     spec: z.object({ text: z.string(), source: z.string() }),
     token: count,
@@ -45,7 +51,12 @@ const wordsSchema = z.discriminatedUnion('kind', [
   }),
   /** The answer to it: a standby has been started and waits for memory. */
   z.object({ kind: z.literal('welcome'), host: z.string(), instance: count }),
-  z.object({ kind: z.literal('refused'), code: z.string(), message: z.string(), hint: z.string().optional() }),
+  z.object({
+    kind: z.literal('refused'),
+    code: z.string(),
+    message: z.string(),
+    hint: z.string().optional(),
+  }),
   /** All of this epoch is here. */
   z.object({ kind: z.literal('held'), epoch: count }),
   z.object({ kind: z.literal('beat'), beat: count }),
@@ -56,6 +67,8 @@ const wordsSchema = z.discriminatedUnion('kind', [
   z.object({ kind: z.literal('acts'), token: count, tookMs: z.number() }),
   /** The shadow is not wanted any more. */
   z.object({ kind: z.literal('dismiss') }),
+  /** It will not take over. */
+  z.object({ kind: z.literal('dismissed') }),
 ]);
 
 export type PeerWords = z.infer<typeof wordsSchema>;

@@ -81,9 +81,7 @@ export class RemoteImage implements EpochStore, AsyncDisposable {
       return;
     }
     // In order: the other side takes one epoch at a time.
-    this.#sending = this.#sending
-      .then(() => this.#transmit(slot, epoch))
-      .catch((cause) => this.fail(cause));
+    this.#sending = this.#sending.then(() => this.#transmit(slot, epoch)).catch((cause) => this.fail(cause));
   }
 
   async acknowledge(slot: EpochSlot, epoch: EpochId): Promise<void> {

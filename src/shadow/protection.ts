@@ -13,7 +13,8 @@ import { unreachable } from '../base/assert.ts';
  */
 export type LossReason = 'exited' | 'qmp-closed' | 'hung' | 'garbled' | 'panicked' | 'planned';
 
-export type StopReason = 'requested' | 'powered-off' | 'suspended' | 'failed';
+/** `moved`: its shadow on another host acts, as it was told to. `superseded`: it does so by itself. */
+export type StopReason = 'requested' | 'powered-off' | 'suspended' | 'failed' | 'moved' | 'superseded';
 
 export const PHASES = [
   'starting',
@@ -95,6 +96,9 @@ export type ProtectionEvent =
   | { readonly kind: 'fenced' }
   | { readonly kind: 'promoted' }
   | { readonly kind: 'promote-failed' }
+  /** The shadow on another host acts. */
+  | { readonly kind: 'moved' }
+  | { readonly kind: 'superseded' }
   | { readonly kind: 'powered-off' }
   | { readonly kind: 'stop-requested' }
   | { readonly kind: 'stopped' };
@@ -168,6 +172,12 @@ function decide(
       return stop(state, 'powered-off');
     case 'start-failed':
       return stop(state, 'failed');
+    case 'moved':
+      return state.phase === 'promoting'
+        ? stop({ ...state, promotions: state.promotions + 1 }, 'moved')
+        : stay(state);
+    case 'superseded':
+      return stop(state, 'superseded');
     case 'primary-lost':
       return losePrimary(state, event, policy);
     case 'started':

@@ -321,8 +321,8 @@ export class TestVm implements AsyncDisposable {
     await this.#owned[Symbol.asyncDispose]();
   }
 
-  #pidOf(instance: { pid: number } | null): number {
-    if (instance === null) throw new Error(`there is none: ${this.status.phase}`);
+  #pidOf(instance: { pid: number | null } | null): number {
+    if (instance === null || instance.pid === null) throw new Error(`there is none: ${this.status.phase}`);
     return instance.pid;
   }
 

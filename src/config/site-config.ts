@@ -1,0 +1,114 @@
+import { readFileSync } from 'node:fs';
+import { dirname, resolve } from 'node:path';
+import { z } from 'zod';
+import { messageOf } from '../base/errors.ts';
+import { ConfigError } from './config-error.ts';
+import { parseYamlText } from './yaml-text.ts';
+
+/** The name of a host, as in its certificate. */
+export const hostName = z
+  .string()
+  .regex(/^[A-Za-z0-9][A-Za-z0-9.-]{0,62}$/, 'no name of a host (1 to 63 of A-Z a-z 0-9 . -)');
+
+const address = z
+  .string()
+  .regex(/^(?:\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}$/, 'expected address and port, e.g. 10.0.0.1:7946')
+  .refine((text) => {
+    const port = Number(text.slice(text.lastIndexOf(':') + 1));
+    return port >= 1 && port <= 65_535;
+  }, 'expected a port from 1 to 65535');
+
+const filePath = z
+  .string()
+  .min(1, 'is empty')
+  .refine((path) => !path.includes('\0'), 'has a NUL byte');
+
+const etcd = z.strictObject({
+  endpoints: z.array(z.url({ protocol: /^https?$/ })).min(1),
+  ca: filePath.optional(),
+  certificate: filePath.optional(),
+  key: filePath.optional(),
+});
+
+/** Left out means: as `SITE_CONFIG_EXAMPLE` says. */
+const siteConfigSchema = z
+  .strictObject({
+    host: hostName,
+    listen: address,
+    certificate: filePath,
+    key: filePath,
+    ca: filePath,
+    hosts: z.record(hostName, address),
+    lease: z.strictObject({ etcd }),
+    peerTimeoutMs: z.int().min(100).max(60_000).default(1000),
+  })
+  .superRefine(({ host, hosts }, context) => {
+    if (host in hosts)
+      context.addIssue({ code: 'custom', path: ['hosts', host], message: 'is this host: name the others' });
+  });
+
+/** What a host knows of the others that take shadows of its VMs. File paths are absolute. */
+export type SiteConfig = z.output<typeof siteConfigSchema>;
+
+export const SITE_CONFIG_EXAMPLE = `\
+host: a                             # this host, as its certificate calls it
+listen: 10.0.0.1:7946               # where the other hosts reach it, with TLS from both sides
+certificate: pki/a.crt              # \`understudy pki host\` makes it; relative paths begin at this file
+key: pki/a.key
+ca: pki/ca.crt                      # who signed the certificates of all hosts
+hosts:                              # the others, by name
+  b: 10.0.0.2:7946
+lease:                              # where it is on record who acts as which VM
+  etcd:
+    endpoints: [https://10.0.0.1:2379, https://10.0.0.2:2379, https://10.0.0.3:2379]
+    ca: pki/ca.crt                  # with https; left out with http
+    certificate: pki/a.crt          # may be left out where etcd asks for none
+    key: pki/a.key
+peerTimeoutMs: 1000                 # a host that was not heard for so long is taken for lost
+`;
+
+const DEFAULT_PATH = '/etc/understudy/site.yaml';
+
+/** Where the configuration lies: `given`, else `$UNDERSTUDY_SITE`, else /etc/understudy/site.yaml. */
+export function siteConfigPath(
+  given?: string,
+  env: Readonly<Record<string, string | undefined>> = process.env,
+): string {
+  return resolve(given || env.UNDERSTUDY_SITE || DEFAULT_PATH);
+}
+
+/** @throws {ConfigError} CONFIG_NOT_FOUND, CONFIG_INVALID */
+export function loadSiteConfig(path: string): SiteConfig {
+  let text: string;
+  try {
+    text = readFileSync(path, 'utf8');
+  } catch (cause) {
+    throw new ConfigError('CONFIG_NOT_FOUND', `cannot read the site ${path}: ${messageOf(cause)}`, {
+      hint: 'A VM with shadow.hosts needs to know the other hosts: see docs/two-hosts.md.',
+      facts: { path },
+      cause,
+    });
+  }
+  return parseSiteConfig(text, { source: path });
+}
+
+/** @throws {ConfigError} CONFIG_INVALID, with all problems and their lines */
+export function parseSiteConfig(text: string, { source }: { source: string }): SiteConfig {
+  const { value } = parseYamlText(text, siteConfigSchema, { source, whole: 'site' });
+  const absolute = (path: string) => resolve(dirname(source), path);
+  const { etcd: given } = value.lease;
+  return {
+    ...value,
+    certificate: absolute(value.certificate),
+    key: absolute(value.key),
+    ca: absolute(value.ca),
+    lease: {
+      etcd: {
+        ...given,
+        ca: given.ca && absolute(given.ca),
+        certificate: given.certificate && absolute(given.certificate),
+        key: given.key && absolute(given.key),
+      },
+    },
+  };
+}

@@ -1,0 +1,24 @@
+/** Which shadow may take over, if one may: this connection between the two keepers and no other. */
+export interface ShadowClaimant {
+  readonly host: string;
+  /** Of one connection: a shadow that was made anew has another one. */
+  readonly session: string;
+}
+
+/**
+ * The right to act as one VM, of which there is one among all hosts, whoever is reachable. It is on record where all of
+ * them look, under a token that grows each time that it passes on.
+ */
+export interface ActingRight {
+  /** What this keeper acts under. */
+  readonly token: number;
+  /** All output waits for this shadow from now on: it may take over by itself. Rejects when that cannot be written down. */
+  arm(shadow: ShadowClaimant): Promise<void>;
+  /**
+   * Goes on without the shadow: it may not take over any more. Asks until there is an answer.
+   * `superseded`: another host acts already.
+   */
+  goAlone(signal?: AbortSignal): Promise<'granted' | 'superseded'>;
+  /** The VM has ended in good order: whoever starts it next may. */
+  release(): Promise<void>;
+}

@@ -1,0 +1,305 @@
+import { assert } from '../base/assert.ts';
+import type { Clock } from '../base/clock.ts';
+import { messageOf } from '../base/errors.ts';
+import type { Failpoints } from '../base/failpoint.ts';
+import type { Trace } from '../base/trace.ts';
+import { PAGE_BYTES } from '../base/units.ts';
+import { KeeperError } from '../control/keeper-error.ts';
+import { epochId, NO_EPOCH } from '../epoch/epoch-id.ts';
+import type { Mapping } from '../linux/mapping.ts';
+import type { PageRun } from '../memory/page-runs.ts';
+import { readFirmware } from '../qemu/firmware.ts';
+import { EpochPipeline } from '../replication/epoch-pipeline.ts';
+import { copyWhileRunning } from '../replication/full-copy.ts';
+import type { PeerLink } from '../replication/peer-link.ts';
+import {
+  decodeWords,
+  encodePagesHead,
+  encodeWords,
+  MESSAGE,
+  type PeerWords,
+} from '../replication/peer-messages.ts';
+import { batchesOf, RemoteImage } from '../replication/remote-image.ts';
+import type { ActingRight } from './acting-right.ts';
+import { SPARE_SLOTS } from './admission.ts';
+import type { Instance } from './instance.ts';
+import { PeerPulse } from './peer-pulse.ts';
+import { peerLost, superseded } from './refusals.ts';
+import type { Shadow, ShadowDescription } from './shadow.ts';
+import type { BeginOptions } from './shadow-session.ts';
+
+/** Left for the first cut by the copy. */
+const REST_PAGES_MAX = 1024;
+/** The other host starts a QEMU meanwhile. */
+const WELCOME_DEADLINE_MS = 30_000;
+/** A promotion takes milliseconds; a shadow that has not begun to act by then has something wrong with it. */
+const HAND_OVER_DEADLINE_MS = 10_000;
+const DISMISS_DEADLINE_MS = 2_000;
+
+type Hello = Extract<PeerWords, { kind: 'hello' }>;
+
+export interface RemoteShadowOptions {
+  readonly link: PeerLink;
+  readonly host: string;
+  readonly hello: Hello;
+  readonly right: ActingRight;
+  readonly memoryBytes: number;
+  readonly epochsInFlightMax: number;
+  /** Where epochs on their way lie: memory-backed. Made here, removed with the shadow. */
+  readonly directory: string;
+  readonly clock: Clock;
+  readonly failpoints: Failpoints;
+  readonly peerTimeoutMs: number;
+  /** Neither side can rely on the other any more. */
+  readonly onLost: (error: string) => void;
+}
+
+/** How handing over ended. `free`: the shadow does not act and will not, and this keeper holds the right again. */
+export type HandOver =
+  | { readonly kind: 'acts'; readonly tookMs: number }
+  | { readonly kind: 'free'; readonly error: string }
+  | { readonly kind: 'superseded' };
+
+/** The shadow of a VM on another host, as the keeper of the VM sees it. */
+export class RemoteShadow implements Shadow {
+  readonly #options: RemoteShadowOptions;
+  readonly #image: RemoteImage;
+  readonly #session: string;
+  readonly #pulse: PeerPulse;
+  readonly #answers = new Map<PeerWords['kind'], PromiseWithResolvers<PeerWords>>();
+  #instance = 0;
+  #copiedShare = 0;
+  #mayTakeOver = false;
+  #pipeline: EpochPipeline | undefined;
+  #lost: Error | undefined;
+  #isEnding = false;
+  readonly #listening: Promise<void>;
+
+  /**
+   * Has a standby started on the other host. Takes the link over.
+   * @throws KeeperError KEEPER_PEER_REFUSED, KEEPER_PEER_LOST; LinuxError ENOSPC; the signal's reason
+   */
+  static async open(options: RemoteShadowOptions, signal: AbortSignal): Promise<RemoteShadow> {
+    const { link, memoryBytes, epochsInFlightMax, directory, hello } = options;
+    const slotCount = epochsInFlightMax + SPARE_SLOTS;
+    let image: RemoteImage;
+    try {
+      image = RemoteImage.create({ link, directory, memoryBytes, slotCount });
+    } catch (cause) {
+      link.close();
+      throw cause;
+    }
+    const shadow = new RemoteShadow(options, image);
+    try {
+      const welcome = await shadow.#ask(hello, 'welcome', { deadlineMs: WELCOME_DEADLINE_MS, signal });
+      assert(welcome.kind === 'welcome', 'asked for a welcome');
+      shadow.#instance = welcome.instance;
+      return shadow;
+    } catch (cause) {
+      await shadow[Symbol.asyncDispose]();
+      throw cause;
+    }
+  }
+
+  private constructor(options: RemoteShadowOptions, image: RemoteImage) {
+    this.#options = options;
+    this.#image = image;
+    this.#session = options.hello.session;
+    const { link, clock, peerTimeoutMs } = options;
+    this.#pulse = new PeerPulse({
+      ...{ clock, timeoutMs: peerTimeoutMs },
+      beat: (beat) => void link.send(MESSAGE.words, [encodeWords({ kind: 'beat', beat })]).catch(() => {}),
+      onSilent: (silentMs) => this.#lose(peerLost(options.host, `it was silent for ${silentMs} ms`)),
+    });
+    this.#listening = this.#listen();
+  }
+
+  get copiedShare(): number {
+    return this.#copiedShare;
+  }
+
+  get pipeline(): EpochPipeline | undefined {
+    return this.#pipeline;
+  }
+
+  get mayTakeOver(): boolean {
+    return this.#mayTakeOver;
+  }
+
+  describe(): ShadowDescription {
+    return { instance: this.#instance, pid: null, host: this.#options.host };
+  }
+
+  async fill({ primary, signal }: { primary: Instance; signal: AbortSignal }): Promise<void> {
+    const { link } = this.#options;
+    const firmware = await readFirmware(primary.machine, primary.paths.firmware);
+    await link.send(MESSAGE.firmware, [firmware]);
+    await copyWhileRunning({
+      ...{ from: primary.memory, dirtyLog: primary.dirtyLog, restPagesMax: REST_PAGES_MAX, signal },
+      to: {
+        // The other side begins with empty memory.
+        discardAll: () => {},
+        writeRuns: async (runs: readonly PageRun[], source: Mapping) => {
+          let offset = 0;
+          for (const batch of batchesOf(runs)) {
+            const lengthBytes = batch.pageCount * PAGE_BYTES;
+            const pages = source.bytes.subarray(offset, offset + lengthBytes);
+            await link.send(MESSAGE.copy, [encodePagesHead(NO_EPOCH, batch.runs), pages]);
+            offset += lengthBytes;
+          }
+        },
+      },
+      onProgress: (copied, total) => {
+        this.#copiedShare = total === 0 ? 1 : copied / total;
+      },
+    });
+    this.#copiedShare = 1;
+  }
+
+  begin({ primary, links, participants, mayContinue, hasPanicked, ...options }: BeginOptions): void {
+    this.#pipeline = new EpochPipeline({
+      ...options,
+      store: this.#image,
+      source: {
+        machine: primary.machine,
+        memory: primary.memory,
+        dirtyLog: primary.dirtyLog,
+        deviceStatePath: primary.paths.deviceState,
+        ...{ links, participants, mayContinue, hasPanicked },
+      },
+    });
+    this.#pipeline.start();
+  }
+
+  async arm(): Promise<void> {
+    const { right, host, link, failpoints } = this.#options;
+    // From here on, not from the answer on: that may be late, or get lost.
+    this.#mayTakeOver = true;
+    await failpoints.hit('arm.before-record');
+    await right.arm({ host, session: this.#session });
+    await failpoints.hit('arm.after-record');
+    await link.send(MESSAGE.words, [encodeWords({ kind: 'in-sync', token: right.token })]);
+  }
+
+  async halt(): Promise<void> {
+    await this.#pipeline?.halt();
+  }
+
+  /** The QEMU here is dead: the shadow is to act. */
+  async handOver({ reason, trace }: { reason: string; trace: Trace | undefined }): Promise<HandOver> {
+    const { right } = this.#options;
+    try {
+      if (!this.#mayTakeOver) throw peerLost(this.#options.host, 'it was not in sync');
+      const order: PeerWords = {
+        ...{ kind: 'take-over', token: right.token, reason },
+        ...(trace !== undefined && { trace }),
+      };
+      const words = await this.#ask(order, 'acts', { deadlineMs: HAND_OVER_DEADLINE_MS });
+      assert(words.kind === 'acts', 'asked whether it acts');
+      return { kind: 'acts', tookMs: words.tookMs };
+    } catch (cause) {
+      const outcome = await this.#goAlone();
+      return outcome === 'granted' ? { kind: 'free', error: messageOf(cause) } : { kind: 'superseded' };
+    }
+  }
+
+  /**
+   * Ends it. Resolves when it is certain that it does not take over.
+   * @throws KeeperError KEEPER_SUPERSEDED: it has
+   */
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#isEnding = true;
+    this.#pulse[Symbol.dispose]();
+    await this.halt();
+    const isKnown = await this.#dismiss();
+    if (!isKnown && this.#mayTakeOver && (await this.#goAlone()) === 'superseded')
+      await this.#end(superseded(this.#options.hello.vm, this.#options.host));
+    await this.#end();
+  }
+
+  async #end(error?: Error): Promise<void> {
+    this.#options.link.close();
+    await this.#image[Symbol.asyncDispose]();
+    await this.#listening;
+    if (error !== undefined) throw error;
+  }
+
+  /** True when it says itself that it has given up. */
+  async #dismiss(): Promise<boolean> {
+    if (this.#lost !== undefined) return false;
+    try {
+      await this.#ask({ kind: 'dismiss' }, 'dismissed', { deadlineMs: DISMISS_DEADLINE_MS });
+      this.#mayTakeOver = false;
+      return true;
+    } catch {
+      return false;
+    }
+  }
+
+  async #goAlone(): Promise<'granted' | 'superseded'> {
+    const outcome = await this.#options.right.goAlone();
+    this.#mayTakeOver = false;
+    return outcome;
+  }
+
+  async #ask(
+    words: PeerWords,
+    answer: PeerWords['kind'],
+    { deadlineMs, signal }: { deadlineMs: number; signal?: AbortSignal },
+  ): Promise<PeerWords> {
+    if (this.#lost !== undefined) throw this.#lost;
+    const { clock, link, host } = this.#options;
+    const asked = Promise.withResolvers<PeerWords>();
+    this.#answers.set(answer, asked);
+    const cancel = clock.after(deadlineMs, () => asked.reject(peerLost(host, `no answer to ${words.kind}`)));
+    const abort = () => asked.reject(signal?.reason);
+    signal?.addEventListener('abort', abort, { once: true });
+    try {
+      signal?.throwIfAborted();
+      // What keeps it from being sent is heard of by the answer that does not come.
+      link.send(MESSAGE.words, [encodeWords(words)]).catch((cause) => asked.reject(cause));
+      return await asked.promise;
+    } finally {
+      cancel();
+      signal?.removeEventListener('abort', abort);
+      this.#answers.delete(answer);
+    }
+  }
+
+  async #listen(): Promise<void> {
+    const { link, host } = this.#options;
+    try {
+      for await (const { type, body } of link.messages()) {
+        this.#pulse.heard();
+        if (type === MESSAGE.words) this.#take(decodeWords(body));
+      }
+      const reason = await link.closed;
+      this.#lose(peerLost(host, reason === undefined ? 'the connection ended' : reason.message));
+    } catch (cause) {
+      link.close();
+      this.#lose(peerLost(host, messageOf(cause)));
+    }
+  }
+
+  #take(words: PeerWords): void {
+    if (words.kind === 'held') this.#image.noteHeld(epochId(words.epoch));
+    else if (words.kind === 'refused') this.#lose(refused(this.#options.host, words));
+    else this.#answers.get(words.kind)?.resolve(words);
+  }
+
+  #lose(error: Error): void {
+    if (this.#lost !== undefined) return;
+    this.#lost = error;
+    this.#pulse[Symbol.dispose]();
+    this.#image.fail(error);
+    for (const { reject } of this.#answers.values()) reject(error);
+    if (!this.#isEnding) this.#options.onLost(error.message);
+  }
+}
+
+function refused(host: string, words: Extract<PeerWords, { kind: 'refused' }>): KeeperError {
+  const hint = words.hint ?? `See the log on ${host}.`;
+  return new KeeperError('KEEPER_PEER_REFUSED', `${host} takes no shadow: ${words.message}`, {
+    ...{ hint, facts: { host, reason: words.code } },
+  });
+}

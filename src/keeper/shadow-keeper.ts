@@ -1,0 +1,172 @@
+import type { Clock } from '../base/clock.ts';
+import { messageOf, UnderstudyError } from '../base/errors.ts';
+import type { Failpoints } from '../base/failpoint.ts';
+import type { Logger } from '../base/logger.ts';
+import { isTrace } from '../base/trace.ts';
+import { NO_EPOCH } from '../epoch/epoch-id.ts';
+import { EpochReceiver } from '../replication/epoch-receiver.ts';
+import type { PeerLink, PeerMessage } from '../replication/peer-link.ts';
+import { decodeWords, encodeWords, garbled, MESSAGE, type PeerWords } from '../replication/peer-messages.ts';
+import { PeerPulse } from './peer-pulse.ts';
+import type { ShadowSession } from './shadow-session.ts';
+
+/** Larger than any firmware that can be protected. */
+const FIRMWARE_BYTES_MAX = 64 * 2 ** 20;
+
+export interface ShadowKeeperOptions {
+  readonly link: PeerLink;
+  /** What comes over it after the first words. */
+  readonly messages: AsyncIterable<PeerMessage>;
+  /** This host, as the other one knows it. */
+  readonly host: string;
+  readonly session: ShadowSession;
+  readonly clock: Clock;
+  readonly log: Logger;
+  readonly failpoints: Failpoints;
+  readonly peerTimeoutMs: number;
+}
+
+/** How it came that the shadow of a VM elsewhere is kept no longer. */
+export type ShadowEnd =
+  /** It is not wanted any more, and has promised not to act. */
+  | { readonly kind: 'dismissed' }
+  /** It never held a state of the VM, or holds one that cannot be trusted. */
+  | { readonly kind: 'useless'; readonly error: string }
+  /** The keeper of the VM says that it is dead. */
+  | {
+      readonly kind: 'called';
+      readonly token: number;
+      readonly reason: string;
+      readonly trace: string | undefined;
+      readonly atMs: number;
+    }
+  /** The keeper of the VM is not heard any more: whether this shadow may act is for the record to say. */
+  | { readonly kind: 'alone'; readonly error: string; readonly atMs: number };
+
+/**
+ * Keeps the shadow of a VM that acts on another host: takes its epochs in, and says how that came to an end. What the
+ * other side says after that is not looked at any more, and no epoch is acknowledged: whoever takes over knows what
+ * there is.
+ */
+export class ShadowKeeper {
+  readonly #options: ShadowKeeperOptions;
+  readonly #receiver: EpochReceiver;
+  readonly #ended = Promise.withResolvers<ShadowEnd>();
+  #isInSync = false;
+  #copiedPages = 0;
+
+  constructor(options: ShadowKeeperOptions) {
+    this.#options = options;
+    const { session, failpoints } = options;
+    this.#receiver = new EpochReceiver({
+      ...{ image: session.image, failpoints },
+      onHeld: (epoch) => this.#say({ kind: 'held', epoch }),
+      onCopied: (pages) => {
+        this.#copiedPages += pages;
+      },
+    });
+  }
+
+  /** The primary's side has written down that this shadow may take over. */
+  get isInSync(): boolean {
+    return this.#isInSync;
+  }
+
+  get copiedPages(): number {
+    return this.#copiedPages;
+  }
+
+  /** Somebody here wants the VM to act on this host, or its shadow to end: as if the other side were not heard any more. */
+  leave(end: ShadowEnd): void {
+    this.#ended.resolve(end);
+  }
+
+  /** Takes epochs until that ends. The link is the caller's to close. */
+  async keep(): Promise<ShadowEnd> {
+    const { clock, session, peerTimeoutMs, host } = this.#options;
+    using pulse = new PeerPulse({
+      ...{ clock, timeoutMs: peerTimeoutMs },
+      beat: (beat) => void this.#say({ kind: 'beat', beat }).catch(() => {}),
+      onSilent: (silentMs) => this.#lose(`it was silent for ${silentMs} ms`),
+    });
+    void session.standby.machine.process.exited.then(() => this.#giveUp('its QEMU ended'));
+    await this.#say({ kind: 'welcome', host, instance: session.standby.number }).catch(() => {});
+    void this.#listen(pulse);
+    const end = await this.#ended.promise;
+    this.#receiver[Symbol.dispose]();
+    return end;
+  }
+
+  async #listen(pulse: PeerPulse): Promise<void> {
+    const { link, messages } = this.#options;
+    try {
+      for await (const message of messages) {
+        pulse.heard();
+        if (await this.#take(message)) break;
+        pulse.heard();
+      }
+      const reason = await link.closed;
+      this.#lose(reason?.message ?? 'it closed the connection');
+    } catch (cause) {
+      this.#giveUp(messageOf(cause), cause);
+    }
+  }
+
+  /** True when that was the end. */
+  async #take(message: PeerMessage): Promise<boolean> {
+    const { session } = this.#options;
+    switch (message.type) {
+      case MESSAGE.words:
+        return await this.#hear(decodeWords(message.body));
+      case MESSAGE.firmware:
+        if (message.body.length > FIRMWARE_BYTES_MAX) throw garbled('firmware that is too large');
+        session.takeFirmware(Uint8Array.from(message.body));
+        return false;
+      default:
+        await this.#receiver.take(message);
+        return false;
+    }
+  }
+
+  async #hear(words: PeerWords): Promise<boolean> {
+    switch (words.kind) {
+      case 'beat':
+        return false;
+      case 'in-sync':
+        this.#isInSync = true;
+        return false;
+      case 'take-over':
+        this.#ended.resolve({
+          ...{ kind: 'called', token: words.token, reason: words.reason, atMs: this.#options.clock.nowMs() },
+          trace: isTrace(words.trace) ? words.trace : undefined,
+        });
+        return true;
+      case 'dismiss':
+        // Before it is said, so that nothing that comes of it can be done any more.
+        this.#ended.resolve({ kind: 'dismissed' });
+        await this.#say({ kind: 'dismissed' }).catch(() => {});
+        return true;
+      default:
+        throw garbled(`${words.kind} out of turn`);
+    }
+  }
+
+  /** The other side is gone. A state that is whole may be what the VM goes on from. */
+  #lose(error: string): void {
+    const holdsState = this.#options.session.image.committed !== NO_EPOCH;
+    const atMs = this.#options.clock.nowMs();
+    this.#ended.resolve(holdsState ? { kind: 'alone', error, atMs } : { kind: 'useless', error });
+  }
+
+  /** This side cannot be relied on. */
+  #giveUp(error: string, cause?: unknown): void {
+    this.#options.log.warn('the shadow is given up', { error });
+    const code = cause instanceof UnderstudyError ? cause.code : 'KEEPER_INTERNAL';
+    void this.#say({ kind: 'refused', code, message: error }).catch(() => {});
+    this.#ended.resolve({ kind: 'useless', error });
+  }
+
+  async #say(words: PeerWords): Promise<void> {
+    await this.#options.link.send(MESSAGE.words, [encodeWords(words)]);
+  }
+}

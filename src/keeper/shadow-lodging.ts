@@ -1,0 +1,170 @@
+import { join } from 'node:path';
+import { cacheDirectory } from '../base/cache-directory.ts';
+import type { Clock } from '../base/clock.ts';
+import { errorFacts } from '../base/errors.ts';
+import { Failpoints } from '../base/failpoint.ts';
+import type { Logger } from '../base/logger.ts';
+import type { SiteConfig } from '../config/site-config.ts';
+import { RunDirectory } from '../control/run-directory.ts';
+import { encodeWords, MESSAGE, type PeerWords } from '../replication/peer-messages.ts';
+import { epochsName } from './inheritance.ts';
+import { Instance } from './instance.ts';
+import { settingOf } from './instance-setting.ts';
+import { Keeper } from './keeper.ts';
+import { liveOut, type StopSignals } from './keeper-life.ts';
+import type { KeeperOptions, PromisedShadow } from './keeper-options.ts';
+import { RecordedRight } from './recorded-right.ts';
+import { leaveSite, remoteSite, rightOptions } from './remote-site.ts';
+import { type AskedShadow, checkTwin } from './shadow-hello.ts';
+import { type ShadowEnd, ShadowKeeper } from './shadow-keeper.ts';
+import { ShadowSession } from './shadow-session.ts';
+import { prepareHost, type VmHost } from './vm-host.ts';
+
+const EXIT_FAILED = 1;
+
+interface Lodger {
+  readonly clock: Clock;
+  readonly signal: AbortSignal;
+}
+
+/** Room on this host for the shadow of a VM that acts on another one: its name, a standby, and what that holds. */
+export class ShadowLodging implements AsyncDisposable {
+  readonly directory: RunDirectory;
+  readonly #site: SiteConfig;
+  readonly #asked: AskedShadow;
+  readonly #host: VmHost;
+  readonly #clock: Clock;
+  readonly #failpoints = new Failpoints();
+  #session: ShadowSession | undefined;
+
+  /** @throws what keeps the shadow from being taken in; nothing is left then */
+  static async open(site: SiteConfig, asked: AskedShadow, { clock, signal }: Lodger): Promise<ShadowLodging> {
+    const { spec, hello } = asked;
+    const directory = await RunDirectory.open(spec.name, {
+      ...{ clock, othersMayPass: spec.qemu.user !== undefined, tokenAbove: hello.token },
+    });
+    try {
+      directory.record({ spec });
+      directory.keepSpec(hello.spec);
+      const log = { info: () => {}, warn: () => {}, error: () => {}, debug: () => {} } as unknown as Logger;
+      const host = await prepareHost(spec, {
+        ...{ cacheDir: cacheDirectory(), directory: directory.path, clock, log, signal },
+      });
+      await checkTwin(asked, host);
+      const lodging = new ShadowLodging({ site, asked, directory, host, clock });
+      await lodging.#startStandby(log, signal);
+      return lodging;
+    } catch (cause) {
+      directory.remove();
+      throw cause;
+    }
+  }
+
+  private constructor(parts: {
+    site: SiteConfig;
+    asked: AskedShadow;
+    directory: RunDirectory;
+    host: VmHost;
+    clock: Clock;
+  }) {
+    this.#site = parts.site;
+    this.#asked = parts.asked;
+    this.directory = parts.directory;
+    this.#host = parts.host;
+    this.#clock = parts.clock;
+  }
+
+  /** Until the shadow is not wanted any more, or the VM that it has become has ended. Returns the exit code. */
+  async keep({ log, signals }: { log: Logger; signals: StopSignals }): Promise<number> {
+    const session = this.#session;
+    if (session === undefined) throw new Error('a lodging that was opened has a session');
+    const { link, messages, peer, spec } = this.#asked;
+    log.info('keeps a shadow', { vm: spec.name, of: peer });
+    const shadow = new ShadowKeeper({
+      ...{ link, messages, session, log, host: this.#site.host, clock: this.#clock },
+      ...{ failpoints: this.#failpoints, peerTimeoutMs: this.#site.peerTimeoutMs },
+    });
+    signals.start.addEventListener('abort', () => shadow.leave({ kind: 'dismissed' }), { once: true });
+    const end = await shadow.keep();
+    log.info('the shadow is kept no longer', { ...end });
+    return end.kind === 'called' || end.kind === 'alone'
+      ? await this.#takeOver(session, { end, log, signals })
+      : end.kind === 'dismissed'
+        ? 0
+        : EXIT_FAILED;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#session?.[Symbol.asyncDispose]();
+    this.directory.remove();
+  }
+
+  async #startStandby(log: Logger, signal: AbortSignal): Promise<void> {
+    const { spec } = this.#asked;
+    const setting = settingOf(this.#options(log));
+    const standby = await Instance.start(setting, { number: 1, role: 'standby', signal });
+    this.#session = await ShadowSession.open(standby, {
+      epochsInFlightMax: spec.shadow.epochsInFlightMax,
+      epochsDirectory: join(setting.memoryDirectory, epochsName(standby.number)),
+      failpoints: this.#failpoints,
+    });
+    standby.limitCpu(spec.shadow.standbyCpuShare);
+    this.directory.record({
+      processes: [standby.pid],
+      cgroups: standby.cgroup ? [standby.cgroup.directory] : [],
+    });
+  }
+
+  async #takeOver(
+    session: ShadowSession,
+    { end, log, signals }: { end: Extract<ShadowEnd, { atMs: number }>; log: Logger; signals: StopSignals },
+  ): Promise<number> {
+    const { spec, hello, peer, link } = this.#asked;
+    const options = rightOptions(this.#site, { spec, clock: this.#clock, log, failpoints: this.#failpoints });
+    const right = await RecordedRight.takeOver(options, hello, signals.start);
+    if (right === undefined) {
+      log.info('the shadow may not act', { vm: spec.name });
+      return EXIT_FAILED;
+    }
+    const remote = await remoteSite(this.#site, { spec, right, given: hello.spec });
+    const promised: PromisedShadow = {
+      ...{ session, from: peer, lostAtMs: end.atMs },
+      reason: end.kind === 'called' ? end.reason : 'peer-lost',
+      trace: end.kind === 'called' ? end.trace : undefined,
+    };
+    // It is the VM's now, and goes with that.
+    this.#session = undefined;
+    const keeper = await this.#act({ ...this.#options(log), remote, promised }, signals);
+    const words: PeerWords = {
+      ...{ kind: 'acts', token: right.token, tookMs: this.#clock.nowMs() - end.atMs },
+    };
+    await link.send(MESSAGE.words, [encodeWords(words)]).catch(() => {});
+    link.close();
+    const reason = await liveOut(keeper, { directory: this.directory, log, onReady: () => {} });
+    await leaveSite(remote, reason);
+    return reason === 'failed' ? EXIT_FAILED : 0;
+  }
+
+  /** A shadow that cannot take over is no reason to let the VM lie: it begins anew, as it would on its own host. */
+  async #act(options: KeeperOptions, signals: StopSignals): Promise<Keeper> {
+    const { promised, ...anew } = options;
+    let keeper: Keeper;
+    try {
+      keeper = await Keeper.start(options);
+    } catch (cause) {
+      options.log.error('the shadow cannot take over', errorFacts(cause));
+      await promised?.session[Symbol.asyncDispose]();
+      keeper = await Keeper.start(anew);
+    }
+    signals.direct(keeper);
+    return keeper;
+  }
+
+  #options(log: Logger): KeeperOptions {
+    const { spec } = this.#asked;
+    return {
+      ...{ ...this.#host, spec, log, clock: this.#clock, failpoints: this.#failpoints },
+      runDirectory: this.directory,
+    };
+  }
+}

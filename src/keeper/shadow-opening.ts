@@ -1,0 +1,70 @@
+import { randomUUID } from 'node:crypto';
+import { join } from 'node:path';
+import type { Clock } from '../base/clock.ts';
+import type { Failpoints } from '../base/failpoint.ts';
+import type { VmSpec } from '../config/vm-spec-schema.ts';
+import { nextEpoch } from '../epoch/epoch-id.ts';
+import { PEER_PROTOCOL } from '../replication/peer-messages.ts';
+import { epochsName } from './inheritance.ts';
+import type { Instance } from './instance.ts';
+import type { RemoteSite } from './keeper-options.ts';
+import { RemoteShadow } from './remote-shadow.ts';
+import { ShadowSession } from './shadow-session.ts';
+import type { KnownVm } from './vm-description.ts';
+
+export interface LocalShadowOptions {
+  readonly spec: VmSpec;
+  readonly failpoints: Failpoints;
+  readonly memoryDirectory: string;
+  readonly startStandby: (signal: AbortSignal) => Promise<Instance>;
+  readonly onLost: (error: string) => void;
+}
+
+/** A shadow on this host: a standby QEMU with little of a CPU, and room for epochs. @throws what keeps it from starting */
+export async function openLocalShadow(
+  { spec, failpoints, memoryDirectory, startStandby, onLost }: LocalShadowOptions,
+  signal: AbortSignal,
+): Promise<ShadowSession> {
+  const standby = await startStandby(signal);
+  const session = await ShadowSession.open(standby, {
+    epochsInFlightMax: spec.shadow.epochsInFlightMax,
+    epochsDirectory: join(memoryDirectory, epochsName(standby.number)),
+    failpoints,
+  });
+  void standby.machine.process.exited.then(() => onLost('its QEMU ended'));
+  standby.limitCpu(spec.shadow.standbyCpuShare);
+  return session;
+}
+
+export interface RemoteShadowWishes {
+  readonly spec: VmSpec;
+  readonly clock: Clock;
+  readonly failpoints: Failpoints;
+  readonly memoryDirectory: string;
+  readonly remote: RemoteSite;
+  readonly known: Pick<KnownVm, 'token' | 'committed' | 'qemu' | 'accel'>;
+  readonly onLost: (error: string) => void;
+}
+
+/** A shadow on another host, whose keeper starts a standby there. @throws what keeps it from being had */
+export async function openRemoteShadow(
+  { spec, remote, known, memoryDirectory, ...options }: RemoteShadowWishes,
+  signal: AbortSignal,
+): Promise<RemoteShadow> {
+  const { link, host } = await remote.connect(signal);
+  const { right, peerTimeoutMs, given, files } = remote;
+  const session = randomUUID();
+  return await RemoteShadow.open(
+    {
+      ...{ ...options, link, host, right, peerTimeoutMs, memoryBytes: spec.memoryBytes },
+      epochsInFlightMax: spec.shadow.epochsInFlightMax,
+      directory: join(memoryDirectory, `outgoing-${session}`),
+      hello: {
+        ...{ kind: 'hello', protocol: PEER_PROTOCOL, vm: spec.name, session, spec: given, files },
+        ...{ token: known.token, epoch: nextEpoch(known.committed), accel: known.accel },
+        qemuVersion: known.qemu.version,
+      },
+    },
+    signal,
+  );
+}

@@ -1,0 +1,33 @@
+import type { EpochPipeline } from '../replication/epoch-pipeline.ts';
+import type { Instance } from './instance.ts';
+import type { BeginOptions } from './shadow-session.ts';
+
+/** What a shadow looks like to people: where it is, and which QEMU. */
+export interface ShadowDescription {
+  readonly instance: number;
+  /** Null on another host. */
+  readonly pid: number | null;
+  /** Undefined for this one. */
+  readonly host: string | undefined;
+}
+
+/** What stands behind a VM that acts here: a standby on this host, or the way to one on another. */
+export interface Shadow extends AsyncDisposable {
+  /** Share of the VM's memory copied so far, 0 … 1. */
+  readonly copiedShare: number;
+  readonly pipeline: EpochPipeline | undefined;
+  /**
+   * It may act without asking this keeper, or act already: until it is known that it does not, nothing may leave that it
+   * does not know.
+   */
+  readonly mayTakeOver: boolean;
+  describe(): ShadowDescription;
+  /** Copies the running VM's memory. The copy becomes a state of the VM with the first committed epoch. */
+  fill(options: { readonly primary: Instance; readonly signal: AbortSignal }): Promise<void>;
+  /** Epochs begin. With the first commit the shadow holds a state of the VM. */
+  begin(options: BeginOptions): void;
+  /** It holds a state of the VM, and all output waits for it: from now on it can take over. */
+  arm(): Promise<void>;
+  /** Ends the epochs. What was committed until then is what a promotion goes on from. */
+  halt(): Promise<void>;
+}

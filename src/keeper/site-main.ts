@@ -1,0 +1,92 @@
+/**
+ * The process that answers for this host when another one of the site wants a place for a shadow: it starts a keeper for
+ * it. The keepers outlive it, as VMs outlive the host's daemon.
+ *
+ *   node src/keeper/site-main.ts
+ *
+ * One line on standard output says that it listens, `{"ok": true, "port": …}`, or why not. SIGTERM and SIGINT end it.
+ */
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { createInterface } from 'node:readline';
+import { fileURLToPath } from 'node:url';
+import { z } from 'zod';
+import { messageOf } from '../base/errors.ts';
+import { loadSiteConfig, siteConfigPath } from '../config/site-config.ts';
+import type { PeerLink } from '../replication/peer-link.ts';
+import { decodeWords, encodeWords, garbled, MESSAGE, type PeerWords } from '../replication/peer-messages.ts';
+import { startError } from './keeper-life.ts';
+import { openDoor, splitAddress } from './peer-door.ts';
+
+const SHADOW = fileURLToPath(new URL('./shadow-main.ts', import.meta.url));
+const VM_NAME = /^[a-z0-9][a-z0-9-]{0,39}$/;
+
+const outcomeSchema = z.union([
+  z.object({ ok: z.literal(true), port: z.int() }),
+  z.object({
+    ok: z.literal(false),
+    error: z.object({ code: z.string(), message: z.string(), hint: z.string().optional() }),
+  }),
+]);
+
+type Placed = Extract<PeerWords, { kind: 'placed' | 'refused' }>;
+
+for (const stream of [process.stdout, process.stderr]) stream.on('error', () => {});
+process.exitCode = await main();
+process.exit();
+
+async function main(): Promise<number> {
+  const ended = Promise.withResolvers<void>();
+  for (const signal of ['SIGTERM', 'SIGINT'] as const) process.on(signal, () => ended.resolve());
+  try {
+    const site = loadSiteConfig(siteConfigPath());
+    const { port } = splitAddress(site.listen);
+    using door = await openDoor(site, { port, onLink: (link, peer) => void answer(link, peer) });
+    process.stdout.write(`${JSON.stringify({ ok: true, port: door.port })}\n`);
+    await ended.promise;
+    return 0;
+  } catch (thrown) {
+    process.stdout.write(`${JSON.stringify({ ok: false, error: startError(thrown) })}\n`);
+    return 1;
+  }
+}
+
+async function answer(link: PeerLink, peer: string): Promise<void> {
+  try {
+    for await (const { type, body } of link.messages()) {
+      const words = type === MESSAGE.words ? decodeWords(body) : undefined;
+      if (words?.kind !== 'place') throw garbled('something else than a request for a place');
+      await link.send(MESSAGE.words, [encodeWords(await placeShadow(words.vm, peer))]);
+    }
+  } catch (thrown) {
+    process.stderr.write(`${peer}: ${messageOf(thrown)}\n`);
+  } finally {
+    link.close();
+  }
+}
+
+/** A keeper of its own, which lives on when this process ends. */
+async function placeShadow(vm: string, peer: string): Promise<Placed> {
+  if (!VM_NAME.test(vm))
+    return { kind: 'refused', code: 'KEEPER_PEER_REFUSED', message: 'that is no name of a VM' };
+  const child = spawn(process.execPath, [SHADOW, '--vm', vm, '--peer', peer], {
+    ...{ detached: true, cwd: '/', stdio: ['ignore', 'pipe', 'ignore'] },
+  });
+  try {
+    const lines = createInterface({ input: child.stdout });
+    const first = await Promise.race([
+      once(lines, 'line').then(([line]) => String(line)),
+      once(child, 'close').then(() => undefined),
+    ]);
+    const outcome = first === undefined ? undefined : outcomeSchema.safeParse(JSON.parse(first)).data;
+    if (outcome?.ok === true) return { kind: 'placed', port: outcome.port };
+    const error = outcome?.error ?? {
+      code: 'KEEPER_START_FAILED',
+      message: 'its keeper ended before it had started',
+    };
+    return { kind: 'refused', ...error };
+  } finally {
+    child.stdout.destroy();
+    child.unref();
+  }
+}

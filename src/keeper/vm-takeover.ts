@@ -1,0 +1,81 @@
+import { assert } from '../base/assert.ts';
+import { errorFacts } from '../base/errors.ts';
+import { type Trace, traceFacts } from '../base/trace.ts';
+import type { GuestLink } from '../net/guest-link.ts';
+import type { LossReason, ProtectionEvent } from '../shadow/protection.ts';
+import type { Instance } from './instance.ts';
+import type { KeeperOptions } from './keeper-options.ts';
+import { promoteShadow } from './promotion.ts';
+import { RemoteShadow } from './remote-shadow.ts';
+import type { ShadowLife } from './shadow-life.ts';
+import type { ShadowSession } from './shadow-session.ts';
+import type { TakeoverRemains } from './takeover-remains.ts';
+import type { TakeoverStats } from './takeover-stats.ts';
+
+/** What a takeover needs of the keeper. */
+export interface TakenOverVm {
+  readonly options: KeeperOptions;
+  readonly shadow: ShadowLife;
+  readonly remains: TakeoverRemains;
+  readonly takeovers: TakeoverStats;
+  readonly links: () => readonly GuestLink[];
+  /** The QEMU that was lost, dead by now. */
+  readonly primary: () => Instance | undefined;
+  /** When and why it was lost, and the request that asked for it, if any did. */
+  readonly loss: () => { atMs: number; reason: LossReason | undefined; trace: Trace | undefined };
+  readonly forgetHeldEvents: () => void;
+  readonly beginToAct: (instance: Instance) => void;
+  readonly makePrimary: (instance: Instance) => void;
+  readonly removeOldPrimary: () => Promise<void>;
+  readonly publish: (kind: string, facts?: Readonly<Record<string, unknown>>) => void;
+  readonly dispatch: (event: ProtectionEvent) => void;
+}
+
+/** The old primary is dead: its shadow goes on, here or on another host. What came of it is reported as an event. */
+export async function takeOver(vm: TakenOverVm): Promise<void> {
+  const { current, session } = vm.shadow;
+  vm.forgetHeldEvents();
+  if (current instanceof RemoteShadow) return await handOver(vm, current);
+  const { clock, failpoints } = vm.options;
+  const startMs = clock.nowMs();
+  const { trace } = vm.loss();
+  try {
+    assert(session !== undefined, 'there is a shadow to promote');
+    const onActs = () => vm.beginToAct(session.standby);
+    await promoteShadow(session, { ...{ links: vm.links(), failpoints, trace, onActs } });
+  } catch (cause) {
+    vm.publish('promote-failed', { ...errorFacts(cause), ...traceFacts(trace) });
+    for (const link of vm.links()) link.detach();
+    await vm.removeOldPrimary();
+    vm.dispatch({ kind: 'promote-failed' });
+    return;
+  }
+  // It acts: nothing from here on may be taken for a failed promotion.
+  finish(vm, vm.shadow.handOver(), startMs);
+}
+
+function finish(vm: TakenOverVm, session: ShadowSession, startMs: number): void {
+  const { atMs, trace } = vm.loss();
+  const taken = vm.takeovers.add({ lostAtMs: atMs, startMs, nowMs: vm.options.clock.nowMs() });
+  vm.remains.keep({ primary: vm.primary(), session, trace });
+  vm.makePrimary(session.standby);
+  vm.publish('promoted', { instance: session.standby.number, ...taken, ...traceFacts(trace) });
+  vm.dispatch({ kind: 'promoted' });
+}
+
+/** The VM goes on elsewhere, or here anew if its shadow cannot take over. */
+async function handOver(vm: TakenOverVm, shadow: RemoteShadow): Promise<void> {
+  const { reason, trace } = vm.loss();
+  const outcome = await shadow.handOver({ reason: reason ?? 'planned', trace });
+  switch (outcome.kind) {
+    case 'acts':
+      vm.publish('moved', { ...shadow.describe(), promoteMs: outcome.tookMs, ...traceFacts(trace) });
+      return vm.dispatch({ kind: 'moved' });
+    case 'superseded':
+      return vm.dispatch({ kind: 'superseded' });
+    case 'free':
+      vm.publish('promote-failed', { error: outcome.error, ...traceFacts(trace) });
+      await vm.removeOldPrimary();
+      return vm.dispatch({ kind: 'promote-failed' });
+  }
+}
