@@ -14,7 +14,7 @@ export function redacted(facts: Readonly<Record<string, unknown>>, depth = 0): R
   return Object.fromEntries(
     Object.entries(facts).map(([name, value]) => [
       name,
-      SECRET_NAME.test(name) && value !== undefined && value !== null ? REDACTED : clean(value, depth + 1),
+      SECRET_NAME.test(name) && isText(value) ? REDACTED : clean(value, depth + 1),
     ]),
   );
 }
@@ -29,4 +29,9 @@ function clean(value: unknown, depth: number): unknown {
   if (Array.isArray(value)) return value.map((item) => clean(item, depth + 1));
   if (value instanceof Error) return clean(value.message, depth);
   return redacted(value as Record<string, unknown>, depth);
+}
+
+/** The token of a VM, which says how often another QEMU began to act, is a number and no secret. */
+function isText(value: unknown): boolean {
+  return value !== undefined && value !== null && typeof value !== 'number' && typeof value !== 'boolean';
 }

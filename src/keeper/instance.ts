@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto';
 import { chmodSync, copyFileSync, lchownSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import type { Clock } from '../base/clock.ts';
@@ -156,9 +157,11 @@ type Parts = Pick<Instance, 'number' | 'machine' | 'memory' | 'dirtyLog' | 'path
   readonly owned: AsyncDisposableStack;
 };
 
-function makeCgroup({ cgroups, spec }: InstanceSetting, number: number): Cgroup | undefined {
+/** Whoever keeps VMs in another run directory has names of their own, and may have the same. */
+function makeCgroup({ cgroups, spec, runDirectory }: InstanceSetting, number: number): Cgroup | undefined {
+  const place = createHash('sha256').update(runDirectory).digest('hex').slice(0, 8);
   try {
-    return cgroups?.create(`${spec.name}-${number}`);
+    return cgroups?.create(`${spec.name}-${number}-${place}`);
   } catch (thrown) {
     return ignoreRefusal(thrown);
   }

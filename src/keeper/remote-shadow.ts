@@ -65,7 +65,8 @@ export class RemoteShadow implements Shadow {
   readonly #options: RemoteShadowOptions;
   readonly #image: RemoteImage;
   readonly #session: string;
-  readonly #pulse: PeerPulse;
+  /** From the welcome on: until then the other side is busy with its standby. */
+  #pulse: PeerPulse | undefined;
   readonly #answers = new Map<PeerWords['kind'], PromiseWithResolvers<PeerWords>>();
   #instance = 0;
   #copiedShare = 0;
@@ -94,6 +95,7 @@ export class RemoteShadow implements Shadow {
       const welcome = await shadow.#ask(hello, 'welcome', { deadlineMs: WELCOME_DEADLINE_MS, signal });
       assert(welcome.kind === 'welcome', 'asked for a welcome');
       shadow.#instance = welcome.instance;
+      shadow.#watch();
       return shadow;
     } catch (cause) {
       await shadow[Symbol.asyncDispose]();
@@ -105,13 +107,16 @@ export class RemoteShadow implements Shadow {
     this.#options = options;
     this.#image = image;
     this.#session = options.hello.session;
-    const { link, clock, peerTimeoutMs } = options;
+    this.#listening = this.#listen();
+  }
+
+  #watch(): void {
+    const { link, host, clock, peerTimeoutMs } = this.#options;
     this.#pulse = new PeerPulse({
       ...{ clock, timeoutMs: peerTimeoutMs },
       beat: (beat) => void link.send(MESSAGE.words, [encodeWords({ kind: 'beat', beat })]).catch(() => {}),
-      onSilent: (silentMs) => this.#lose(peerLost(options.host, `it was silent for ${silentMs} ms`)),
+      onSilent: (silentMs) => this.#lose(peerLost(host, `it was silent for ${silentMs} ms`)),
     });
-    this.#listening = this.#listen();
   }
 
   get copiedShare(): number {
@@ -209,7 +214,7 @@ export class RemoteShadow implements Shadow {
    */
   async [Symbol.asyncDispose](): Promise<void> {
     this.#isEnding = true;
-    this.#pulse[Symbol.dispose]();
+    this.#pulse?.[Symbol.dispose]();
     await this.halt();
     const isKnown = await this.#dismiss();
     if (!isKnown && this.#mayTakeOver && (await this.#goAlone()) === 'superseded')
@@ -270,7 +275,7 @@ export class RemoteShadow implements Shadow {
     const { link, host } = this.#options;
     try {
       for await (const { type, body } of link.messages()) {
-        this.#pulse.heard();
+        this.#pulse?.heard();
         if (type === MESSAGE.words) this.#take(decodeWords(body));
       }
       const reason = await link.closed;
@@ -290,7 +295,7 @@ export class RemoteShadow implements Shadow {
   #lose(error: Error): void {
     if (this.#lost !== undefined) return;
     this.#lost = error;
-    this.#pulse[Symbol.dispose]();
+    this.#pulse?.[Symbol.dispose]();
     this.#image.fail(error);
     for (const { reject } of this.#answers.values()) reject(error);
     if (!this.#isEnding) this.#options.onLost(error.message);

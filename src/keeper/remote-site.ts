@@ -58,7 +58,7 @@ export async function joinSite(vm: JoiningVm): Promise<RemoteSite | undefined> {
   if (site === undefined) return undefined;
   try {
     const right = await RecordedRight.begin(rightOptions(site, vm), vm.signal);
-    return await remoteSite(site, { ...vm, right });
+    return remoteSite(site, { ...vm, right, files: await digestFiles(vm.spec) });
   } catch (cause) {
     if (isSuperseded(cause)) await giveHeritageUp(vm);
     throw cause;
@@ -86,14 +86,19 @@ export function rightOptions(site: SiteConfig, { spec, clock, log, failpoints }:
   };
 }
 
+interface SitedVm {
+  readonly spec: VmSpec;
+  readonly right: ActingRight;
+  readonly given: GivenSpec;
+  /** Digests of what its QEMUs are started from. */
+  readonly files: Readonly<Record<string, string>>;
+}
+
 /** What a keeper needs to have its shadow on another host. */
-export async function remoteSite(
-  site: SiteConfig,
-  { spec, right, given }: { spec: VmSpec; right: ActingRight; given: GivenSpec },
-): Promise<RemoteSite> {
+export function remoteSite(site: SiteConfig, { spec, right, given, files }: SitedVm): RemoteSite {
   const others = (spec.shadow.hosts ?? []).filter((name) => name !== site.host);
   return {
-    ...{ right, given, peerTimeoutMs: site.peerTimeoutMs, files: await digestFiles(spec) },
+    ...{ right, given, files, peerTimeoutMs: site.peerTimeoutMs },
     connect: (signal) => connectToFirst(site, { vm: spec.name, others, signal }),
   };
 }

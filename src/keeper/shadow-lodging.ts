@@ -3,7 +3,7 @@ import { cacheDirectory } from '../base/cache-directory.ts';
 import type { Clock } from '../base/clock.ts';
 import { errorFacts } from '../base/errors.ts';
 import { Failpoints } from '../base/failpoint.ts';
-import type { Logger } from '../base/logger.ts';
+import { type Logger, silentLogger } from '../base/logger.ts';
 import type { SiteConfig } from '../config/site-config.ts';
 import { RunDirectory } from '../control/run-directory.ts';
 import { encodeWords, MESSAGE, type PeerWords } from '../replication/peer-messages.ts';
@@ -46,7 +46,7 @@ export class ShadowLodging implements AsyncDisposable {
     try {
       directory.record({ spec });
       directory.keepSpec(hello.spec);
-      const log = { info: () => {}, warn: () => {}, error: () => {}, debug: () => {} } as unknown as Logger;
+      const log = silentLogger;
       const host = await prepareHost(spec, {
         ...{ cacheDir: cacheDirectory(), directory: directory.path, clock, log, signal },
       });
@@ -126,7 +126,8 @@ export class ShadowLodging implements AsyncDisposable {
       log.info('the shadow may not act', { vm: spec.name });
       return EXIT_FAILED;
     }
-    const remote = await remoteSite(this.#site, { spec, right, given: hello.spec });
+    // The files are those of the other host: that was seen when the shadow was taken in.
+    const remote = remoteSite(this.#site, { spec, right, given: hello.spec, files: hello.files });
     const promised: PromisedShadow = {
       ...{ session, from: peer, lostAtMs: end.atMs },
       reason: end.kind === 'called' ? end.reason : 'peer-lost',

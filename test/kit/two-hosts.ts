@@ -1,0 +1,411 @@
+import { type ChildProcess, execFile, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { createInterface } from 'node:readline';
+import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
+import { stringify } from 'yaml';
+import { ensureDemoGuest } from '../../guest/build.ts';
+import { systemClock as clock } from '../../src/base/clock.ts';
+import type { KeeperRecord } from '../../src/control/keeper-record.ts';
+import { processesMapping } from '../../src/control/process-identity.ts';
+import type { VmEvent } from '../../src/control/vm-event.ts';
+import type { VmStatus } from '../../src/control/vm-status.ts';
+import { RedisLoad } from '../../src/demo/redis-load.ts';
+import { type ActingRecord, parseRecord } from '../../src/lease/acting-records.ts';
+import { CertificateStore } from '../../src/pki/certificate-store.ts';
+
+const run = promisify(execFile);
+const CLI = fileURLToPath(new URL('../../src/cli/main.ts', import.meta.url));
+const SITE = fileURLToPath(new URL('../../src/keeper/site-main.ts', import.meta.url));
+/** Of every wait; shorter than that of a test, so that what failed is still tidied up. */
+const DEADLINE_MS = 90_000;
+const POLL_MS = 20;
+const ETCD = 'http://10.77.0.1:2379';
+const GUEST = { host: '10.77.0.2', port: 6379 };
+const PORT = 7946;
+
+export type HostName = 'a' | 'b';
+const HOSTS = {
+  a: { peer: '10.78.0.1', lan: '10.77.0.11' },
+  b: { peer: '10.78.0.2', lan: '10.77.0.12' },
+} as const;
+const NAMES = ['a', 'b'] as const;
+
+export interface TwoHostsOptions {
+  /** Runs on this host in every process of understudy before anything else; see `killAt` in kept-vm.ts. */
+  readonly plants?: Partial<Record<HostName, string>>;
+  /** Fields of site.yaml. */
+  readonly site?: Readonly<Record<string, unknown>>;
+  /** Fields of the specification. */
+  readonly spec?: Readonly<Record<string, unknown>>;
+}
+
+let made = 0;
+
+/**
+ * Two hosts on this machine, each a network namespace with directories of its own, between them a link for epochs, and a
+ * network that clients and etcd are on. Real processes, TLS, TAPs and bridges; kernel and memory are shared.
+ */
+export class TwoHosts implements AsyncDisposable {
+  readonly vm: string;
+  readonly folder: string;
+  readonly memoryFolder: string;
+  readonly #prefix: string;
+  readonly #options: TwoHostsOptions;
+  readonly #owned = new AsyncDisposableStack();
+  readonly #sites = new Map<HostName, ChildProcess>();
+  #etcd: ChildProcess | undefined;
+  #load: RedisLoad | undefined;
+  #runId = '';
+
+  private constructor(options: TwoHostsOptions) {
+    made += 1;
+    this.#options = options;
+    this.#prefix = `us-${process.pid}-${made}`;
+    this.vm = `two-${process.pid}-${made}`;
+    this.folder = mkdtempSync(join(tmpdir(), 'us-two-'));
+    this.memoryFolder = mkdtempSync('/dev/shm/us-two-');
+    this.#owned.defer(() => {
+      for (const path of [this.folder, this.memoryFolder]) rmSync(path, { recursive: true, force: true });
+    });
+  }
+
+  /** Networks, etcd, certificates, and on each host the process that takes shadows in. */
+  static async open(options: TwoHostsOptions = {}): Promise<TwoHosts> {
+    const hosts = new TwoHosts(options);
+    try {
+      await hosts.#layNetwork();
+      hosts.#owned.defer(() => hosts.#endAll());
+      await hosts.startEtcd();
+      await hosts.#writeFiles();
+      for (const name of NAMES) await hosts.startSite(name);
+      return hosts;
+    } catch (thrown) {
+      await hosts[Symbol.asyncDispose]();
+      throw thrown;
+    }
+  }
+
+  /** The VM runs on host a, its shadow is in sync on host b, and clients are connected. */
+  static async withVm(options: TwoHostsOptions & { clients?: number } = {}): Promise<TwoHosts> {
+    const hosts = await TwoHosts.open(options);
+    try {
+      await hosts.start('a');
+      await hosts.connect(options.clients ?? 3);
+      await hosts.until('a', 'protected');
+      return hosts;
+    } catch (thrown) {
+      await hosts[Symbol.asyncDispose]();
+      throw thrown;
+    }
+  }
+
+  get load(): RedisLoad {
+    if (this.#load === undefined) throw new Error('clients come with `connect`');
+    return this.#load;
+  }
+
+  async start(host: HostName): Promise<void> {
+    await this.cli(host, 'run', join(this.folder, 'vm.yaml'), '--wait', 'started');
+  }
+
+  async connect(clients: number): Promise<void> {
+    const netns = this.netns('lan');
+    const load = this.#owned.use(await RedisLoad.start({ netns, ...GUEST, clock }));
+    await load.connect(clients);
+    this.#load = load;
+    this.#runId = await this.#readRunId();
+  }
+
+  /** Neither the guest nor Redis in it has begun anew. */
+  async isSameGuest(): Promise<boolean> {
+    return (await this.#readRunId()) === this.#runId;
+  }
+
+  /** A command of understudy, as somebody on this host gives it. @throws Error with what it said */
+  async cli(host: HostName, ...words: string[]): Promise<string> {
+    const { stdout } = await run('nsenter', this.#entering(host, [process.execPath, CLI, ...words]), {
+      env: this.environment(host),
+      timeout: DEADLINE_MS,
+    });
+    return stdout;
+  }
+
+  async status(host: HostName): Promise<VmStatus> {
+    return JSON.parse(await this.cli(host, 'status', this.vm, '--json'));
+  }
+
+  async events(host: HostName): Promise<VmEvent[]> {
+    const path = join(this.runDirectory(host), this.vm, 'events.jsonl');
+    return readFileSync(path, 'utf8')
+      .split('\n')
+      .filter(Boolean)
+      .map((line) => JSON.parse(line));
+  }
+
+  /** Waits for an event of this kind on a host, after number `after`. */
+  async until(host: HostName, kind: string, { after = 0 }: { after?: number } = {}): Promise<VmEvent> {
+    return await this.eventually(`${kind} on ${host}`, async () =>
+      (await this.events(host)).find((event) => event.kind === kind && event.seq > after),
+    );
+  }
+
+  async eventually<Value>(
+    what: string,
+    look: () => Promise<Value | undefined> | Value | undefined,
+  ): Promise<Value> {
+    const endMs = clock.nowMs() + DEADLINE_MS;
+    for (;;) {
+      try {
+        const found = await look();
+        if (found !== undefined && found !== false) return found;
+      } catch (thrown) {
+        if ((thrown as { code?: unknown }).code !== 'ENOENT') throw thrown;
+      }
+      if (clock.nowMs() > endMs) throw new Error(`waited in vain for ${what}\n${this.#logs()}`);
+      await clock.sleep(POLL_MS);
+    }
+  }
+
+  /** What is on record in etcd about who acts. */
+  async record(): Promise<ActingRecord | undefined> {
+    const key = Buffer.from(`/understudy/acting/${this.vm}`).toString('base64');
+    const words = ['curl', '-s', '-d', JSON.stringify({ key }), `${ETCD}/v3/kv/range`];
+    const { stdout } = await run('nsenter', this.#entering('lan', words));
+    const { kvs = [] } = JSON.parse(stdout) as { kvs?: { value: string }[] };
+    const value = kvs[0]?.value;
+    return value === undefined ? undefined : parseRecord(Buffer.from(value, 'base64').toString(), this.vm);
+  }
+
+  keeperPid(host: HostName): number {
+    return this.#keeperRecord(host).keeper.pid;
+  }
+
+  qemuPids(host: HostName): number[] {
+    return processesMapping(this.memoryOf(host))
+      .map(({ pid }) => pid)
+      .filter((pid) => pid !== this.keeperPid(host));
+  }
+
+  /** As a host ends whose plug is pulled, as far as this VM goes: keeper and QEMU at once. */
+  killHost(host: HostName): void {
+    const pids = [this.keeperPid(host), ...this.qemuPids(host)];
+    for (const pid of pids) process.kill(pid, 'SIGKILL');
+  }
+
+  /** Cuts the link for epochs, in both ways or for what `from` sends. */
+  async cutPeers(from: HostName | 'both' = 'both'): Promise<void> {
+    for (const name of NAMES) if (from === 'both' || from === name) await this.#lose(name, 'peer0');
+  }
+
+  /** Cuts this host off from clients and etcd. */
+  async cutLan(host: HostName): Promise<void> {
+    await this.#lose(host, 'up0');
+    await this.#lose('lan', `to-${host}`);
+  }
+
+  async mend(): Promise<void> {
+    const devices = [
+      ...NAMES.flatMap((name) => [[name, 'peer0'] as const, [name, 'up0'] as const]),
+      ...NAMES.map((name) => ['lan', `to-${name}`] as const),
+    ];
+    for (const [place, device] of devices)
+      await run('tc', ['-n', this.netns(place), 'qdisc', 'del', 'dev', device, 'root']).catch(() => {});
+  }
+
+  async startEtcd(): Promise<void> {
+    const words = ['etcd', '--data-dir', join(this.folder, 'etcd')];
+    for (const [name, url] of [
+      ['--listen-client-urls', ETCD],
+      ['--advertise-client-urls', ETCD],
+      ['--listen-peer-urls', 'http://127.0.0.1:2380'],
+    ] as const)
+      words.push(name, url);
+    const child = spawn('nsenter', this.#entering('lan', words), { stdio: 'ignore' });
+    this.#etcd = child;
+    await this.eventually('etcd', async () => {
+      if (child.exitCode !== null) throw new Error(`etcd ended with ${child.exitCode}`);
+      const answers = run('nsenter', this.#entering('lan', ['curl', '-sf', `${ETCD}/health`]));
+      return await answers.then(
+        () => true,
+        () => undefined,
+      );
+    });
+  }
+
+  signalEtcd(signal: NodeJS.Signals): void {
+    this.#etcd?.kill(signal);
+  }
+
+  async startSite(host: HostName): Promise<void> {
+    const child = spawn('nsenter', this.#entering(host, [process.execPath, SITE]), {
+      env: this.environment(host),
+      stdio: ['ignore', 'pipe', 'inherit'],
+    });
+    this.#sites.set(host, child);
+    const [line] = await once(createInterface({ input: child.stdout }), 'line');
+    if (!JSON.parse(String(line)).ok) throw new Error(String(line));
+    child.stdout.destroy();
+  }
+
+  /** No shadow finds a place on this host until `startSite`. */
+  async endSite(host: HostName): Promise<void> {
+    await end(this.#sites.get(host));
+    this.#sites.delete(host);
+  }
+
+  netns(place: HostName | 'lan'): string {
+    return `${this.#prefix}-${place}`;
+  }
+
+  runDirectory(host: HostName): string {
+    return join(this.folder, host, 'run');
+  }
+
+  memoryOf(host: HostName): string {
+    return join(this.memoryFolder, host);
+  }
+
+  environment(host: HostName): NodeJS.ProcessEnv {
+    const plant = this.#options.plants?.[host];
+    const plantUrl = `data:text/javascript,${encodeURIComponent(plant ?? '')}`;
+    return {
+      ...process.env,
+      UNDERSTUDY_RUN_DIR: this.runDirectory(host),
+      UNDERSTUDY_MEMORY_DIR: this.memoryOf(host),
+      UNDERSTUDY_STATE_DIR: join(this.folder, host, 'state'),
+      UNDERSTUDY_SITE: this.sitePath(host),
+      ...(plant !== undefined && { NODE_OPTIONS: `--import ${JSON.stringify(plantUrl)}` }),
+    };
+  }
+
+  sitePath(host: HostName): string {
+    return join(this.folder, `site-${host}.yaml`);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#owned.disposeAsync();
+  }
+
+  async #layNetwork(): Promise<void> {
+    const ip = (...words: string[]) => run('ip', words);
+    const lan = this.netns('lan');
+    for (const place of [...NAMES, 'lan'] as const) {
+      await ip('netns', 'add', this.netns(place));
+      this.#owned.defer(async () => void (await ip('netns', 'delete', this.netns(place))));
+      await ip('-n', this.netns(place), 'link', 'set', 'lo', 'up');
+      await ip('-n', this.netns(place), 'link', 'add', 'br0', 'type', 'bridge');
+      await ip('-n', this.netns(place), 'link', 'set', 'br0', 'up');
+    }
+    await ip('-n', lan, 'address', 'add', '10.77.0.1/24', 'dev', 'br0');
+    for (const name of NAMES) {
+      const here = this.netns(name);
+      await ip('-n', here, 'link', 'add', 'up0', 'type', 'veth', 'peer', 'name', `to-${name}`, 'netns', lan);
+      await ip('-n', lan, 'link', 'set', `to-${name}`, 'master', 'br0', 'up');
+      await ip('-n', here, 'link', 'set', 'up0', 'master', 'br0', 'up');
+      await ip('-n', here, 'address', 'add', `${HOSTS[name].lan}/24`, 'dev', 'br0');
+    }
+    const [a, b] = [this.netns('a'), this.netns('b')];
+    await ip('-n', a, 'link', 'add', 'peer0', 'type', 'veth', 'peer', 'name', 'peer0', 'netns', b);
+    for (const name of NAMES) {
+      await ip('-n', this.netns(name), 'address', 'add', `${HOSTS[name].peer}/24`, 'dev', 'peer0');
+      await ip('-n', this.netns(name), 'link', 'set', 'peer0', 'up');
+    }
+  }
+
+  async #writeFiles(): Promise<void> {
+    const pki = new CertificateStore(join(this.folder, 'pki'), { wallMs: clock.wallMs });
+    await pki.init();
+    for (const name of NAMES) {
+      await pki.host(name, [HOSTS[name].peer]);
+      mkdirSync(this.runDirectory(name), { recursive: true, mode: 0o700 });
+      mkdirSync(this.memoryOf(name), { mode: 0o700 });
+      const other = name === 'a' ? 'b' : 'a';
+      const site = {
+        host: name,
+        listen: `${HOSTS[name].peer}:${PORT}`,
+        ...{ certificate: `pki/${name}.crt`, key: `pki/${name}.key`, ca: 'pki/ca.crt' },
+        hosts: { [other]: `${HOSTS[other].peer}:${PORT}` },
+        lease: { etcd: { endpoints: [ETCD] } },
+        ...this.#options.site,
+      };
+      writeFileSync(this.sitePath(name), stringify(site));
+    }
+    const guest = await ensureDemoGuest();
+    const spec = {
+      ...{ name: this.vm, memory: '128MiB' },
+      boot: {
+        kernel: guest.kernel,
+        initrd: guest.initrd,
+        cmdline: `${guest.cmdline} us.ip=${GUEST.host}/24 us.gw=10.77.0.1`,
+      },
+      nics: [{ uplink: { kind: 'tap', device: 'us-redis', bridge: 'br0' } }],
+      shadow: { hosts: ['a', 'b'] },
+      ...this.#options.spec,
+    };
+    writeFileSync(join(this.folder, 'vm.yaml'), stringify(spec));
+  }
+
+  /** Whatever runs on either host, by what is on record and by the memory that it has open. */
+  async #endAll(): Promise<void> {
+    for (const child of [...this.#sites.values(), this.#etcd]) await end(child);
+    for (const name of NAMES) {
+      const pids = new Set(processesMapping(this.memoryOf(name)).map(({ pid }) => pid));
+      try {
+        pids.add(this.keeperPid(name));
+      } catch {
+        // There is no VM on that host.
+      }
+      for (const pid of pids) {
+        try {
+          process.kill(pid, 'SIGKILL');
+        } catch {
+          // It ended by itself.
+        }
+      }
+      await this.eventually('the end of all processes', () =>
+        processesMapping(this.memoryOf(name)).length === 0 ? true : undefined,
+      );
+      await this.cli(name, 'stop', this.vm, '--now').catch(() => {});
+    }
+  }
+
+  async #lose(place: HostName | 'lan', device: string): Promise<void> {
+    const words = ['qdisc', 'replace', 'dev', device, 'root', 'netem', 'loss', '100%'];
+    await run('tc', ['-n', this.netns(place), ...words]);
+  }
+
+  #entering(place: HostName | 'lan', words: readonly string[]): string[] {
+    return [`--net=/run/netns/${this.netns(place)}`, '--', ...words];
+  }
+
+  #keeperRecord(host: HostName): KeeperRecord {
+    return JSON.parse(readFileSync(join(this.runDirectory(host), this.vm, 'keeper.json'), 'utf8'));
+  }
+
+  async #readRunId(): Promise<string> {
+    const info = String(await this.load.command('INFO', 'server'));
+    return /run_id:(\w+)/.exec(info)?.[1] ?? '';
+  }
+
+  #logs(): string {
+    return NAMES.map((name) => {
+      try {
+        const log = readFileSync(join(this.runDirectory(name), this.vm, 'keeper.log'), 'utf8');
+        return `--- ${name}\n${log.slice(-3000)}`;
+      } catch {
+        return `--- ${name}: nothing`;
+      }
+    }).join('\n');
+  }
+}
+
+async function end(child: ChildProcess | undefined): Promise<void> {
+  if (child === undefined || child.exitCode !== null || child.signalCode !== null) return;
+  const exited = once(child, 'exit');
+  child.kill('SIGKILL');
+  await exited;
+}
