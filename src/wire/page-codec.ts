@@ -19,22 +19,26 @@ const PAGE_WORDS = PAGE_BYTES / WORD_BYTES;
 const GAIN_BYTES_MIN = 64;
 const PACKED_BYTES_MAX = PAGE_BYTES - GAIN_BYTES_MIN;
 
-const KIND = { zero: 0, same: 1, raw: 2, lz4: 3, xorLz4: 4 } as const;
+const KIND = { zero: 0, same: 1, raw: 2, lz4: 3, xorLz4: 4, patch: 5 } as const;
 
-/** How pages travelled: all zero, as the base, as they are, LZ4 of them, LZ4 of what differs from the base. */
+/**
+ * How pages travelled: all zero, as the base, as they are, LZ4 of them, LZ4 of what they are XORed with the base, or the
+ * words that differ. A patch is runs of such words: u16 words to leave, u16 words that follow, those words.
+ */
 export type PerKind = Record<keyof typeof KIND, number>;
 
 /**
- * What a page may cost. 0: nothing but zero and unchanged pages are found, for links that are faster than this CPU packs.
- * 1: one attempt, by how much of the page changed. 2: the best of both attempts.
+ * What a page may cost. 0: no LZ4, about 1 µs a page, for links that are faster than this CPU packs. 1: LZ4 once, of the
+ * page or of what differs, for pages of which more than a little changed. 2: the best of all ways.
  */
 export type Effort = 0 | 1 | 2;
 
 /** Above so many changed words, what differs packs worse than the page itself, nearly always. */
 const CHANGED_WORDS_MAX = 512;
-/** With less than this there is nothing left to gain by a second attempt. */
-const GOOD_ENOUGH_BYTES = 96;
-const ACCELERATION: Readonly<Record<Effort, number>> = { 0: 1, 1: 4, 2: 1 };
+/** A patch of at most so much is not improved on: what LZ4 would save is not worth its time. */
+const PATCH_BYTES_MAX: Readonly<Record<Effort, number>> = { 0: PACKED_BYTES_MAX, 1: 256, 2: 96 };
+/** A larger one made pages of a guest no quicker to pack, and 8 % larger. */
+const ACCELERATION = 1;
 
 /** Room that a batch needs at worst. */
 export function encodedBytesMax(pageCount: number): number {
@@ -65,8 +69,9 @@ export class PageEncoder {
   /** What differs between a page and its base. */
   readonly #difference = new Int32Array(PAGE_WORDS);
   readonly #differenceAddress: number;
-  /** Takes second attempts. */
+  /** Takes patches and second attempts. */
   readonly #spare = new Uint8Array(PAGE_BYTES);
+  readonly #spareWords = new Int32Array(this.#spare.buffer);
   readonly #spareAddress: number;
 
   /** @throws WireError WIRE_CODEC_MISSING */
@@ -87,7 +92,7 @@ export class PageEncoder {
     table.setUint32(0, pageCount, true);
     const pagesAddress = addressOf(pages);
     const outAddress = addressOf(out);
-    const perKind: PerKind = { zero: 0, same: 0, raw: 0, lz4: 0, xorLz4: 0 };
+    const perKind: PerKind = { zero: 0, same: 0, raw: 0, lz4: 0, xorLz4: 0, patch: 0 };
     let end = table.byteLength;
     for (let page = 0; page < pageCount; page += 1) {
       const isBaseKnown = basesKnown === undefined || basesKnown[page] !== 0;
@@ -112,30 +117,52 @@ export class PageEncoder {
   #pack(work: PageWork): Packed {
     const { words, baseWords, at, effort } = work;
     if (isZero(words, at)) return ZERO;
-    const changedWords =
-      baseWords === undefined ? PAGE_WORDS : subtract(words, baseWords, { at, into: this.#difference });
-    if (changedWords === 0) return SAME;
+    if (baseWords !== undefined) {
+      const limitBytes = PATCH_BYTES_MAX[effort];
+      const bytes = writePatch(words, baseWords, { at, into: this.#spareWords, limitBytes });
+      if (bytes === 0) return SAME;
+      if (bytes <= limitBytes) return this.#takeSpare(work, { kind: 'patch', bytes });
+    }
     if (effort === 0) return RAW;
-    const page = { kind: 'lz4', address: work.pageAddress } as const;
-    const difference = { kind: 'xorLz4', address: this.#differenceAddress } as const;
-    const [first, second] = changedWords <= CHANGED_WORDS_MAX ? [difference, page] : [page, difference];
     const { targetAddress } = work;
-    const bytes = this.#compress(first.address, { targetAddress, targetBytes: PACKED_BYTES_MAX, effort });
+    const [first, second] = this.#sources(work);
+    const bytes = this.#compress(first.address, { targetAddress, targetBytes: PACKED_BYTES_MAX });
     const best: Packed = bytes === 0 ? RAW : { kind: first.kind, bytes };
-    if (effort === 1 || baseWords === undefined || (bytes > 0 && bytes <= GOOD_ENOUGH_BYTES)) return best;
-    const targetBytes = bytes === 0 ? PACKED_BYTES_MAX : bytes - 1;
-    const fewer = this.#compress(second.address, { targetAddress: this.#spareAddress, targetBytes, effort });
-    if (fewer === 0) return best;
-    work.target.set(this.#spare.subarray(0, fewer), work.targetOffset);
-    return { kind: second.kind, bytes: fewer };
+    return effort === 1 || baseWords === undefined ? best : this.#improve(work, { best, second, baseWords });
+  }
+
+  /** What LZ4 may be tried on, what promises more first. */
+  #sources({ words, baseWords, at, pageAddress }: PageWork): [Source, Source] {
+    const page: Source = { kind: 'lz4', address: pageAddress };
+    const difference: Source = { kind: 'xorLz4', address: this.#differenceAddress };
+    if (baseWords === undefined) return [page, difference];
+    const changedWords = subtract(words, baseWords, { at, into: this.#difference });
+    return changedWords <= CHANGED_WORDS_MAX ? [difference, page] : [page, difference];
+  }
+
+  #improve(work: PageWork, attempts: { best: Packed; second: Source; baseWords: Int32Array }): Packed {
+    const { words, at } = work;
+    let { best } = attempts;
+    const fewerBytes = () => Math.min(PACKED_BYTES_MAX, best.bytes - 1);
+    const target = { targetAddress: this.#spareAddress, targetBytes: fewerBytes() };
+    const bytes = this.#compress(attempts.second.address, target);
+    if (bytes > 0) best = this.#takeSpare(work, { kind: attempts.second.kind, bytes });
+    const patch = { at, into: this.#spareWords, limitBytes: fewerBytes() };
+    const patchBytes = writePatch(words, attempts.baseWords, patch);
+    return patchBytes <= fewerBytes() ? this.#takeSpare(work, { kind: 'patch', bytes: patchBytes }) : best;
+  }
+
+  #takeSpare({ target, targetOffset }: PageWork, packed: Packed): Packed {
+    target.set(this.#spare.subarray(0, packed.bytes), targetOffset);
+    return packed;
   }
 
   #compress(
     sourceAddress: number,
-    { targetAddress, targetBytes, effort }: { targetAddress: number; targetBytes: number; effort: Effort },
+    { targetAddress, targetBytes }: { targetAddress: number; targetBytes: number },
   ): number {
     const block = { sourceAddress, sourceBytes: PAGE_BYTES, targetAddress, targetBytes };
-    return this.#lz4.compress(block, ACCELERATION[effort]);
+    return this.#lz4.compress(block, ACCELERATION);
   }
 }
 
@@ -168,12 +195,13 @@ export class PageDecoder {
     const words = wordsOf(target);
     const inputAddress = addressOf(input);
     const targetAddress = addressOf(target);
-    const perKind: PerKind = { zero: 0, same: 0, raw: 0, lz4: 0, xorLz4: 0 };
+    const perKind: PerKind = { zero: 0, same: 0, raw: 0, lz4: 0, xorLz4: 0, patch: 0 };
     let from = COUNT_BYTES + pageCount * ENTRY_BYTES;
     for (const [page, { kind, bytes }] of entries.entries()) {
       const offset = page * PAGE_BYTES;
       if (kind === 'zero') target.fill(0, offset, offset + PAGE_BYTES);
       else if (kind === 'raw') target.set(input.subarray(from, from + PAGE_BYTES), offset);
+      else if (kind === 'patch') applyPatch(input.subarray(from, from + bytes), words, page);
       else if (kind !== 'same') {
         const into = kind === 'lz4' ? targetAddress + offset : this.#differenceAddress;
         this.#decompress({
@@ -215,6 +243,11 @@ interface Packed {
   readonly bytes: number;
 }
 
+interface Source {
+  readonly kind: 'lz4' | 'xorLz4';
+  readonly address: number;
+}
+
 const ZERO: Packed = { kind: 'zero', bytes: 0 };
 const SAME: Packed = { kind: 'same', bytes: 0 };
 const RAW: Packed = { kind: 'raw', bytes: PAGE_BYTES };
@@ -243,7 +276,8 @@ function readEntries(input: Uint8Array, pageCount: number): Packed[] {
 
 function isPossible(kind: keyof typeof KIND, bytes: number): boolean {
   if (kind === 'zero' || kind === 'same') return bytes === 0;
-  return kind === 'raw' ? bytes === PAGE_BYTES : bytes > 0 && bytes <= PACKED_BYTES_MAX;
+  if (kind === 'raw') return bytes === PAGE_BYTES;
+  return bytes > 0 && bytes <= PACKED_BYTES_MAX && (kind !== 'patch' || bytes % WORD_BYTES === 0);
 }
 
 function isZero(words: Int32Array, at: number): boolean {
@@ -269,6 +303,53 @@ function subtract(
 function add(difference: Int32Array, words: Int32Array, at: number): void {
   for (let word = 0; word < PAGE_WORDS; word += 1)
     words[at + word] = (words[at + word] as number) ^ (difference[word] as number);
+}
+
+/**
+ * Leaves the words that differ in `into`, and returns how many bytes that takes: 0 when none does, more than `limitBytes`
+ * as soon as that is known.
+ */
+function writePatch(
+  words: Int32Array,
+  baseWords: Int32Array,
+  { at, into, limitBytes }: { at: number; into: Int32Array; limitBytes: number },
+): number {
+  const end = at + PAGE_WORDS;
+  let length = 0;
+  for (let word = at; ; ) {
+    const leftFrom = word;
+    while (word < end && words[word] === baseWords[word]) word += 1;
+    if (word === end) return length * WORD_BYTES;
+    const first = word;
+    const header = length;
+    length += 1;
+    do {
+      into[length] = words[word] as number;
+      length += 1;
+      word += 1;
+      if (length * WORD_BYTES > limitBytes) return length * WORD_BYTES;
+      // A single word that is equal costs no more than the header of another run.
+    } while (
+      word < end &&
+      (words[word] !== baseWords[word] || (word + 1 < end && words[word + 1] !== baseWords[word + 1]))
+    );
+    into[header] = (first - leftFrom) | ((word - first) << 16);
+  }
+}
+
+function applyPatch(patch: Uint8Array, words: Int32Array, page: number): void {
+  const view = new DataView(patch.buffer, patch.byteOffset, patch.length);
+  const end = (page + 1) * PAGE_WORDS;
+  let word = page * PAGE_WORDS;
+  for (let from = 0; from < patch.length; ) {
+    word += view.getUint16(from, true);
+    const runWords = view.getUint16(from + 2, true);
+    from += WORD_BYTES;
+    if (runWords === 0 || word + runWords > end || from + runWords * WORD_BYTES > patch.length)
+      throw invalid(`page ${page} has a patch that does not fit`);
+    for (const runEnd = word + runWords; word < runEnd; word += 1, from += WORD_BYTES)
+      words[word] = view.getInt32(from, true);
+  }
 }
 
 function wholePages(pages: Uint8Array): number {
