@@ -103,7 +103,8 @@ export class SecureLink implements AsyncDisposable {
   #receivedBytes = 0n;
   #consumedBytes = 0n;
   #creditGivenBytes = 0n;
-  #heardMs: number;
+  /** Looks in a row after which nothing was heard since the one before. */
+  #quietLooks = 0;
   #saidMs: number;
   #cancelLook: () => void = () => {};
 
@@ -124,8 +125,7 @@ export class SecureLink implements AsyncDisposable {
     this.#keepaliveMs = options.keepaliveMs ?? KEEPALIVE_MS;
     this.#silenceMs = options.silenceMs ?? SILENCE_MS;
     this.#decoder = new MessageDecoder({ limits: withLinkLimits(limits), version });
-    this.#heardMs = clock.nowMs();
-    this.#saidMs = this.#heardMs;
+    this.#saidMs = clock.nowMs();
     this.closed = this.#ended.promise;
     this.greeted = this.#hello.promise;
     // Its end is told by `closed` as well.
@@ -200,7 +200,7 @@ export class SecureLink implements AsyncDisposable {
 
   #read(chunk: Buffer): void {
     if (this.#end !== undefined) return;
-    this.#heardMs = this.#clock.nowMs();
+    this.#quietLooks = 0;
     try {
       this.#decoder.push(chunk, (message) => this.#take(message));
     } catch (thrown) {
@@ -304,30 +304,29 @@ export class SecureLink implements AsyncDisposable {
     this.#socket.uncork();
   }
 
-  #lookLater(): void {
-    const intervalMs = Math.min(this.#keepaliveMs, this.#silenceMs / LOOKS_PER_SILENCE);
-    this.#cancelLook = this.#clock.after(intervalMs, () => this.#look());
+  get #lookIntervalMs(): number {
+    return Math.min(this.#keepaliveMs, this.#silenceMs / LOOKS_PER_SILENCE);
   }
 
+  #lookLater(): void {
+    this.#cancelLook = this.#clock.after(this.#lookIntervalMs, () => this.#look());
+  }
+
+  /**
+   * Silence is counted in looks, not on the clock: when this process was held up, what the other side said meanwhile lies
+   * unread in the kernel, and however long that was, it is one look.
+   */
   #look(): void {
     if (this.#end !== undefined || this.#saidBye) return;
-    const nowMs = this.#clock.nowMs();
     // As long as bytes wait for the kernel to take them, more would only heap up.
-    const isIdle = this.#socket.writableLength === 0 && nowMs - this.#saidMs >= this.#keepaliveMs;
-    if (isIdle) this.#sayCredit();
-    if (nowMs - this.#heardMs < this.#silenceMs) {
-      this.#lookLater();
+    const isIdle = this.#socket.writableLength === 0;
+    if (isIdle && this.#clock.nowMs() - this.#saidMs >= this.#keepaliveMs) this.#sayCredit();
+    if (this.#quietLooks * this.#lookIntervalMs >= this.#silenceMs) {
+      this.#lose(silent(this.peer, this.#silenceMs));
       return;
     }
-    // This process may have been held up, and what was said meanwhile lie unread in the kernel: look there once first.
-    const heardMs = this.#heardMs;
-    setImmediate(() =>
-      setImmediate(() => {
-        if (this.#end !== undefined) return;
-        if (this.#heardMs === heardMs) this.#lose(silent(this.peer, this.#silenceMs));
-        else this.#lookLater();
-      }),
-    );
+    this.#quietLooks += 1;
+    this.#lookLater();
   }
 
   #noteEnd(failure = broken('the connection ended without a goodbye')): void {
