@@ -23,6 +23,7 @@ const ROOMS = [
   'memory',
   'block',
   'net',
+  'wire',
   'telemetry',
   'forecast',
   'replication',
@@ -40,7 +41,7 @@ const ROOMS = [
   'cli',
 ];
 /** Rooms that do not know each other: they meet in the rooms that compose them. */
-const STRANGERS = ['guest', 'qemu', 'memory', 'block', 'net', 'telemetry', 'forecast'];
+const STRANGERS = ['guest', 'qemu', 'memory', 'block', 'net', 'wire', 'telemetry', 'forecast'];
 /** Rooms that put the others together. Nobody imports them, not even each other: they are started. */
 const COMPOSERS = ['keeper', 'host', 'cli'];
 

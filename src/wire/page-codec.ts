@@ -1,0 +1,381 @@
+import { assert } from '../base/assert.ts';
+import { messageOf } from '../base/errors.ts';
+import { PAGE_BYTES } from '../base/units.ts';
+import { addressOf, type Lz4, loadLz4 } from '../linux/lz4.ts';
+import { WireError } from './wire-error.ts';
+
+/**
+ * A batch of pages on their way: u32 number of pages, then for each page a u16 with its kind (upper 3 bits) and the bytes
+ * that it takes (lower 13), then those bytes, one page after the other; little endian. Batches stand alone. They have no
+ * checksum: the message around them has one.
+ */
+const COUNT_BYTES = 4;
+const ENTRY_BYTES = 2;
+const LENGTH_BITS = 13;
+const LENGTH_MASK = (1 << LENGTH_BITS) - 1;
+const WORD_BYTES = 4;
+const PAGE_WORDS = PAGE_BYTES / WORD_BYTES;
+/** What saves less than this is not worth the work on the other side. */
+const GAIN_BYTES_MIN = 64;
+const PACKED_BYTES_MAX = PAGE_BYTES - GAIN_BYTES_MIN;
+
+const KIND = { zero: 0, same: 1, raw: 2, lz4: 3, xorLz4: 4, patch: 5 } as const;
+
+/**
+ * How pages travelled: all zero, as the base, as they are, LZ4 of them, LZ4 of what they are XORed with the base, or the
+ * words that differ. A patch is runs of such words: u16 words to leave, u16 words that follow, those words.
+ */
+export type PerKind = Record<keyof typeof KIND, number>;
+
+/**
+ * What a page may cost. 0: no LZ4, about 1 µs a page, for links that are faster than this CPU packs. 1: LZ4 once, of the
+ * page or of what differs, for pages of which more than a little changed. 2: the best of all ways.
+ */
+export type Effort = 0 | 1 | 2;
+
+/** Above so many changed words, what differs packs worse than the page itself, nearly always. */
+const CHANGED_WORDS_MAX = 512;
+/** A patch of at most so much is not improved on: what LZ4 would save is not worth its time. */
+const PATCH_BYTES_MAX: Readonly<Record<Effort, number>> = { 0: PACKED_BYTES_MAX, 1: 256, 2: 96 };
+/** A larger one made pages of a guest no quicker to pack, and 8 % larger. */
+const ACCELERATION = 1;
+
+/** Room that a batch needs at worst. */
+export function encodedBytesMax(pageCount: number): number {
+  return COUNT_BYTES + pageCount * (ENTRY_BYTES + PAGE_BYTES);
+}
+
+export interface PagesToEncode {
+  /** Page after page. */
+  readonly pages: Uint8Array;
+  /** What the other side has in their places, page after page; undefined where that is not known of any. */
+  readonly bases: Uint8Array | undefined;
+  /** A byte for each page, 0 where its base is not known after all. */
+  readonly basesKnown?: Uint8Array;
+  /** Takes the batch; has room for `encodedBytesMax`. */
+  readonly out: Uint8Array;
+  readonly effort: Effort;
+}
+
+export interface EncodedPages {
+  /** That many of `out`. */
+  readonly bytes: number;
+  readonly perKind: PerKind;
+}
+
+/** Packs pages. For one thread; does its work at once. */
+export class PageEncoder {
+  readonly #lz4: Lz4;
+  /** What differs between a page and its base. */
+  readonly #difference = new Int32Array(PAGE_WORDS);
+  readonly #differenceAddress: number;
+  /** Takes patches and second attempts. */
+  readonly #spare = new Uint8Array(PAGE_BYTES);
+  readonly #spareWords = new Int32Array(this.#spare.buffer);
+  readonly #spareAddress: number;
+
+  /** @throws WireError WIRE_CODEC_MISSING */
+  constructor() {
+    this.#lz4 = usableLz4();
+    this.#differenceAddress = addressOf(new Uint8Array(this.#difference.buffer));
+    this.#spareAddress = addressOf(this.#spare);
+  }
+
+  encodePages({ pages, bases, basesKnown, out, effort }: PagesToEncode): EncodedPages {
+    const pageCount = wholePages(pages);
+    assert(bases === undefined || bases.length === pages.length, 'every page has its base');
+    assert(basesKnown === undefined || basesKnown.length === pageCount, 'of every page it is said');
+    assert(out.length >= encodedBytesMax(pageCount), `${out.length} bytes hold ${pageCount} pages at worst`);
+    const words = wordsOf(pages);
+    const baseWords = bases === undefined ? undefined : wordsOf(bases);
+    const table = new DataView(out.buffer, out.byteOffset, COUNT_BYTES + pageCount * ENTRY_BYTES);
+    table.setUint32(0, pageCount, true);
+    const pagesAddress = addressOf(pages);
+    const outAddress = addressOf(out);
+    const perKind: PerKind = { zero: 0, same: 0, raw: 0, lz4: 0, xorLz4: 0, patch: 0 };
+    let end = table.byteLength;
+    for (let page = 0; page < pageCount; page += 1) {
+      const isBaseKnown = basesKnown === undefined || basesKnown[page] !== 0;
+      const { kind, bytes } = this.#pack({
+        words,
+        baseWords: isBaseKnown ? baseWords : undefined,
+        at: page * PAGE_WORDS,
+        pageAddress: pagesAddress + page * PAGE_BYTES,
+        target: out,
+        targetOffset: end,
+        targetAddress: outAddress + end,
+        effort,
+      });
+      if (kind === 'raw') out.set(pages.subarray(page * PAGE_BYTES, (page + 1) * PAGE_BYTES), end);
+      table.setUint16(COUNT_BYTES + page * ENTRY_BYTES, (KIND[kind] << LENGTH_BITS) | bytes, true);
+      perKind[kind] += 1;
+      end += bytes;
+    }
+    return { bytes: end, perKind };
+  }
+
+  #pack(work: PageWork): Packed {
+    const { words, baseWords, at, effort } = work;
+    if (isZero(words, at)) return ZERO;
+    if (baseWords !== undefined) {
+      const limitBytes = PATCH_BYTES_MAX[effort];
+      const bytes = writePatch(words, baseWords, { at, into: this.#spareWords, limitBytes });
+      if (bytes === 0) return SAME;
+      if (bytes <= limitBytes) return this.#takeSpare(work, { kind: 'patch', bytes });
+    }
+    if (effort === 0) return RAW;
+    const { targetAddress } = work;
+    const [first, second] = this.#sources(work);
+    const bytes = this.#compress(first.address, { targetAddress, targetBytes: PACKED_BYTES_MAX });
+    const best: Packed = bytes === 0 ? RAW : { kind: first.kind, bytes };
+    return effort === 1 || baseWords === undefined ? best : this.#improve(work, { best, second, baseWords });
+  }
+
+  /** What LZ4 may be tried on, what promises more first. */
+  #sources({ words, baseWords, at, pageAddress }: PageWork): [Source, Source] {
+    const page: Source = { kind: 'lz4', address: pageAddress };
+    const difference: Source = { kind: 'xorLz4', address: this.#differenceAddress };
+    if (baseWords === undefined) return [page, difference];
+    const changedWords = subtract(words, baseWords, { at, into: this.#difference });
+    return changedWords <= CHANGED_WORDS_MAX ? [difference, page] : [page, difference];
+  }
+
+  #improve(work: PageWork, attempts: { best: Packed; second: Source; baseWords: Int32Array }): Packed {
+    const { words, at } = work;
+    let { best } = attempts;
+    const fewerBytes = () => Math.min(PACKED_BYTES_MAX, best.bytes - 1);
+    const target = { targetAddress: this.#spareAddress, targetBytes: fewerBytes() };
+    const bytes = this.#compress(attempts.second.address, target);
+    if (bytes > 0) best = this.#takeSpare(work, { kind: attempts.second.kind, bytes });
+    const patch = { at, into: this.#spareWords, limitBytes: fewerBytes() };
+    const patchBytes = writePatch(words, attempts.baseWords, patch);
+    return patchBytes <= fewerBytes() ? this.#takeSpare(work, { kind: 'patch', bytes: patchBytes }) : best;
+  }
+
+  #takeSpare({ target, targetOffset }: PageWork, packed: Packed): Packed {
+    target.set(this.#spare.subarray(0, packed.bytes), targetOffset);
+    return packed;
+  }
+
+  #compress(
+    sourceAddress: number,
+    { targetAddress, targetBytes }: { targetAddress: number; targetBytes: number },
+  ): number {
+    const block = { sourceAddress, sourceBytes: PAGE_BYTES, targetAddress, targetBytes };
+    return this.#lz4.compress(block, ACCELERATION);
+  }
+}
+
+export interface PagesToDecode {
+  /** A batch, and nothing behind it. */
+  readonly input: Uint8Array;
+  /** Holds the bases, and becomes the pages. */
+  readonly target: Uint8Array;
+}
+
+/** The reverse of `PageEncoder`. Trusts nothing that it is given. */
+export class PageDecoder {
+  readonly #lz4: Lz4;
+  readonly #difference = new Int32Array(PAGE_WORDS);
+  readonly #differenceAddress: number;
+
+  /** @throws WireError WIRE_CODEC_MISSING */
+  constructor() {
+    this.#lz4 = usableLz4();
+    this.#differenceAddress = addressOf(new Uint8Array(this.#difference.buffer));
+  }
+
+  /**
+   * Writes nothing outside of `target`, whatever `input` says. After an error `target` may hold some of the pages and is no
+   * base any more. @throws WireError WIRE_PAGES_INVALID
+   */
+  decodePages({ input, target }: PagesToDecode): { readonly perKind: PerKind } {
+    const pageCount = wholePages(target);
+    const entries = readEntries(input, pageCount);
+    const words = wordsOf(target);
+    const inputAddress = addressOf(input);
+    const targetAddress = addressOf(target);
+    const perKind: PerKind = { zero: 0, same: 0, raw: 0, lz4: 0, xorLz4: 0, patch: 0 };
+    let from = COUNT_BYTES + pageCount * ENTRY_BYTES;
+    for (const [page, { kind, bytes }] of entries.entries()) {
+      const offset = page * PAGE_BYTES;
+      if (kind === 'zero') target.fill(0, offset, offset + PAGE_BYTES);
+      else if (kind === 'raw') target.set(input.subarray(from, from + PAGE_BYTES), offset);
+      else if (kind === 'patch') applyPatch(input.subarray(from, from + bytes), words, page);
+      else if (kind !== 'same') {
+        const into = kind === 'lz4' ? targetAddress + offset : this.#differenceAddress;
+        this.#decompress({
+          sourceAddress: inputAddress + from,
+          sourceBytes: bytes,
+          targetAddress: into,
+          page,
+        });
+        if (kind === 'xorLz4') add(this.#difference, words, page * PAGE_WORDS);
+      }
+      perKind[kind] += 1;
+      from += bytes;
+    }
+    return { perKind };
+  }
+
+  #decompress({ page, ...block }: Omit<Parameters<Lz4['decompress']>[0], 'targetBytes'> & { page: number }) {
+    const written = this.#lz4.decompress({ ...block, targetBytes: PAGE_BYTES });
+    if (written !== PAGE_BYTES) throw invalid(`page ${page} unpacks to ${written} bytes`);
+  }
+}
+
+interface PageWork {
+  readonly words: Int32Array;
+  /** Undefined where the base is not known. */
+  readonly baseWords: Int32Array | undefined;
+  /** First word of the page. */
+  readonly at: number;
+  readonly pageAddress: number;
+  readonly target: Uint8Array;
+  readonly targetOffset: number;
+  readonly targetAddress: number;
+  readonly effort: Effort;
+}
+
+interface Packed {
+  readonly kind: keyof typeof KIND;
+  /** What it takes behind the table. */
+  readonly bytes: number;
+}
+
+interface Source {
+  readonly kind: 'lz4' | 'xorLz4';
+  readonly address: number;
+}
+
+const ZERO: Packed = { kind: 'zero', bytes: 0 };
+const SAME: Packed = { kind: 'same', bytes: 0 };
+const RAW: Packed = { kind: 'raw', bytes: PAGE_BYTES };
+const KINDS = Object.keys(KIND) as (keyof typeof KIND)[];
+
+/** Each entry is possible in itself, and together they are exactly as long as the input. */
+function readEntries(input: Uint8Array, pageCount: number): Packed[] {
+  const tableBytes = COUNT_BYTES + pageCount * ENTRY_BYTES;
+  if (input.length < tableBytes) throw invalid(`its ${input.length} bytes end before its table does`);
+  const table = new DataView(input.buffer, input.byteOffset, tableBytes);
+  const said = table.getUint32(0, true);
+  if (said !== pageCount) throw invalid(`it has ${said} pages, not ${pageCount}`);
+  let end = tableBytes;
+  const entries = Array.from({ length: pageCount }, (_, page) => {
+    const entry = table.getUint16(COUNT_BYTES + page * ENTRY_BYTES, true);
+    const kind = KINDS[entry >> LENGTH_BITS];
+    const bytes = entry & LENGTH_MASK;
+    if (kind === undefined || !isPossible(kind, bytes))
+      throw invalid(`page ${page} has the entry 0x${entry.toString(16)}`);
+    end += bytes;
+    return { kind, bytes };
+  });
+  if (end !== input.length) throw invalid(`its table speaks of ${end} bytes, and it has ${input.length}`);
+  return entries;
+}
+
+function isPossible(kind: keyof typeof KIND, bytes: number): boolean {
+  if (kind === 'zero' || kind === 'same') return bytes === 0;
+  if (kind === 'raw') return bytes === PAGE_BYTES;
+  return bytes > 0 && bytes <= PACKED_BYTES_MAX && (kind !== 'patch' || bytes % WORD_BYTES === 0);
+}
+
+function isZero(words: Int32Array, at: number): boolean {
+  for (let word = at; word < at + PAGE_WORDS; word += 1) if (words[word] !== 0) return false;
+  return true;
+}
+
+/** Leaves what differs in `into`, and returns how many words do. */
+function subtract(
+  words: Int32Array,
+  baseWords: Int32Array,
+  { at, into }: { at: number; into: Int32Array },
+): number {
+  let changed = 0;
+  for (let word = 0; word < PAGE_WORDS; word += 1) {
+    const difference = (words[at + word] as number) ^ (baseWords[at + word] as number);
+    into[word] = difference;
+    changed += difference === 0 ? 0 : 1;
+  }
+  return changed;
+}
+
+function add(difference: Int32Array, words: Int32Array, at: number): void {
+  for (let word = 0; word < PAGE_WORDS; word += 1)
+    words[at + word] = (words[at + word] as number) ^ (difference[word] as number);
+}
+
+/**
+ * Leaves the words that differ in `into`, and returns how many bytes that takes: 0 when none does, more than `limitBytes`
+ * as soon as that is known.
+ */
+function writePatch(
+  words: Int32Array,
+  baseWords: Int32Array,
+  { at, into, limitBytes }: { at: number; into: Int32Array; limitBytes: number },
+): number {
+  const end = at + PAGE_WORDS;
+  let length = 0;
+  for (let word = at; ; ) {
+    const leftFrom = word;
+    while (word < end && words[word] === baseWords[word]) word += 1;
+    if (word === end) return length * WORD_BYTES;
+    const first = word;
+    const header = length;
+    length += 1;
+    do {
+      into[length] = words[word] as number;
+      length += 1;
+      word += 1;
+      if (length * WORD_BYTES > limitBytes) return length * WORD_BYTES;
+      // A single word that is equal costs no more than the header of another run.
+    } while (
+      word < end &&
+      (words[word] !== baseWords[word] || (word + 1 < end && words[word + 1] !== baseWords[word + 1]))
+    );
+    into[header] = (first - leftFrom) | ((word - first) << 16);
+  }
+}
+
+function applyPatch(patch: Uint8Array, words: Int32Array, page: number): void {
+  const view = new DataView(patch.buffer, patch.byteOffset, patch.length);
+  const end = (page + 1) * PAGE_WORDS;
+  let word = page * PAGE_WORDS;
+  for (let from = 0; from < patch.length; ) {
+    word += view.getUint16(from, true);
+    const runWords = view.getUint16(from + 2, true);
+    from += WORD_BYTES;
+    if (runWords === 0 || word + runWords > end || from + runWords * WORD_BYTES > patch.length)
+      throw invalid(`page ${page} has a patch that does not fit`);
+    for (const runEnd = word + runWords; word < runEnd; word += 1, from += WORD_BYTES)
+      words[word] = view.getInt32(from, true);
+  }
+}
+
+function wholePages(pages: Uint8Array): number {
+  assert(pages.length % PAGE_BYTES === 0, `${pages.length} bytes are whole pages`);
+  return pages.length / PAGE_BYTES;
+}
+
+function wordsOf(pages: Uint8Array): Int32Array {
+  assert(pages.byteOffset % WORD_BYTES === 0, 'pages begin at a word');
+  return new Int32Array(pages.buffer, pages.byteOffset, pages.length / WORD_BYTES);
+}
+
+function usableLz4(): Lz4 {
+  try {
+    return loadLz4();
+  } catch (cause) {
+    throw new WireError('WIRE_CODEC_MISSING', `LZ4 cannot be used: ${messageOf(cause)}`, {
+      hint: 'Install it on both hosts: apt-get install liblz4-1',
+      cause,
+    });
+  }
+}
+
+function invalid(reason: string): WireError {
+  return new WireError('WIRE_PAGES_INVALID', `pages from the other host cannot be unpacked: ${reason}`, {
+    hint: 'The shadow gets all of its memory anew. Bring both hosts to the same release of Understudy.',
+    facts: { reason },
+  });
+}
