@@ -43,7 +43,6 @@ export interface RemoteSite {
   readonly given: GivenSpec;
   /** Digests of the files that a QEMU of this VM is started from. */
   readonly files: Readonly<Record<string, string>>;
-  readonly peerTimeoutMs: number;
   /** A link to the keeper of a new shadow, on whichever host takes one. @throws KeeperError KEEPER_PEER_LOST, … */
   readonly connect: (signal: AbortSignal) => Promise<{ readonly link: PeerLink; readonly host: string }>;
 }

@@ -3,7 +3,6 @@ import type { Clock } from '../base/clock.ts';
 import { messageOf } from '../base/errors.ts';
 import type { Failpoints } from '../base/failpoint.ts';
 import type { Trace } from '../base/trace.ts';
-import { PAGE_BYTES } from '../base/units.ts';
 import { KeeperError } from '../control/keeper-error.ts';
 import { epochId, NO_EPOCH } from '../epoch/epoch-id.ts';
 import type { Mapping } from '../linux/mapping.ts';
@@ -11,19 +10,13 @@ import type { PageRun } from '../memory/page-runs.ts';
 import { readFirmware } from '../qemu/firmware.ts';
 import { EpochPipeline } from '../replication/epoch-pipeline.ts';
 import { copyWhileRunning } from '../replication/full-copy.ts';
+import { PageSender } from '../replication/page-sender.ts';
 import type { PeerLink } from '../replication/peer-link.ts';
-import {
-  decodeWords,
-  encodePagesHead,
-  encodeWords,
-  MESSAGE,
-  type PeerWords,
-} from '../replication/peer-messages.ts';
-import { batchesOf, RemoteImage } from '../replication/remote-image.ts';
+import { decodeWords, encodeWords, MESSAGE, type PeerWords } from '../replication/peer-messages.ts';
+import { RemoteImage } from '../replication/remote-image.ts';
 import type { ActingRight } from './acting-right.ts';
 import { SPARE_SLOTS } from './admission.ts';
 import type { Instance } from './instance.ts';
-import { PeerPulse } from './peer-pulse.ts';
 import { peerLost, superseded } from './refusals.ts';
 import type { Shadow, ShadowDescription } from './shadow.ts';
 import type { BeginOptions } from './shadow-session.ts';
@@ -49,7 +42,6 @@ export interface RemoteShadowOptions {
   readonly directory: string;
   readonly clock: Clock;
   readonly failpoints: Failpoints;
-  readonly peerTimeoutMs: number;
   /** Neither side can rely on the other any more. */
   readonly onLost: (error: string) => void;
 }
@@ -63,10 +55,9 @@ export type HandOver =
 /** The shadow of a VM on another host, as the keeper of the VM sees it. */
 export class RemoteShadow implements Shadow {
   readonly #options: RemoteShadowOptions;
+  readonly #pages: PageSender;
   readonly #image: RemoteImage;
   readonly #session: string;
-  /** From the welcome on: until then the other side is busy with its standby. */
-  #pulse: PeerPulse | undefined;
   readonly #answers = new Map<PeerWords['kind'], PromiseWithResolvers<PeerWords>>();
   #instance = 0;
   #copiedShare = 0;
@@ -83,19 +74,19 @@ export class RemoteShadow implements Shadow {
   static async open(options: RemoteShadowOptions, signal: AbortSignal): Promise<RemoteShadow> {
     const { link, memoryBytes, epochsInFlightMax, directory, hello } = options;
     const slotCount = epochsInFlightMax + SPARE_SLOTS;
-    let image: RemoteImage;
+    let parts: { pages: PageSender; image: RemoteImage };
     try {
-      image = RemoteImage.create({ link, directory, memoryBytes, slotCount });
+      const pages = new PageSender(link, { nowMs: () => options.clock.nowMs() });
+      parts = { pages, image: RemoteImage.create({ link, pages, directory, memoryBytes, slotCount }) };
     } catch (cause) {
       link.close();
       throw cause;
     }
-    const shadow = new RemoteShadow(options, image);
+    const shadow = new RemoteShadow(options, parts);
     try {
       const welcome = await shadow.#ask(hello, 'welcome', { deadlineMs: WELCOME_DEADLINE_MS, signal });
       assert(welcome.kind === 'welcome', 'asked for a welcome');
       shadow.#instance = welcome.instance;
-      shadow.#watch();
       return shadow;
     } catch (cause) {
       await shadow[Symbol.asyncDispose]();
@@ -103,20 +94,15 @@ export class RemoteShadow implements Shadow {
     }
   }
 
-  private constructor(options: RemoteShadowOptions, image: RemoteImage) {
+  private constructor(
+    options: RemoteShadowOptions,
+    { pages, image }: { pages: PageSender; image: RemoteImage },
+  ) {
     this.#options = options;
+    this.#pages = pages;
     this.#image = image;
     this.#session = options.hello.session;
     this.#listening = this.#listen();
-  }
-
-  #watch(): void {
-    const { link, host, clock, peerTimeoutMs } = this.#options;
-    this.#pulse = new PeerPulse({
-      ...{ clock, timeoutMs: peerTimeoutMs },
-      beat: (beat) => void link.send(MESSAGE.words, [encodeWords({ kind: 'beat', beat })]).catch(() => {}),
-      onSilent: (silentMs) => this.#lose(peerLost(host, `it was silent for ${silentMs} ms`)),
-    });
   }
 
   get copiedShare(): number {
@@ -144,15 +130,8 @@ export class RemoteShadow implements Shadow {
       to: {
         // The other side begins with empty memory.
         discardAll: () => {},
-        writeRuns: async (runs: readonly PageRun[], source: Mapping) => {
-          let offset = 0;
-          for (const batch of batchesOf(runs)) {
-            const lengthBytes = batch.pageCount * PAGE_BYTES;
-            const pages = source.bytes.subarray(offset, offset + lengthBytes);
-            await link.send(MESSAGE.copy, [encodePagesHead(NO_EPOCH, batch.runs), pages]);
-            offset += lengthBytes;
-          }
-        },
+        writeRuns: (runs: readonly PageRun[], { bytes: pages }: Mapping) =>
+          this.#pages.send(MESSAGE.copy, { epoch: NO_EPOCH, runs, pages }),
       },
       onProgress: (copied, total) => {
         this.#copiedShare = total === 0 ? 1 : copied / total;
@@ -214,7 +193,6 @@ export class RemoteShadow implements Shadow {
    */
   async [Symbol.asyncDispose](): Promise<void> {
     this.#isEnding = true;
-    this.#pulse?.[Symbol.dispose]();
     await this.halt();
     const isKnown = await this.#dismiss();
     if (!isKnown && this.#mayTakeOver && (await this.#goAlone()) === 'superseded')
@@ -225,6 +203,7 @@ export class RemoteShadow implements Shadow {
   async #end(error?: Error): Promise<void> {
     this.#options.link.close();
     await this.#image[Symbol.asyncDispose]();
+    this.#pages[Symbol.dispose]();
     await this.#listening;
     if (error !== undefined) throw error;
   }
@@ -275,7 +254,6 @@ export class RemoteShadow implements Shadow {
     const { link, host } = this.#options;
     try {
       for await (const { type, body } of link.messages()) {
-        this.#pulse?.heard();
         if (type === MESSAGE.words) this.#take(decodeWords(body));
       }
       const reason = await link.closed;
@@ -295,7 +273,6 @@ export class RemoteShadow implements Shadow {
   #lose(error: Error): void {
     if (this.#lost !== undefined) return;
     this.#lost = error;
-    this.#pulse?.[Symbol.dispose]();
     this.#image.fail(error);
     for (const { reject } of this.#answers.values()) reject(error);
     if (!this.#isEnding) this.#options.onLost(error.message);

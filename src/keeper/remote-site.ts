@@ -98,7 +98,9 @@ interface SitedVm {
 export function remoteSite(site: SiteConfig, { spec, right, given, files }: SitedVm): RemoteSite {
   const others = (spec.shadow.hosts ?? []).filter((name) => name !== site.host);
   return {
-    ...{ right, given, files, peerTimeoutMs: site.peerTimeoutMs },
+    right,
+    given,
+    files,
     connect: (signal) => connectToFirst(site, { vm: spec.name, others, signal }),
   };
 }
@@ -117,8 +119,8 @@ async function connectToFirst(
   let refusal: unknown;
   for (const host of others) {
     try {
-      const port = await askForPlace(site, { vm, host, signal });
-      return { link: await dialPeer(site, host, { port, signal }), host };
+      const port = await askForPlace(site, { vm, host });
+      return { link: await dialPeer(site, host, { port }), host };
     } catch (cause) {
       signal.throwIfAborted();
       refusal = cause;
@@ -128,11 +130,8 @@ async function connectToFirst(
 }
 
 /** The host starts a keeper for the shadow, which listens at a port of its own. */
-async function askForPlace(
-  site: SiteConfig,
-  { vm, host, signal }: { vm: string; host: string; signal: AbortSignal },
-): Promise<number> {
-  const link = await dialPeer(site, host, { signal });
+async function askForPlace(site: SiteConfig, { vm, host }: { vm: string; host: string }): Promise<number> {
+  const link = await dialPeer(site, host);
   try {
     await link.send(MESSAGE.words, [encodeWords({ kind: 'place', vm })]);
     for await (const { type, body } of link.messages()) {

@@ -7,7 +7,6 @@ import { NO_EPOCH } from '../epoch/epoch-id.ts';
 import { EpochReceiver } from '../replication/epoch-receiver.ts';
 import type { PeerLink, PeerMessage } from '../replication/peer-link.ts';
 import { decodeWords, encodeWords, garbled, MESSAGE, type PeerWords } from '../replication/peer-messages.ts';
-import { PeerPulse } from './peer-pulse.ts';
 import type { ShadowSession } from './shadow-session.ts';
 
 /** Larger than any firmware that can be protected. */
@@ -23,7 +22,6 @@ export interface ShadowKeeperOptions {
   readonly clock: Clock;
   readonly log: Logger;
   readonly failpoints: Failpoints;
-  readonly peerTimeoutMs: number;
 }
 
 /** How it came that the shadow of a VM elsewhere is kept no longer. */
@@ -60,7 +58,8 @@ export class ShadowKeeper {
     const { session, failpoints } = options;
     this.#receiver = new EpochReceiver({
       ...{ image: session.image, failpoints },
-      onHeld: (epoch) => this.#say({ kind: 'held', epoch }),
+      // Not waited for: the other side may be waiting for this one in the same way.
+      onHeld: (epoch) => void this.#say({ kind: 'held', epoch }).catch(() => {}),
       onCopied: (pages) => {
         this.#copiedPages += pages;
       },
@@ -83,27 +82,20 @@ export class ShadowKeeper {
 
   /** Takes epochs until that ends. The link is the caller's to close. */
   async keep(): Promise<ShadowEnd> {
-    const { clock, session, peerTimeoutMs, host } = this.#options;
-    using pulse = new PeerPulse({
-      ...{ clock, timeoutMs: peerTimeoutMs },
-      beat: (beat) => void this.#say({ kind: 'beat', beat }).catch(() => {}),
-      onSilent: (silentMs) => this.#lose(`it was silent for ${silentMs} ms`),
-    });
+    const { session, host } = this.#options;
     void session.standby.machine.process.exited.then(() => this.#giveUp('its QEMU ended'));
     await this.#say({ kind: 'welcome', host, instance: session.standby.number }).catch(() => {});
-    void this.#listen(pulse);
+    void this.#listen();
     const end = await this.#ended.promise;
     this.#receiver[Symbol.dispose]();
     return end;
   }
 
-  async #listen(pulse: PeerPulse): Promise<void> {
+  async #listen(): Promise<void> {
     const { link, messages } = this.#options;
     try {
       for await (const message of messages) {
-        pulse.heard();
         if (await this.#take(message)) break;
-        pulse.heard();
       }
       const reason = await link.closed;
       this.#lose(reason?.message ?? 'it closed the connection');
@@ -130,8 +122,6 @@ export class ShadowKeeper {
 
   async #hear(words: PeerWords): Promise<boolean> {
     switch (words.kind) {
-      case 'beat':
-        return false;
       case 'in-sync':
         this.#isInSync = true;
         return false;

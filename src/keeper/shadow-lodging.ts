@@ -82,7 +82,7 @@ export class ShadowLodging implements AsyncDisposable {
     log.info('keeps a shadow', { vm: spec.name, of: peer });
     const shadow = new ShadowKeeper({
       ...{ link, messages, session, log, host: this.#site.host, clock: this.#clock },
-      ...{ failpoints: this.#failpoints, peerTimeoutMs: this.#site.peerTimeoutMs },
+      ...{ failpoints: this.#failpoints },
     });
     signals.start.addEventListener('abort', () => shadow.leave({ kind: 'dismissed' }), { once: true });
     const end = await shadow.keep();

@@ -52,11 +52,11 @@ export async function openRemoteShadow(
   signal: AbortSignal,
 ): Promise<RemoteShadow> {
   const { link, host } = await remote.connect(signal);
-  const { right, peerTimeoutMs, given, files } = remote;
+  const { right, given, files } = remote;
   const session = randomUUID();
   return await RemoteShadow.open(
     {
-      ...{ ...options, link, host, right, peerTimeoutMs, memoryBytes: spec.memoryBytes },
+      ...{ ...options, link, host, right, memoryBytes: spec.memoryBytes },
       epochsInFlightMax: spec.shadow.epochsInFlightMax,
       directory: join(memoryDirectory, `outgoing-${session}`),
       hello: {

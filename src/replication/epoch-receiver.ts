@@ -3,7 +3,10 @@ import type { Failpoints } from '../base/failpoint.ts';
 import { PAGE_BYTES } from '../base/units.ts';
 import { type EpochId, NO_EPOCH } from '../epoch/epoch-id.ts';
 import { Mapping } from '../linux/mapping.ts';
+import { PageDecoder } from '../wire/page-codec.ts';
+import { WireError } from '../wire/wire-error.ts';
 import type { EpochSlot } from './epoch-slot.ts';
+import { HeldPages } from './held-pages.ts';
 import type { PeerMessage } from './peer-link.ts';
 import { decodeEpoch, decodePages, garbled, MESSAGE, MESSAGE_PAGES_MAX } from './peer-messages.ts';
 import type { ShadowImage } from './shadow-image.ts';
@@ -14,7 +17,7 @@ export interface EpochReceiverOptions {
   readonly image: ShadowImage;
   readonly failpoints: Failpoints;
   /** This host holds all of the epoch. */
-  readonly onHeld: (epoch: EpochId) => Promise<void>;
+  readonly onHeld: (epoch: EpochId) => void;
   readonly onCopied: (pages: number) => void;
 }
 
@@ -32,12 +35,18 @@ interface Arriving {
  */
 export class EpochReceiver implements Disposable {
   readonly #options: EpochReceiverOptions;
+  readonly #decoder = new PageDecoder();
+  readonly #held: HeldPages;
+  readonly #forgetApplied: () => void;
   readonly #scratch = Mapping.anonymous(MESSAGE_PAGES_MAX * PAGE_BYTES);
   #arriving: Arriving | undefined;
   #isClosed = false;
 
   constructor(options: EpochReceiverOptions) {
     this.#options = options;
+    const { image } = options;
+    this.#held = new HeldPages(image.memory);
+    this.#forgetApplied = image.afterApplied((epoch) => this.#held.forget(epoch));
   }
 
   /**
@@ -69,6 +78,7 @@ export class EpochReceiver implements Disposable {
 
   [Symbol.dispose](): void {
     this.close();
+    this.#forgetApplied();
     this.#scratch[Symbol.dispose]();
   }
 
@@ -76,16 +86,35 @@ export class EpochReceiver implements Disposable {
     const { image, onCopied } = this.#options;
     // Epochs build on the copy: written over by it they would be lost.
     if (image.committed !== NO_EPOCH) throw garbled('a copy after epochs');
-    const { runs, pages } = decodePages(body, image.memory.pageCount);
-    this.#scratch.bytes.set(pages);
+    const { runs, pageCount, packed } = decodePages(body, image.memory.pageCount);
+    this.#unpack(packed, pageCount);
     image.memory.writeRuns(runs, this.#scratch);
-    onCopied(pages.length / PAGE_BYTES);
+    onCopied(pageCount);
+  }
+
+  /** Into the scratch memory, which holds what the pages were packed against. */
+  #unpack(packed: Uint8Array, pageCount: number): Uint8Array {
+    const target = this.#scratch.bytes.subarray(0, pageCount * PAGE_BYTES);
+    try {
+      this.#decoder.decodePages({ input: packed, target });
+    } catch (cause) {
+      if (!(cause instanceof WireError)) throw cause;
+      throw garbled('pages that cannot be unpacked', cause);
+    }
+    return target;
   }
 
   async #takePages(body: Uint8Array): Promise<void> {
-    const { epoch, runs, pages } = decodePages(body, this.#options.image.memory.pageCount);
+    const { epoch, runs, continues, pageCount, packed } = decodePages(
+      body,
+      this.#options.image.memory.pageCount,
+    );
     const arriving = await this.#arrivingOf(epoch);
-    arriving?.slot.append(runs, pages);
+    if (arriving === undefined) return;
+    this.#held.read(runs, this.#scratch);
+    const { slot } = arriving;
+    const offset = slot.append(runs, { continues, bytes: this.#unpack(packed, pageCount) });
+    this.#held.note(epoch, { runs, mapping: slot.mapping, offset });
   }
 
   async #takeTail(body: Uint8Array): Promise<void> {
@@ -110,7 +139,7 @@ export class EpochReceiver implements Disposable {
     this.#arriving = undefined;
     image.acknowledge(arriving.slot, epoch);
     await failpoints.hit('receive.after-acknowledge');
-    await onHeld(epoch);
+    onHeld(epoch);
   }
 
   /** Undefined once nothing is taken any more. */

@@ -150,8 +150,11 @@ export class EpochSlot implements Disposable, AsyncDisposable {
     this.#pageCount += pageCount;
   }
 
-  /** The same with pages that come from elsewhere: `bytes` are their contents, one after the other. */
-  append(runs: readonly PageRun[], bytes: Uint8Array): void {
+  /**
+   * The same with pages that come from elsewhere: `bytes` are their contents, one after the other. The first run may be the
+   * rest of the one before. Returns where they lie.
+   */
+  append(runs: readonly PageRun[], { bytes, continues }: { bytes: Uint8Array; continues: boolean }): number {
     const offset = this.#pagesEnd();
     const pageCount = countPages(runs);
     assert(bytes.length === pageCount * PAGE_BYTES, 'each page that is appended has its contents');
@@ -161,8 +164,9 @@ export class EpochSlot implements Disposable, AsyncDisposable {
     if (!fits) throw corrupt({ path: this.path, epoch: this.#epoch ?? 0 }, 'the number of pages');
     this.#back(offset + bytes.length);
     this.mapping.bytes.set(bytes, offset);
-    this.#runs = this.#runs.concat(runs);
+    this.#runs = continues ? joined(this.#runs, runs) : this.#runs.concat(runs);
     this.#pageCount += pageCount;
+    return offset;
   }
 
   /** Adds what else belongs to the epoch and seals it with checksums. The VM may run again already. */
@@ -372,4 +376,12 @@ function corrupt({ path, epoch }: { path: string; epoch: number }, what: string)
       hint: 'The shadow cannot be trusted; the VM is not promoted from it. Check the memory of this host.',
     },
   );
+}
+
+/** `more` goes on where `runs` end; if it does not, checksums will not fit. */
+function joined(runs: readonly PageRun[], [first, ...more]: readonly PageRun[]): PageRun[] {
+  const last = runs.at(-1);
+  if (last === undefined || first === undefined) return [...runs, ...more];
+  const whole = { firstPage: last.firstPage, pageCount: last.pageCount + first.pageCount };
+  return [...runs.slice(0, -1), whole, ...more];
 }

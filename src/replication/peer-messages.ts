@@ -1,7 +1,7 @@
 import { z } from 'zod';
-import { PAGE_BYTES } from '../base/units.ts';
 import { type EpochId, epochId } from '../epoch/epoch-id.ts';
 import { countPages, type PageRun } from '../memory/page-runs.ts';
+import { encodedBytesMax } from '../wire/page-codec.ts';
 import { ReplicationError } from './replication-error.ts';
 
 /**
@@ -10,19 +10,23 @@ import { ReplicationError } from './replication-error.ts';
  *
  * Words are JSON; what is large is binary, little endian:
  *
- *   copy, pages    u64 epoch (0 in a copy), u32 runs, then for each run u32 first page, u32 pages; then their contents
+ *   copy, pages    u64 epoch (0 in a copy), u16 runs, u16 flags (1: the first run is the rest of the last
+ *                  one before), then for each run u32 first page, u32 pages; then
+ *                  their contents as the page codec packs them
  *   tail           u64 epoch, bytes: device state and output, in order
  *   seal           u64 epoch, header of the slot: all of the epoch was sent
  */
 export const PEER_PROTOCOL = 1;
 
-export const MESSAGE = { words: 1, firmware: 2, copy: 3, pages: 4, tail: 5, seal: 6 } as const;
+/** Smaller numbers are the link's own. */
+export const MESSAGE = { words: 16, firmware: 17, copy: 18, pages: 19, tail: 20, seal: 21 } as const;
 
 /** Pages in one message: a compromise between what a message costs and how long another one waits behind it. */
 export const MESSAGE_PAGES_MAX = 256;
-export const MESSAGE_BYTES_MAX = MESSAGE_PAGES_MAX * (PAGE_BYTES + 8) + 64;
+export const MESSAGE_BYTES_MAX = encodedBytesMax(MESSAGE_PAGES_MAX) + MESSAGE_PAGES_MAX * 8 + 64;
 const EPOCH_BYTES = 8;
 const RUN_BYTES = 8;
+const CONTINUES = 1;
 
 const count = z.int().nonnegative();
 const digest = z.string().regex(/^[0-9a-f]{64}$/);
@@ -59,7 +63,6 @@ const wordsSchema = z.discriminatedUnion('kind', [
   }),
   /** All of this epoch is here. */
   z.object({ kind: z.literal('held'), epoch: count }),
-  z.object({ kind: z.literal('beat'), beat: count }),
   /** It is on record who may take over, and under which token the primary acts. */
   z.object({ kind: z.literal('in-sync'), token: count }),
   /** The primary is dead, by its keeper's own hand or word: act, under this token. */
@@ -87,10 +90,14 @@ export function decodeWords(body: Uint8Array): PeerWords {
 }
 
 /** What stands before the contents of pages. */
-export function encodePagesHead(epoch: EpochId, runs: readonly PageRun[]): Buffer {
+export function encodePagesHead(
+  epoch: EpochId,
+  { runs, continues }: Pick<PagesMessage, 'runs' | 'continues'>,
+): Buffer {
   const head = Buffer.alloc(EPOCH_BYTES + 4 + runs.length * RUN_BYTES);
   head.writeBigUInt64LE(BigInt(epoch), 0);
-  head.writeUInt32LE(runs.length, EPOCH_BYTES);
+  head.writeUInt16LE(runs.length, EPOCH_BYTES);
+  head.writeUInt16LE(continues ? CONTINUES : 0, EPOCH_BYTES + 2);
   for (const [index, { firstPage, pageCount }] of runs.entries()) {
     const at = EPOCH_BYTES + 4 + index * RUN_BYTES;
     head.writeUInt32LE(firstPage, at);
@@ -102,15 +109,20 @@ export function encodePagesHead(epoch: EpochId, runs: readonly PageRun[]): Buffe
 export interface PagesMessage {
   readonly epoch: EpochId;
   readonly runs: readonly PageRun[];
-  /** Contents of `runs`, one after the other. */
-  readonly pages: Uint8Array;
+  /** The first of them is the rest of the last one in the message before. */
+  readonly continues: boolean;
+  readonly pageCount: number;
+  /** Contents of `runs`, packed. */
+  readonly packed: Uint8Array;
 }
 
 /** `memoryPages`: of the VM; no run may reach beyond it. @throws ReplicationError REPLICATION_PEER_GARBLED */
 export function decodePages(body: Uint8Array, memoryPages: number): PagesMessage {
   const view = viewOf(body);
   if (body.length < EPOCH_BYTES + 4) throw garbled('pages without a head');
-  const runCount = view.getUint32(EPOCH_BYTES, true);
+  const runCount = view.getUint16(EPOCH_BYTES, true);
+  const flags = view.getUint16(EPOCH_BYTES + 2, true);
+  if ((flags & ~CONTINUES) !== 0) throw garbled('pages with flags that mean nothing');
   const start = EPOCH_BYTES + 4 + runCount * RUN_BYTES;
   if (runCount > MESSAGE_PAGES_MAX || start > body.length) throw garbled('a list of pages that is cut short');
   const runs = Array.from({ length: runCount }, (_, index) => ({
@@ -120,10 +132,12 @@ export function decodePages(body: Uint8Array, memoryPages: number): PagesMessage
   const inside = runs.every(
     ({ firstPage, pageCount }) => pageCount > 0 && firstPage + pageCount <= memoryPages,
   );
-  if (!inside || countPages(runs) > MESSAGE_PAGES_MAX) throw garbled('pages that the VM does not have');
-  const pages = body.subarray(start);
-  if (pages.length !== countPages(runs) * PAGE_BYTES) throw garbled('pages without their contents');
-  return { epoch: takeEpoch(view), runs, pages };
+  const pageCount = countPages(runs);
+  if (!inside || pageCount > MESSAGE_PAGES_MAX) throw garbled('pages that the VM does not have');
+  return {
+    ...{ epoch: takeEpoch(view), runs, pageCount, packed: body.subarray(start) },
+    continues: (flags & CONTINUES) !== 0,
+  };
 }
 
 export function encodeEpoch(epoch: EpochId): Buffer {

@@ -9,6 +9,7 @@ import { Mapping } from '../linux/mapping.ts';
 import { GuestMemory } from '../memory/guest-memory.ts';
 import { mergeRuns } from '../memory/page-runs.ts';
 import { EpochReceiver } from './epoch-receiver.ts';
+import { PageSender } from './page-sender.ts';
 import { linkWithin, type Tamper } from './peer-link-fixture.ts';
 import { decodeWords, encodeWords, MESSAGE } from './peer-messages.ts';
 import { RemoteImage } from './remote-image.ts';
@@ -50,14 +51,16 @@ class World implements AsyncDisposable {
     const options = { memory: memoryOf('shadow'), directory: slotsOf, slotCount: SLOTS, failpoints };
     this.image = this.#owned.use(ShadowImage.create(options));
     const { near, far } = linkWithin(tamper);
+    const pages = this.#owned.use(new PageSender(near, { nowMs: () => performance.now() }));
     const store = RemoteImage.create({
+      pages,
       ...{ link: near, directory: join(directory, `out-${id}`), memoryBytes, slotCount: SLOTS },
     });
     this.store = store;
     const receiver = this.#owned.use(
       new EpochReceiver({
         ...{ image: this.image, failpoints, onCopied: () => {} },
-        onHeld: (epoch) => far.send(MESSAGE.words, [encodeWords({ kind: 'held', epoch })]),
+        onHeld: (epoch) => void far.send(MESSAGE.words, [encodeWords({ kind: 'held', epoch })]),
       }),
     );
     this.receiver = receiver;
@@ -99,6 +102,13 @@ class World implements AsyncDisposable {
       this.#vm.writeRuns([{ firstPage: page, pageCount: 1 }], this.#pages, page * PAGE_BYTES);
     }
     slot.capture(this.#vm, runs);
+    // As in a cut that scans twice: some pages change again and stand in the epoch twice.
+    const again = written.slice(0, 3);
+    for (const page of again) {
+      this.#pages.bytes.fill(value + 1, page * PAGE_BYTES, page * PAGE_BYTES + 100);
+      this.#vm.writeRuns([{ firstPage: page, pageCount: 1 }], this.#pages, page * PAGE_BYTES);
+    }
+    slot.capture(this.#vm, mergeRuns(again.map((firstPage) => ({ firstPage, pageCount: 1 }))));
     slot.finish({
       deviceState: Buffer.from(`device state ${epoch}`),
       outputs: [{ link: 'nic0', items: [Uint8Array.of(this.#epoch)] }],
@@ -119,9 +129,19 @@ class World implements AsyncDisposable {
   }
 }
 
+/** Single pages all over, or many in a row. */
+const pagesWritten = fc.oneof(
+  fc.uniqueArray(fc.nat(PAGES - 1), { minLength: 1, maxLength: 400 }),
+  fc
+    .tuple(fc.nat(PAGES - 1), fc.integer({ min: 1, max: PAGES }))
+    .map(([first, count]) =>
+      Array.from({ length: Math.min(count, PAGES - first) }, (_, index) => first + index),
+    ),
+);
+
 const writes = fc.array(
   fc.record({
-    pages: fc.uniqueArray(fc.nat(PAGES - 1), { minLength: 1, maxLength: 400 }),
+    pages: pagesWritten,
     value: fc.nat(255),
   }),
   { minLength: 1, maxLength: 6 },
@@ -141,7 +161,7 @@ describe('epochs on their way to another host', () => {
           expect(world.contents(world.image.memory).equals(world.contents())).toBe(true);
         }
       }),
-      { numRuns: 15 },
+      { numRuns: 25 },
     );
   });
 

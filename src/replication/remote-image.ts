@@ -3,16 +3,18 @@ import { join } from 'node:path';
 import { assert } from '../base/assert.ts';
 import { PAGE_BYTES } from '../base/units.ts';
 import type { EpochId } from '../epoch/epoch-id.ts';
-import { type PageRun, piecesOf } from '../memory/page-runs.ts';
 import { EpochSlot } from './epoch-slot.ts';
 import type { EpochStore } from './epoch-store.ts';
+import type { PageSender } from './page-sender.ts';
 import type { PeerLink } from './peer-link.ts';
-import { encodeEpoch, encodePagesHead, MESSAGE, MESSAGE_PAGES_MAX } from './peer-messages.ts';
+import { encodeEpoch, MESSAGE, MESSAGE_PAGES_MAX } from './peer-messages.ts';
 
 const TAIL_CHUNK_BYTES = MESSAGE_PAGES_MAX * PAGE_BYTES;
 
 export interface RemoteImageOptions {
   readonly link: PeerLink;
+  /** Over the same link. */
+  readonly pages: PageSender;
   /** Where epochs lie until the other host holds them: memory-backed. Made here. */
   readonly directory: string;
   readonly memoryBytes: number;
@@ -26,6 +28,7 @@ export interface RemoteImageOptions {
  */
 export class RemoteImage implements EpochStore, AsyncDisposable {
   readonly #link: PeerLink;
+  readonly #pages: PageSender;
   readonly #directory: string;
   readonly #slots: readonly EpochSlot[];
   readonly #free: EpochSlot[];
@@ -35,7 +38,7 @@ export class RemoteImage implements EpochStore, AsyncDisposable {
   #lost: unknown;
 
   /** @throws LinuxError ENOSPC; nothing is left behind then */
-  static create({ link, directory, memoryBytes, slotCount }: RemoteImageOptions): RemoteImage {
+  static create({ link, pages, directory, memoryBytes, slotCount }: RemoteImageOptions): RemoteImage {
     mkdirSync(directory, { mode: 0o700 });
     using making = new DisposableStack();
     making.defer(() => rmSync(directory, { recursive: true, force: true }));
@@ -43,11 +46,15 @@ export class RemoteImage implements EpochStore, AsyncDisposable {
       making.use(EpochSlot.create(join(directory, `outgoing-${index}`), { memoryBytes })),
     );
     making.move();
-    return new RemoteImage(link, { directory, slots });
+    return new RemoteImage(link, { pages, directory, slots });
   }
 
-  private constructor(link: PeerLink, { directory, slots }: { directory: string; slots: EpochSlot[] }) {
+  private constructor(
+    link: PeerLink,
+    { pages, directory, slots }: { pages: PageSender; directory: string; slots: EpochSlot[] },
+  ) {
     this.#link = link;
+    this.#pages = pages;
     this.#directory = directory;
     this.#slots = slots;
     this.#free = [...slots];
@@ -107,13 +114,7 @@ export class RemoteImage implements EpochStore, AsyncDisposable {
 
   async #transmit(slot: EpochSlot, epoch: EpochId): Promise<void> {
     const { header, runs, pages, tail } = slot.sections();
-    let offset = 0;
-    for (const batch of batchesOf(runs)) {
-      const lengthBytes = batch.pageCount * PAGE_BYTES;
-      const contents = pages.subarray(offset, offset + lengthBytes);
-      await this.#link.send(MESSAGE.pages, [encodePagesHead(epoch, batch.runs), contents]);
-      offset += lengthBytes;
-    }
+    await this.#pages.send(MESSAGE.pages, { epoch, runs, pages });
     for (let at = 0; at < tail.length; at += TAIL_CHUNK_BYTES) {
       await this.#link.send(MESSAGE.tail, [encodeEpoch(epoch), tail.subarray(at, at + TAIL_CHUNK_BYTES)]);
     }
@@ -127,20 +128,4 @@ export class RemoteImage implements EpochStore, AsyncDisposable {
     for (const slot of this.#slots) await slot[Symbol.asyncDispose]();
     rmSync(this.#directory, { recursive: true, force: true });
   }
-}
-
-/** Runs in their order, as many as fit into one message. */
-export function* batchesOf(runs: Iterable<PageRun>): Generator<{ runs: PageRun[]; pageCount: number }> {
-  let batch: PageRun[] = [];
-  let pageCount = 0;
-  for (const piece of piecesOf(runs, MESSAGE_PAGES_MAX)) {
-    if (pageCount + piece.pageCount > MESSAGE_PAGES_MAX) {
-      yield { runs: batch, pageCount };
-      batch = [];
-      pageCount = 0;
-    }
-    batch.push(piece);
-    pageCount += piece.pageCount;
-  }
-  if (batch.length > 0) yield { runs: batch, pageCount };
 }

@@ -38,6 +38,7 @@ export class ShadowImage implements EpochStore, Disposable, AsyncDisposable {
   /** As long as it is there no application is begun. */
   #hold: Promise<void> | undefined;
   readonly #onApplied = new Set<(runs: readonly PageRun[]) => void>();
+  readonly #afterApplied = new Set<(epoch: EpochId) => void>();
 
   private constructor(
     slots: readonly EpochSlot[],
@@ -161,6 +162,12 @@ export class ShadowImage implements EpochStore, Disposable, AsyncDisposable {
     return () => this.#onApplied.delete(listener);
   }
 
+  /** Tells which epoch is whole in the memory, until the returned function is called. */
+  afterApplied(listener: (epoch: EpochId) => void): () => void {
+    this.#afterApplied.add(listener);
+    return () => this.#afterApplied.delete(listener);
+  }
+
   /**
    * While `task` runs no epoch is applied, so that the memory and the epochs handed to it stand still together: the
    * memory with `backlog` applied is as of `staged`. Epochs are committed meanwhile and wait in their slots; when all
@@ -216,6 +223,7 @@ export class ShadowImage implements EpochStore, Disposable, AsyncDisposable {
       this.#inApplication = this.#apply(slot, staged);
       await this.#inApplication;
       slot.noteApplied();
+      for (const listener of this.#afterApplied) listener(staged.epoch);
       this.#backlog.shift();
       if (slot !== this.#latest) this.#free.push(slot);
     }
