@@ -94,6 +94,18 @@ describe('the epoch machine', () => {
     expect(transcript).toEqual(['cut 1', 'wake 101', 'abort 1', 'cut 2']);
   });
 
+  it('joins what nobody will acknowledge to the epoch that is open, the newest first', () => {
+    const { transcript } = play([
+      { kind: 'output-held', nowMs: 0 },
+      ...cut(1, 1, { pausedMs: 1, outputHeld: true }),
+      ...cut(2, 2, { pausedMs: 1 }),
+      { kind: 'halt' },
+      { kind: 'abandon' },
+      { kind: 'abandon' },
+    ]);
+    expect(transcript).toEqual(['cut 1', 'cut 2', 'abort 2', 'abort 1']);
+  });
+
   it('makes no cut once it is halted', () => {
     expect(play([{ kind: 'halt' }, { kind: 'demand', nowMs: 1000 }]).transcript).toEqual([]);
   });

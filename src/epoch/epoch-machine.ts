@@ -47,7 +47,9 @@ export type EpochEvent =
   | { readonly kind: 'resumed'; readonly pausedMs: number; readonly nowMs: number }
   | { readonly kind: 'acknowledged'; readonly epoch: EpochId; readonly nowMs: number }
   | { readonly kind: 'failed'; readonly epoch: EpochId; readonly nowMs: number }
-  | { readonly kind: 'halt' };
+  | { readonly kind: 'halt' }
+  /** Nobody will acknowledge what is in flight any more. After a halt. */
+  | { readonly kind: 'abandon' };
 
 export type EpochEffect =
   | { readonly kind: 'cut'; readonly epoch: EpochId }
@@ -81,6 +83,12 @@ export function stepEpoch(state: EpochState, event: EpochEvent, policy: EpochPol
   switch (event.kind) {
     case 'halt':
       return { next: { ...state, phase: 'halted' }, effects: [] };
+    case 'abandon': {
+      assert(state.phase === 'halted', 'epochs are abandoned when no other is cut');
+      // The newest first: each joins the one after it.
+      const effects = state.inFlight.toReversed().map((epoch) => ({ kind: 'abort', epoch }) as const);
+      return { next: { ...state, inFlight: [] }, effects };
+    }
     case 'tick':
       return decide(state, [], { policy, nowMs: event.nowMs });
     case 'output-held':

@@ -65,8 +65,8 @@ describe('a pipeline that is frozen', () => {
     { failpoint: 'cut.before-pause', story: [] },
     { failpoint: 'cut.after-pause', story: [] },
     { failpoint: 'cut.after-stage', story: [] },
-    { failpoint: 'cut.before-resume', story: ['sealed 1'] },
-    { failpoint: 'commit.before-acknowledge', story: ['sealed 1'] },
+    { failpoint: 'cut.before-resume', story: ['sealed 1', 'aborted 1'] },
+    { failpoint: 'commit.before-acknowledge', story: ['sealed 1', 'aborted 1'] },
     { failpoint: 'commit.after-acknowledge', story: ['sealed 1', 'committed 1'] },
   ])('at $failpoint seals and commits nothing from then on', async ({ failpoint, story: expected }) => {
     const failpoints = new Failpoints();

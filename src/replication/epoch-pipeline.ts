@@ -119,11 +119,15 @@ export class EpochPipeline {
     this.#endCuts();
   }
 
-  /** Makes no further cut and resolves when one that is under way has come to its end. */
+  /**
+   * Makes no further cut and resolves when one that is under way has come to its end. What the shadow has not
+   * acknowledged by then it never will: it joins the open epoch.
+   */
   async halt(): Promise<void> {
     this.#endCuts();
     await this.#cutting;
     await this.#acknowledging;
+    this.#step({ kind: 'abandon' });
   }
 
   get openEpoch(): EpochId {
