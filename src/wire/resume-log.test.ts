@@ -9,7 +9,8 @@ type Step =
   | { readonly kind: 'send'; readonly bytes: number }
   | { readonly kind: 'arrive'; readonly count: number }
   | { readonly kind: 'acknowledge'; readonly isLost: boolean }
-  | { readonly kind: 'break' }
+  /** Of what is on its way, `late` still arrive when the receiver has told how far it has come. */
+  | { readonly kind: 'break'; readonly late: number }
   | { readonly kind: 'sender-restarts' }
   | { readonly kind: 'receiver-restarts'; readonly keeps: boolean };
 
@@ -18,7 +19,7 @@ const step = fc.oneof<fc.Arbitrary<Step>[]>(
   fc.record({ kind: fc.constant('send'), bytes: fc.integer({ min: 1, max: 5 }) }),
   fc.record({ kind: fc.constant('arrive'), count: fc.integer({ min: 1, max: 6 }) }),
   fc.record({ kind: fc.constant('acknowledge'), isLost: fc.boolean() }),
-  fc.constant({ kind: 'break' }),
+  fc.record({ kind: fc.constant('break'), late: fc.nat(4) }),
   fc.constant({ kind: 'sender-restarts' }),
   fc.record({ kind: fc.constant('receiver-restarts'), keeps: fc.boolean() }),
 );
@@ -58,13 +59,14 @@ class World {
     } else if (step.kind === 'receiver-restarts') {
       this.cursor = new ResumeCursor(step.keeps ? this.cursor.point : { stream: 0n, sequence: 0n });
       this.connect();
-    } else this.connect();
+    } else this.connect(step.late);
     expect(this.log.bytes).toBeLessThanOrEqual(BYTES_MAX);
   }
 
-  connect(): void {
+  connect(late = 0): void {
     const answer = this.#answer(this.log, this.cursor);
     if (answer.kind === 'replay') {
+      for (const { sequence } of this.#onTheWay.splice(0, late)) this.#arrive(sequence);
       this.counts.replays += 1;
       this.#onTheWay = [...answer.messages];
       return;
@@ -123,7 +125,7 @@ describe('a log of what was sent', () => {
     });
     const world = new World(careless);
     for (let sent = 0; sent < 3 * MESSAGES_MAX; sent += 1) world.take({ kind: 'send', bytes: 1 });
-    world.take({ kind: 'break' });
+    world.take({ kind: 'break', late: 0 });
     world.take({ kind: 'arrive', count: MESSAGES_MAX });
     expect(world.counts.gaps).toBeGreaterThan(0);
     expect(world.isComplete).toBe(false);
