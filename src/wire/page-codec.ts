@@ -345,7 +345,7 @@ function applyPatch(patch: Uint8Array, words: Int32Array, page: number): void {
     word += view.getUint16(from, true);
     const runWords = view.getUint16(from + 2, true);
     from += WORD_BYTES;
-    if ( word + runWords > end || from + runWords * WORD_BYTES > patch.length)
+    if (runWords === 0 || word + runWords > end || from + runWords * WORD_BYTES > patch.length)
       throw invalid(`page ${page} has a patch that does not fit`);
     for (const runEnd = word + runWords; word < runEnd; word += 1, from += WORD_BYTES)
       words[word] = view.getInt32(from, true);
