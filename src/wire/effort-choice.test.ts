@@ -35,7 +35,9 @@ describe('the effort that pages are packed with', () => {
   it('is another one at times, so that it is noticed when that has become better', () => {
     const counts = chosen(GBIT_BYTES_PER_SECOND, { 0: 1, 1: 1.7, 2: 2.6 });
     expect([...counts.keys()].toSorted()).toEqual([0, 1, 2]);
-    expect(counts.get(1)).toBe(620);
+    // All but a few: what others cost has to be learnt as well.
+    expect(counts.get(1)).toBeGreaterThan(560);
+    expect(Math.min(counts.get(0) ?? 0, counts.get(2) ?? 0)).toBeGreaterThan(5);
     expect(mostChosen(GBIT_BYTES_PER_SECOND, { 0: 1, 1: 1.7, 2: 0.5 })).toBe(2);
   });
 

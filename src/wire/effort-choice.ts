@@ -7,11 +7,11 @@ interface Experience {
 }
 
 const EFFORTS: readonly Effort[] = [0, 1, 2];
-/** Pages of a loaded Redis against their bases, see docs/decisions/0023. Where nothing is known yet. */
+/** Pages of a loaded Redis against their bases, see docs/benchmarks.md. Where nothing is known yet. */
 const BEFORE_ANY: Readonly<Record<Effort, Experience>> = {
-  0: { packUs: 1, bytes: 360 },
-  1: { packUs: 1.7, bytes: 210 },
-  2: { packUs: 2.6, bytes: 195 },
+  0: { packUs: 0.9, bytes: 230 },
+  1: { packUs: 1.3, bytes: 131 },
+  2: { packUs: 1.9, bytes: 128 },
 };
 /** Weight of a new batch; old ones fade. */
 const SMOOTHING = 0.2;

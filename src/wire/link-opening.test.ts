@@ -161,6 +161,23 @@ describe('two hosts', () => {
 });
 
 describe('a host that is dialled', () => {
+  it('is let go of when that is not wanted any more, before and while it is dialled', async () => {
+    const closed = Promise.withResolvers<void>();
+    const mute = await plainServer((socket) => socket.resume().on('close', () => closed.resolve()));
+    const stop = new AbortController();
+    const dialling = dial(mute, { signal: stop.signal });
+    stop.abort(new Error('shutting down'));
+    await expect(dialling).rejects.toThrow('shutting down');
+    await expect(dial(mute, { signal: stop.signal })).rejects.toThrow('shutting down');
+    const later = new AbortController();
+    const connected = await plainServer((socket) => {
+      socket.resume().on('close', () => closed.resolve());
+      socket.once('data', () => later.abort(new Error('changed my mind')));
+    });
+    await expect(dial(connected, { signal: later.signal })).rejects.toThrow('changed my mind');
+    await closed.promise;
+  });
+
   it('and does not listen is told apart from one that speaks something else', async () => {
     const { port } = await listening();
     await owned[Symbol.asyncDispose]();
@@ -186,6 +203,33 @@ describe('a host that listens', () => {
     owned.defer(() => void socket.destroy());
     expect((await stranger.refused).code).toBe('WIRE_HANDSHAKE_FAILED');
     expect([...mute.links, ...stranger.links]).toEqual([]);
+  });
+
+  it('shows a renewed certificate from then on, and none that is not its own', async () => {
+    owned = new AsyncDisposableStack();
+    const expired = await ours.host('alpha', { issuedYearsAgo: 3 });
+    const options = { host: '127.0.0.1', port: 0, peers: ['beta'], clock: systemClock, limits: LIMITS };
+    const listener = await listenSecurely({ ...expired, ...options, onLink: (link) => void owned.use(link) });
+    owned.defer(() => listener.close());
+    await expect(dial(listener.port)).rejects.toMatchObject({ code: 'WIRE_PEER_EXPIRED' });
+    expect(() => listener.renew(beta)).toThrow(
+      expect.objectContaining({ code: 'WIRE_CERTIFICATE_UNUSABLE' }),
+    );
+    listener.renew(alpha);
+    expect((await dial(listener.port)).peer).toBe('alpha');
+  });
+
+  it('takes nobody by a session of before: who they were may not be who they are', async () => {
+    const { port, refused } = await listening();
+    const first = byHand(port, { cert: beta.certificate, key: beta.key, ca: ours.ca });
+    const [session] = (await once(first, 'session')) as [Buffer];
+    const again = byHand(port, { cert: beta.certificate, key: beta.key, ca: ours.ca, session });
+    await once(again, 'secureConnect');
+    expect(again.isSessionReused()).toBe(true);
+    expect(await refused).toMatchObject({
+      code: 'WIRE_PEER_UNTRUSTED',
+      facts: { reason: 'it goes on with an old session' },
+    });
   });
 
   it('is told when its address cannot be used', async () => {

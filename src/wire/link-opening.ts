@@ -31,6 +31,8 @@ export interface DialOptions extends Opening {
   readonly peer: string;
   /** For the connection itself. */
   readonly dialDeadlineMs?: number;
+  /** Gives up when it is aborted, with its reason. */
+  readonly signal?: AbortSignal;
 }
 
 export interface ListenOptions extends Opening {
@@ -48,27 +50,39 @@ export interface ListenOptions extends Opening {
  * WIRE_VERSION, WIRE_GARBLED, WIRE_LOST, and WIRE_PEER_… for who is there instead
  */
 export async function dialSecurely(options: DialOptions): Promise<SecureLink> {
-  const { host, port, peer, clock, dialDeadlineMs = DIAL_DEADLINE_MS } = options;
+  const { host, port, peer, clock, signal, dialDeadlineMs = DIAL_DEADLINE_MS } = options;
+  signal?.throwIfAborted();
   const secureContext = secureContextOf(options);
   assertPeerNames([peer], options);
   const target = `${peer} at ${host} port ${port}`;
   const raw = connectTcp({ host, port, noDelay: true });
+  // It is told to whoever waits for the connection.
+  raw.on('error', () => {});
+  const stop = () => void raw.destroy(new Error('it is not wanted any more'));
+  signal?.addEventListener('abort', stop, { once: true });
   const what = `the connection to ${target}`;
-  await within(once(raw, 'connect'), { clock, deadlineMs: dialDeadlineMs, what }).catch((thrown) => {
-    raw.on('error', () => {}).destroy();
+  try {
+    await within(once(raw, 'connect'), { clock, deadlineMs: dialDeadlineMs, what }).catch((thrown) => {
+      raw.destroy();
+      throw thrown;
+    });
+    setTcpUserTimeout(raw, options.silenceMs ?? SILENCE_MS);
+    const socket = connectTls({
+      socket: raw,
+      secureContext,
+      servername: peer,
+      minVersion: 'TLSv1.3',
+      // `peerOf` checks both, and says what is wrong.
+      rejectUnauthorized: false,
+      checkServerIdentity: () => undefined,
+    });
+    return await shakeHands(socket, { options, expected: [peer], target, isSecure: false });
+  } catch (thrown) {
+    signal?.throwIfAborted();
     throw asFailure(thrown, 'WIRE_DIAL_FAILED', what);
-  });
-  setTcpUserTimeout(raw, options.silenceMs ?? SILENCE_MS);
-  const socket = connectTls({
-    socket: raw,
-    secureContext,
-    servername: peer,
-    minVersion: 'TLSv1.3',
-    // `peerOf` checks both, and says what is wrong.
-    rejectUnauthorized: false,
-    checkServerIdentity: () => undefined,
-  });
-  return await shakeHands(socket, { options, expected: [peer], target, isSecure: false });
+  } finally {
+    signal?.removeEventListener('abort', stop);
+  }
 }
 
 /** Takes connections of other hosts until it is closed. @throws WireError WIRE_LISTEN_FAILED, WIRE_CERTIFICATE_UNUSABLE, WIRE_PEER_NAME */
@@ -126,6 +140,15 @@ export class SecureListener implements Disposable {
     return address?.port ?? 0;
   }
 
+  /**
+   * Shows this certificate to whoever comes from now on, e.g. because the old one expires soon. For the same host.
+   * @throws WireError WIRE_CERTIFICATE_UNUSABLE
+   */
+  renew({ certificate, key, ca }: Omit<HostCredentials, 'name'>): void {
+    secureContextOf({ name: this.#options.name, certificate, key, ca });
+    this.#server.setSecureContext({ cert: certificate, key, ca, minVersion: 'TLSv1.3' });
+  }
+
   close(): void {
     if (!this.#server.listening) return;
     this.#server.close();
@@ -144,17 +167,17 @@ export class SecureListener implements Disposable {
   }
 
   async #welcome(socket: TLSSocket): Promise<void> {
+    const options = this.#options;
     const origin = originOf(socket);
-    try {
-      const options = this.#options;
-      const target = `somebody from ${origin}`;
-      const link = await shakeHands(socket, { options, expected: options.peers, target, isSecure: true });
-      this.#strangers.delete(origin);
-      options.onLink(link);
-    } catch (thrown) {
+    const target = `somebody from ${origin}`;
+    const handshake = { options, expected: options.peers, target, isSecure: true };
+    const link = await shakeHands(socket, handshake).catch((thrown) => {
       if (!(thrown instanceof WireError)) throw thrown;
       this.#refused(thrown, socket);
-    }
+    });
+    if (link === undefined) return;
+    this.#strangers.delete(origin);
+    options.onLink(link);
   }
 
   #refused(error: WireError, { remoteAddress = '' }: Socket): void {

@@ -189,4 +189,20 @@ describe('pages on their way', () => {
     decoder.decodePages({ input, target });
     expect(Buffer.compare(target, pages)).toBe(0);
   });
+
+  it.each<[string, number, readonly number[]]>([
+    ['a patch reaches beyond its page', 0xa00c, [0xff, 3, 2, 0, 1, 1, 1, 1, 1, 1, 1, 1]],
+    ['a patch has a run of nothing', 0xa004, [0, 0, 0, 0]],
+    ['a patch has a run that is cut short', 0xa008, [0, 0, 2, 0, 1, 1, 1, 1]],
+    ['a block of LZ4 unpacks to less than a page', 0x6003, [0x20, 1, 1]],
+    ['a block of LZ4 is none', 0x6003, [0xff, 0xff, 0xff]],
+    ['a difference unpacks to less than a page', 0x8003, [0x20, 1, 1]],
+  ])('of which %s are refused, and the page behind is not touched', (_, entry, body) => {
+    const input = Uint8Array.from([2, 0, 0, 0, entry & 255, entry >> 8, 0, 0x20, ...body]);
+    const target = new Uint8Array(2 * PAGE_BYTES).fill(9);
+    expect(() => decoder.decodePages({ input, target })).toThrow(
+      expect.objectContaining({ code: 'WIRE_PAGES_INVALID' }),
+    );
+    expect(target.subarray(PAGE_BYTES).every((byte) => byte === 9)).toBe(true);
+  });
 });

@@ -37,7 +37,7 @@ export type Effort = 0 | 1 | 2;
 const CHANGED_WORDS_MAX = 512;
 /** A patch of at most so much is not improved on: what LZ4 would save is not worth its time. */
 const PATCH_BYTES_MAX: Readonly<Record<Effort, number>> = { 0: PACKED_BYTES_MAX, 1: 256, 2: 96 };
-/** A larger one made pages of a guest no quicker to pack, and 8 % larger. */
+/** A larger one made pages of a guest hardly quicker to pack, and 8 % larger. */
 const ACCELERATION = 1;
 
 /** Room that a batch needs at worst. */
