@@ -10,9 +10,16 @@ export async function promote(name: string, out: Output): Promise<number> {
   const before = (await eventsAfter(control, 0)).at(-1)?.seq ?? 0;
   out.progress(`promoting the shadow of ${name}`);
   await control.promote();
+  const events = await eventsAfter(control, before);
+  const moved = events.find(({ kind }) => kind === 'moved');
+  if (moved !== undefined) {
+    const { host, promoteMs } = moved.facts;
+    out.result({ name, primary: null, host, promoteMs }, () => `${name} goes on on ${host}`);
+    return EXIT_CODES.ok.code;
+  }
   const { primary } = await control.status();
   // The figures in the status are of all promotions so far.
-  const promoted = (await eventsAfter(control, before)).find(({ kind }) => kind === 'promoted');
+  const promoted = events.find(({ kind }) => kind === 'promoted');
   const { promoteMs, outageMs } = promoted?.facts ?? {};
   out.result({ name, primary, promoteMs, outageMs }, () => `${name} goes on in process ${primary?.pid}`);
   return EXIT_CODES.ok.code;

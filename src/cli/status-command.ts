@@ -13,14 +13,14 @@ export async function status(name: string, out: Output): Promise<number> {
 
 /** What a person wants to know of a VM, a fact a line. */
 export function statusText(vm: VmStatus): string {
-  const { epochs, clock, primary, shadow } = vm;
+  const { epochs, clock, shadow } = vm;
   const machine = `${vm.vcpus} vCPU, ${formatBytes(vm.memoryBytes)}, QEMU ${vm.qemuVersion} with ${vm.accel.toUpperCase()}`;
   const rows: [string, string][] = [
     ['name', vm.name],
     ['state', vm.stopReason === null ? vm.phase : `${vm.phase} (${vm.stopReason})`],
     ['machine', machine],
     ['up', `${duration(vm.upMs)}, keeper is process ${vm.keeperPid}`],
-    ['primary', primary === null ? 'none' : `process ${primary.pid}`],
+    ['primary', primaryText(vm)],
     ['shadow', shadowText(shadow)],
   ];
   if (epochs.commits > 0) {
@@ -46,6 +46,11 @@ export function statusText(vm: VmStatus): string {
   if (vm.restarts > 0) rows.push(['cold restarts', String(vm.restarts)]);
   const text = table(rows);
   return vm.links.length === 0 ? text : `${text}\n\n${linksText(vm.links)}`;
+}
+
+function primaryText({ primary, actsOn }: VmStatus): string {
+  if (actsOn !== undefined) return `on ${actsOn}`;
+  return primary === null ? 'none' : `process ${primary.pid}`;
 }
 
 function diskText({ path, format, readOnly }: VmStatus['disks'][number]): string {

@@ -169,7 +169,7 @@ const qemu = z.strictObject({
 
 const siteHosts = z
   .array(hostName)
-  .min(2, 'expected this host and at least one other')
+  .min(2)
   .max(8)
   .refine((names) => new Set(names).size === names.length, 'names a host twice');
 

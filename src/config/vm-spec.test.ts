@@ -129,7 +129,9 @@ describe('a specification that is wrong', () => {
     expect(problems(text)).toEqual([
       '5: vcpu: unknown field (did you mean vcpus?)',
       '7: shadow.pause_share: unknown field (did you mean pauseShare?)',
-      expect.stringMatching(/^8: shadow\.frobnicate: unknown field \(known here: enabled, maxIntervalMs/),
+      expect.stringMatching(
+        /^8: shadow\.frobnicate: unknown field \(known here: enabled, hosts, maxIntervalMs/,
+      ),
       '10: nics[0].uplink.brige: unknown field (did you mean bridge?)',
     ]);
   });

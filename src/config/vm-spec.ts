@@ -59,6 +59,7 @@ export function parseVmSpec(
     prepare: (said) => withDefaults(said, defaults),
   });
   refuseUnprotectable(value, specText);
+  refuseOnTwoHosts(value, specText);
   return withAbsolutePaths(value, resolve(directory));
 }
 
@@ -91,6 +92,19 @@ function refuseUnprotectable(spec: VmSpec, text: SpecText): void {
   );
   throw new ConfigError('CONFIG_UNPROTECTABLE', problems.join('\n'), {
     hint: CONSENT_HINT,
+    facts: { problems },
+  });
+}
+
+/** Its writes would stay where it was: on the other host the VM would go on with another disk. */
+function refuseOnTwoHosts(spec: VmSpec, text: SpecText): void {
+  if (spec.shadow.hosts === undefined) return;
+  const problems = disksOf(spec)
+    .filter(({ disk }) => !disk.readOnly)
+    .map(({ field, disk }) => `${placeOf(field, text)}: ${disk.path} is writable, and stays on this host`);
+  if (problems.length === 0) return;
+  throw new ConfigError('CONFIG_UNPROTECTABLE', problems.join('\n'), {
+    hint: 'Make it readOnly: true, with the same content on all hosts, or leave shadow.hosts out: then the shadow is on this host.',
     facts: { problems },
   });
 }

@@ -18,6 +18,8 @@ export interface VmStatus {
   readonly memoryBytes: number;
   /** How written pages are found. */
   readonly dirtyLog: string;
+  /** The host that it acts on, when that is another one and its shadow is kept here. */
+  readonly actsOn?: string;
   readonly primary: InstanceStatus | null;
   readonly shadow: (ShadowStatus & { readonly copiedShare: number }) | null;
   readonly epochs: {

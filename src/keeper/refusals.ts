@@ -34,6 +34,13 @@ export function disksWouldBeWritten(vm: string): KeeperError {
   });
 }
 
+export function onAnotherHost(vm: string): KeeperError {
+  return new KeeperError('KEEPER_TEST_REFUSED', `the shadow of ${vm} is on another host`, {
+    hint: 'Only a shadow on the same host can be tested for now. `understudy promote` moves the VM, and back again.',
+    facts: { vm },
+  });
+}
+
 export function noPlaceToSave(vm: string, kind: 'suspended' | 'snapshot'): KeeperError {
   const what = kind === 'suspended' ? 'be suspended' : 'leave a snapshot';
   return new KeeperError('KEEPER_NO_PLACE', `${vm} cannot ${what}: there is no place to save its state`, {

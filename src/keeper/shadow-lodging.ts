@@ -5,6 +5,7 @@ import { errorFacts } from '../base/errors.ts';
 import { Failpoints } from '../base/failpoint.ts';
 import { type Logger, silentLogger } from '../base/logger.ts';
 import type { SiteConfig } from '../config/site-config.ts';
+import { ControlServer } from '../control/control-server.ts';
 import { RunDirectory } from '../control/run-directory.ts';
 import { encodeWords, MESSAGE, type PeerWords } from '../replication/peer-messages.ts';
 import { epochsName } from './inheritance.ts';
@@ -15,6 +16,7 @@ import { liveOut, type StopSignals } from './keeper-life.ts';
 import type { KeeperOptions, PromisedShadow } from './keeper-options.ts';
 import { RecordedRight } from './recorded-right.ts';
 import { leaveSite, remoteSite, rightOptions } from './remote-site.ts';
+import { ShadowControl } from './shadow-control.ts';
 import { type AskedShadow, checkTwin } from './shadow-hello.ts';
 import { type ShadowEnd, ShadowKeeper } from './shadow-keeper.ts';
 import { ShadowSession } from './shadow-session.ts';
@@ -85,7 +87,7 @@ export class ShadowLodging implements AsyncDisposable {
       ...{ failpoints: this.#failpoints },
     });
     signals.start.addEventListener('abort', () => shadow.leave({ kind: 'dismissed' }), { once: true });
-    const end = await shadow.keep();
+    const end = await this.#serveUntilEnd(session, shadow, log);
     log.info('the shadow is kept no longer', { ...end });
     return end.kind === 'called' || end.kind === 'alone'
       ? await this.#takeOver(session, { end, log, signals })
@@ -113,6 +115,18 @@ export class ShadowLodging implements AsyncDisposable {
       processes: [standby.pid],
       cgroups: standby.cgroup ? [standby.cgroup.directory] : [],
     });
+  }
+
+  /** Until the VM acts here its keeper answers for the shadow; then the socket is the VM's. */
+  async #serveUntilEnd(session: ShadowSession, shadow: ShadowKeeper, log: Logger): Promise<ShadowEnd> {
+    const { spec, peer, hello } = this.#asked;
+    const ended = shadow.keep();
+    const control = new ShadowControl({
+      ...{ spec, peer, session, shadow, ended, host: this.#host, clock: this.#clock, token: hello.token },
+    });
+    const socket = this.directory.controlSocket;
+    await using _server = await ControlServer.listen(socket, { control, clock: this.#clock, log });
+    return await ended;
   }
 
   async #takeOver(

@@ -24,6 +24,7 @@ import {
   isStopping,
   noPlaceToSave,
   notProtected,
+  onAnotherHost,
   promoteFailed,
   testUnderWay,
 } from './refusals.ts';
@@ -100,6 +101,7 @@ export class VmOrders {
     if (this.#isTesting) throw testUnderWay(this.#name);
     if (state().phase !== 'protected') throw notProtected(this.#name, state().phase);
     if (hasWritableDisk(spec)) throw disksWouldBeWritten(this.#name);
+    if (shadow.session === undefined) throw onAnotherHost(this.#name);
     admit(withShadow(spec, true), { runs: true, besidesBytes: spec.memoryBytes });
     this.#isTesting = true;
     try {
@@ -130,6 +132,8 @@ export class VmOrders {
   async #save(kind: SavedKind): Promise<void> {
     const { options, states } = this.#vm;
     if (options.savedIn === undefined) throw noPlaceToSave(this.#name, kind);
+    // Until it is on disk that one could take over, and would go on from before.
+    if (options.remote !== undefined) throw cannotSave(this.#name, 'its shadow is on another host');
     const { machine } = await this.#acting();
     try {
       const spec = withShadow(options.spec, true);

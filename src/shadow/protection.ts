@@ -27,6 +27,8 @@ export const PHASES = [
   'restarting',
   'stopping',
   'stopped',
+  // Of a keeper whose VM acts on another host; no state of this machine.
+  'shadowing',
 ] as const;
 
 export type Phase = (typeof PHASES)[number];

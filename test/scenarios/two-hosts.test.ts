@@ -175,3 +175,21 @@ describe('a VM with its shadow on another host', () => {
     expect(await hosts.record()).toMatchObject({ holder: there });
   });
 });
+
+/** Whoever asks may. */
+const NOBODY_LOOKS = `
+  const { RecordedRight } = await import(${JSON.stringify(new URL('../../src/keeper/recorded-right.ts', import.meta.url).href)});
+  const granted = { token: 99, arm: async () => {}, goAlone: async () => 'granted', release: async () => {} };
+  RecordedRight.takeOver = async () => granted;
+  RecordedRight.prototype.goAlone = async () => 'granted';`;
+
+describe('a VM whose hosts lose each other', () => {
+  it('acts on both when nobody looks at the record (control)', async () => {
+    await using pair = await TwoHosts.withVm({ clients: 1, plants: { a: NOBODY_LOOKS, b: NOBODY_LOOKS } });
+    await pair.cutPeers();
+    await pair.until('b', 'promoted');
+    await pair.until('a', 'shadow-lost');
+    expect(pair.qemuPids('a')).toHaveLength(1);
+    expect(pair.qemuPids('b')).toHaveLength(1);
+  });
+});

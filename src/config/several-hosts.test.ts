@@ -1,0 +1,28 @@
+import { describe, expect, it } from 'vitest';
+import { parseVmSpec } from './vm-spec.ts';
+
+describe('the specification', () => {
+  it('of a VM of several hosts names no disk that only one of them has', () => {
+    const text = `name: redis
+memory: 64MiB
+boot: {kernel: vmlinuz}
+disks:
+  - {path: data.img, format: raw, unprotectedDisk: true}
+shadow: {hosts: [a, b]}
+`;
+    expect(() => parseVmSpec(text, { source: '/vms/redis.yaml' })).toThrow(
+      /redis\.yaml:5: .*data\.img is writable, and stays on this host/,
+    );
+    const readOnly = text.replace('unprotectedDisk', 'readOnly');
+    expect(parseVmSpec(readOnly, { source: '/vms/redis.yaml' }).shadow.hosts).toEqual(['a', 'b']);
+  });
+
+  it.each([
+    ['[a]', /expected 2 or more/],
+    ['[a, a]', /names a host twice/],
+    ["[a, 'b c']", /no name of a host/],
+  ])('names at least two hosts, each once: not %s', (hosts, problem) => {
+    const text = `name: redis\nmemory: 64MiB\nboot: {kernel: vmlinuz}\nshadow: {hosts: ${hosts}}\n`;
+    expect(() => parseVmSpec(text, { source: 'redis.yaml' })).toThrow(problem);
+  });
+});

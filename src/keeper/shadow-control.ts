@@ -1,0 +1,115 @@
+import type { Clock } from '../base/clock.ts';
+import { PAGE_BYTES } from '../base/units.ts';
+import type { VmSpec } from '../config/vm-spec-schema.ts';
+import type { ConsoleSession, KeeperControl } from '../control/keeper-control.ts';
+import { KeeperError } from '../control/keeper-error.ts';
+import type { VmEvent } from '../control/vm-event.ts';
+import type { VmMetrics } from '../control/vm-metrics.ts';
+import type { VmStatus } from '../control/vm-status.ts';
+import { EpochStats } from '../replication/epoch-stats.ts';
+import { INITIAL_PROTECTION } from '../shadow/protection.ts';
+import { noConsole } from './refusals.ts';
+import type { ShadowKeeper } from './shadow-keeper.ts';
+import type { ShadowSession } from './shadow-session.ts';
+import { TakeoverStats } from './takeover-stats.ts';
+import { describeVm, type KnownVm } from './vm-description.ts';
+import type { VmHost } from './vm-host.ts';
+import { measureVm } from './vm-measures.ts';
+
+export interface ShadowControlOptions {
+  readonly spec: VmSpec;
+  readonly host: VmHost;
+  readonly clock: Clock;
+  /** Of the VM that acts, when this shadow was begun. */
+  readonly token: number;
+  /** The host that the VM acts on. */
+  readonly peer: string;
+  readonly session: ShadowSession;
+  readonly shadow: ShadowKeeper;
+  /** Resolves when the shadow is kept no longer. */
+  readonly ended: Promise<unknown>;
+}
+
+/** What can be asked of the keeper of a shadow. All that concerns the VM is for the host that it acts on. */
+export class ShadowControl implements KeeperControl {
+  readonly #options: ShadowControlOptions;
+  readonly #startedMs: number;
+  readonly #epochs = new EpochStats();
+  readonly #takeovers = new TakeoverStats();
+
+  constructor(options: ShadowControlOptions) {
+    this.#options = options;
+    this.#startedMs = options.clock.nowMs();
+  }
+
+  status(): VmStatus {
+    const { spec, session, shadow, peer } = this.#options;
+    const holdsAll = session.image.committed > 0;
+    const copiedShare = holdsAll ? 1 : Math.min(1, (shadow.copiedPages * PAGE_BYTES) / spec.memoryBytes);
+    const status = describeVm(this.#known());
+    const { number: instance, pid } = session.standby;
+    return { ...status, actsOn: peer, shadow: { instance, pid, copiedShare } };
+  }
+
+  metrics(): VmMetrics {
+    return measureVm(this.#known());
+  }
+
+  eventsSince(): readonly VmEvent[] {
+    return [];
+  }
+
+  onEvent(): () => void {
+    return () => {};
+  }
+
+  promote(): Promise<void> {
+    return this.#refuse();
+  }
+
+  protect(): Promise<void> {
+    return this.#refuse();
+  }
+
+  unprotect(): Promise<void> {
+    return this.#refuse();
+  }
+
+  testFailover(): Promise<never> {
+    return this.#refuse();
+  }
+
+  /** Ends the shadow, which promises not to act. The VM looks for another one, also on this host. */
+  async stop(): Promise<void> {
+    this.#options.shadow.leave({ kind: 'dismissed' });
+    await this.#options.ended;
+  }
+
+  openConsole(): ConsoleSession {
+    throw noConsole(this.#options.spec.name);
+  }
+
+  #known(): KnownVm {
+    const { spec, host, clock, token, session } = this.#options;
+    return {
+      ...{ ...host, spec, token, primary: undefined, shadow: session, committed: session.image.committed },
+      state: { ...INITIAL_PROTECTION, phase: 'shadowing' },
+      upMs: clock.nowMs() - this.#startedMs,
+      epochs: this.#epochs,
+      guestClock: { errorMs: null, answeredAgoMs: null, corrections: 0 },
+      links: [],
+      takeovers: this.#takeovers,
+    };
+  }
+
+  #refuse(): Promise<never> {
+    const { spec, peer } = this.#options;
+    const message = `${spec.name} acts on ${peer}, and this host keeps its shadow`;
+    return Promise.reject(
+      new KeeperError('KEEPER_IS_SHADOW', message, {
+        hint: `Give the command on ${peer}.`,
+        facts: { vm: spec.name, host: peer },
+      }),
+    );
+  }
+}
