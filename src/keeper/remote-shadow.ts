@@ -18,8 +18,7 @@ import type { ActingRight } from './acting-right.ts';
 import { SPARE_SLOTS } from './admission.ts';
 import type { Instance } from './instance.ts';
 import { peerLost, superseded } from './refusals.ts';
-import type { Shadow, ShadowDescription } from './shadow.ts';
-import type { BeginOptions } from './shadow-session.ts';
+import type { BeginOptions, Shadow, ShadowDescription } from './shadow.ts';
 
 /** Left for the first cut by the copy. */
 const REST_PAGES_MAX = 1024;

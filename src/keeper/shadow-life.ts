@@ -9,8 +9,8 @@ import type { EpochPipeline } from '../replication/epoch-pipeline.ts';
 import { EpochStats } from '../replication/epoch-stats.ts';
 import type { Instance } from './instance.ts';
 import { cutShort } from './refusals.ts';
-import type { Shadow } from './shadow.ts';
-import { type BeginOptions, ShadowSession } from './shadow-session.ts';
+import type { BeginOptions, Shadow } from './shadow.ts';
+import { ShadowSession } from './shadow-session.ts';
 
 export interface ShadowLifeOptions {
   readonly spec: VmSpec;

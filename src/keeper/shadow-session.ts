@@ -9,7 +9,7 @@ import { copyWhileRunning } from '../replication/full-copy.ts';
 import { ShadowImage } from '../replication/shadow-image.ts';
 import { SPARE_SLOTS } from './admission.ts';
 import type { Instance } from './instance.ts';
-import type { Shadow, ShadowDescription } from './shadow.ts';
+import type { BeginOptions, Shadow, ShadowDescription } from './shadow.ts';
 
 /** Left for the first cut by the copy: about a millisecond of pause. */
 const REST_PAGES_MAX = 1024;
@@ -24,11 +24,6 @@ export interface SessionOptions {
 
 /** What a keeper that was killed left of a shadow that was in sync. */
 export type RecoverOptions = Pick<SessionOptions, 'epochsDirectory' | 'failpoints'>;
-
-export type BeginOptions = Omit<PipelineOptions, 'source' | 'store'> &
-  Pick<PipelineSource, 'links' | 'participants' | 'mayContinue' | 'hasPanicked'> & {
-    readonly primary: Instance;
-  };
 
 /**
  * One shadow on this host, in the making or in sync: the standby QEMU, what it holds of the VM, and the epochs on their way

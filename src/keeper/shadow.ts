@@ -1,6 +1,11 @@
-import type { EpochPipeline } from '../replication/epoch-pipeline.ts';
+import type { EpochPipeline, PipelineOptions, PipelineSource } from '../replication/epoch-pipeline.ts';
 import type { Instance } from './instance.ts';
-import type { BeginOptions } from './shadow-session.ts';
+
+/** What the epochs of a shadow need of the VM. */
+export type BeginOptions = Omit<PipelineOptions, 'source' | 'store'> &
+  Pick<PipelineSource, 'links' | 'participants' | 'mayContinue' | 'hasPanicked'> & {
+    readonly primary: Instance;
+  };
 
 /** What a shadow looks like to people: where it is, and which QEMU. */
 export interface ShadowDescription {
