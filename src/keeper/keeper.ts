@@ -208,6 +208,7 @@ export class Keeper implements KeeperControl {
       this.#publish(next.phase, { ...why, ...traceFacts(this.#onBehalf) });
     }
     for (const effect of effects) this.#effects.push(effect);
+    if (isActing(next) && !isActing(before)) this.#watch?.begin();
     this.#waiters.check();
   }
 
@@ -432,8 +433,7 @@ export class Keeper implements KeeperControl {
     const session = this.#shadow.handOver();
     this.#remains.keep({ primary: this.#primary, session, trace: this.#onBehalf });
     this.#makePrimary(session.standby);
-    const asked = traceFacts(this.#onBehalf);
-    this.#publish('promoted', { instance: session.standby.number, ...taken, ...asked });
+    this.#publish('promoted', { instance: session.standby.number, ...taken, ...traceFacts(this.#onBehalf) });
     this.#dispatch({ kind: 'promoted' });
   }
 

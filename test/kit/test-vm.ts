@@ -203,7 +203,12 @@ export class TestVm implements AsyncDisposable {
 
   /** What was said on QMP with the QEMU that acts, but for the commands of every epoch. */
   get primaryQmpLog(): string {
-    return readFileSync(join(this.#directory, String(this.status.primary?.instance), 'qmp.log'), 'utf8');
+    return this.qmpLog(this.status.primary);
+  }
+
+  /** The same with this QEMU. */
+  qmpLog(instance: { instance: number } | null): string {
+    return readFileSync(join(this.#directory, String(instance?.instance), 'qmp.log'), 'utf8');
   }
 
   /** The file that is the memory of this QEMU's guest. */

@@ -100,6 +100,24 @@ describe('a guest that panics', () => {
     expect(vm.status).toMatchObject({ promotions: 1, restarts: 1 });
   });
 
+  it('in its shadow the moment that it goes on there is restarted cold all the same', async () => {
+    await using vm = await TestVm.start();
+    using console = vm.openConsole();
+    await console.untilShell();
+    // The shadow gets again what was typed, or goes on in the middle of the panic.
+    const { shadow } = vm.status;
+    const runs = vm.holdAt('promote.after');
+    const restarted = vm.nextEvent('restarted-cold');
+    console.type('echo c > /proc/sysrq-trigger');
+    await runs.reached;
+    // Nobody is told yet that it acts.
+    await until(() => vm.qmpLog(shadow).includes('GUEST_PANICKED'));
+    runs.release();
+    await restarted;
+    expect(vm.eventKinds).not.toContain('guest-reset');
+    expect(vm.status).toMatchObject({ promotions: 1, restarts: 1 });
+  });
+
   it('in the middle of a cut is never committed in its panic', async () => {
     await using vm = await TestVm.start();
     using console = vm.openConsole();
