@@ -3,6 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { parseVmSpec } from '../../src/config/vm-spec.ts';
+import { savedStatePaths } from '../../src/control/run-paths.ts';
 import { bootedState, nameOfWorker } from './booted-state.ts';
 import { RUN_ID_VARIABLE } from './leftovers.ts';
 
@@ -24,8 +25,9 @@ function stateOf(more: string) {
   const text = `name: ${nameOfWorker()}\nmemory: 64MiB\nboot: {kernel: /kernel}\n${more}`;
   const spec = parseVmSpec(text, { source: 'test.yaml' });
   const qemu = { path: '/qemu', version: '7.2.0' };
-  return bootedState({ spec, qemu, accel: 'tcg' }, async ({ snapshot }) => {
+  return bootedState({ spec, qemu, accel: 'tcg' }, async (directory) => {
     boots.push(more);
+    const { snapshot } = savedStatePaths(directory, spec.name);
     mkdirSync(snapshot, { recursive: true });
     writeFileSync(join(snapshot, 'header.json'), '');
   });
@@ -34,16 +36,16 @@ function stateOf(more: string) {
 describe('the state of a VM that has booted', () => {
   it('is made once in a run for each machine, whoever protects it and wherever its frames go', async () => {
     const first = await stateOf('');
-    expect(first?.snapshot).toMatch(folder);
+    expect(first).toMatch(folder);
     expect(await stateOf('shadow: {enabled: false}')).toEqual(first);
     expect(boots).toEqual(['']);
-    expect((await stateOf('vcpus: 2'))?.snapshot).not.toBe(first?.snapshot);
+    expect(await stateOf('vcpus: 2')).not.toBe(first);
     expect(boots).toEqual(['', 'vcpus: 2']);
   });
 
   it('is made again when the one before was cut short', async () => {
-    const { snapshot } = (await stateOf('')) ?? { snapshot: '' };
-    rmSync(join(snapshot, 'header.json'));
+    const directory = (await stateOf('')) ?? '';
+    rmSync(join(savedStatePaths(directory, nameOfWorker()).snapshot, 'header.json'));
     await stateOf('');
     expect(boots).toEqual(['', '']);
   });

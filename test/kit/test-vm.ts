@@ -10,6 +10,7 @@ import { jsonLogger } from '../../src/base/logger.ts';
 import { parseVmSpec } from '../../src/config/vm-spec.ts';
 import type { ConsoleSession } from '../../src/control/keeper-control.ts';
 import { RunDirectory } from '../../src/control/run-directory.ts';
+import { savedStatePaths } from '../../src/control/run-paths.ts';
 import type { VmEvent } from '../../src/control/vm-event.ts';
 import type { LinkStatus, VmStatus } from '../../src/control/vm-status.ts';
 import { monotonicMs } from '../../src/demo/monotonic-time.ts';
@@ -376,12 +377,14 @@ async function beginning(
 ): Promise<Partial<KeeperOptions>> {
   const isDemo = cmdline === undefined && kernel === undefined && initrd === undefined;
   if (boots || clients === 0 || !isDemo || keeper?.savedIn !== undefined) return {};
-  const savedIn = await bootedState(machine, async (place) => {
-    await using vm = await TestVm.start({ clients: 0, keeper: { savedIn: place } });
+  const { name } = machine.spec;
+  const directory = await bootedState(machine, async (place) => {
+    const savedIn = savedStatePaths(place, name);
+    await using vm = await TestVm.start({ clients: 0, keeper: { savedIn } });
     await (await loadIn(vm.netns, 0))[Symbol.asyncDispose]();
     await vm.keeper.stop({ graceful: true, termination: 'snapshot' });
   });
-  return savedIn === undefined ? {} : { savedIn, startFrom: 'snapshot' };
+  return directory === undefined ? {} : { savedIn: savedStatePaths(directory, name), startFrom: 'snapshot' };
 }
 
 async function loadIn(netns: string, clients: number): Promise<RedisLoad> {
