@@ -19,10 +19,11 @@ const QUICK_READS = 200;
 const EVENTS = 50;
 const QUICK_EVENTS = 10;
 const IDLE_MS = 60_000;
-const QUICK_IDLE_MS = 8000;
+const QUICK_IDLE_MS = 3000;
 const SETTLE_MS = 1000;
 const DECLARED_AT_ONCE = 8;
 const KEEPER_WATCH_MS = 10_000;
+const QUICK_KEEPER_WATCH_MS = 2000;
 const PROTECTED_DEADLINE_MS = 120_000;
 const ASK_AGAIN_MS = 100;
 
@@ -96,7 +97,8 @@ async function measureIdle(run: BenchRun): Promise<void> {
 }
 
 async function measureKeeper(run: BenchRun, host: BenchHost): Promise<void> {
-  const { clock, signal } = run.options;
+  const { quick, clock, signal } = run.options;
+  const watchMs = quick ? QUICK_KEEPER_WATCH_MS : KEEPER_WATCH_MS;
   const { kernel, initrd, cmdline } = await demoGuest(run);
   run.progress('starting a VM with a shadow');
   const spec = `name: kept\nmemory: 256MiB\naccel: tcg\nboot: {kernel: ${kernel}, initrd: ${initrd}, cmdline: ${cmdline}}\n`;
@@ -106,7 +108,7 @@ async function measureKeeper(run: BenchRun, host: BenchHost): Promise<void> {
   for (;;) {
     const { observed } = await client.call('getVm', { params: { name: 'kept' } }, signal);
     if (observed.state === 'protected') {
-      await clock.sleep(KEEPER_WATCH_MS, signal);
+      await clock.sleep(watchMs, signal);
       run.figure('keeperRssAnonMiB', rssAnonMiB(observed.keeperPid ?? 0));
       return;
     }

@@ -15,7 +15,7 @@ export interface RedisConnectionOptions {
 }
 
 const CONNECT_DEADLINE_MS = 5000;
-const REPLY_DEADLINE_MS = 150_000;
+const REPLY_DEADLINE_MS = 60_000;
 const IN_FLIGHT_MAX = 10_000;
 
 /** One TCP connection to Redis, without Nagle's delay. Commands may be called before earlier ones are answered. */

@@ -56,10 +56,14 @@ export class GuestLinks implements AsyncDisposable {
         error !== undefined && options.onGarbled(name, error);
       all.push(opening.use(new GuestLink({ ...link, name, clock, onDisconnected, ...unsafe })));
     };
-    for (const [index, { uplink }] of spec.nics.entries()) {
+    for (const [index, { uplink, mac }] of spec.nics.entries()) {
       const name = `nic${index}`;
       const farEnd = opening.use(
-        await openUplink(uplink, { clock, onLost: (error) => options.onUplinkLost(name, error) }),
+        await openUplink(uplink, {
+          clock,
+          nicMac: mac,
+          onLost: (error) => options.onUplinkLost(name, error),
+        }),
       );
       add(name, { framing: frameFraming, farEnd, onHeld });
     }
@@ -83,11 +87,11 @@ interface Ends {
 
 function openUplink(
   uplink: UplinkSpec,
-  { clock, onLost }: { clock: Clock; onLost: (error: NetError) => void },
+  { clock, nicMac, onLost }: { clock: Clock; nicMac: string; onLost: (error: NetError) => void },
 ): Promise<FarEnd> {
   switch (uplink.kind) {
     case 'tap':
-      return TapUplink.open({ ...uplink, onLost });
+      return TapUplink.open({ ...uplink, nicMac, onLost });
     case 'passt':
       return PasstUplink.open({ ...uplink, clock, onLost });
     case 'none':

@@ -210,6 +210,7 @@ export class Keeper implements KeeperControl {
       this.#publish(next.phase, { ...why, ...traceFacts(this.#onBehalf) });
     }
     for (const effect of effects) this.#effects.push(effect);
+    if (isActing(next) && !isActing(before)) this.#watch?.begin();
     this.#waiters.check();
   }
 

@@ -29,10 +29,16 @@ export class PrimaryWatch implements Disposable {
   constructor(instance: Instance, options: PrimaryWatchOptions) {
     this.#instance = instance;
     this.#options = options;
-    const { process, qmp } = instance.machine;
-    qmp.onEvent((event) => this.#watching && this.#onEvent(event));
-    qmp.onClosed((error) => this.#lose('qmp-closed', { error: error.message }));
+  }
+
+  /** The VM acts from now on, so that a loss is one. What has happened since its guest runs is told first. */
+  begin(): void {
+    const { machine } = this.#instance;
+    const { process, qmp } = machine;
     void process.exited.then(({ code, signal }) => this.#lose('exited', { code, signal }));
+    if (qmp.closed !== undefined) this.#lose('qmp-closed', { error: qmp.closed.message });
+    qmp.onClosed((error) => this.#lose('qmp-closed', { error: error.message }));
+    machine.onGuestEvent((event) => this.#watching && this.#onEvent(event));
     this.#awaitHeartbeat();
   }
 

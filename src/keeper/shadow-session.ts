@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { assert } from '../base/assert.ts';
 import type { Failpoints } from '../base/failpoint.ts';
 import { readFirmware } from '../qemu/firmware.ts';
-import { EpochPipeline, type PipelineOptions, type PipelineSource } from '../replication/epoch-pipeline.ts';
+import { EpochPipeline } from '../replication/epoch-pipeline.ts';
 import type { StagedEpoch } from '../replication/epoch-slot.ts';
 import { copyWhileRunning } from '../replication/full-copy.ts';
 import { ShadowImage } from '../replication/shadow-image.ts';

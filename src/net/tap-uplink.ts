@@ -18,6 +18,8 @@ export interface TapUplinkOptions {
   readonly address?: string | undefined;
   /** An existing bridge that the TAP joins. */
   readonly bridge?: string | undefined;
+  /** Of the nic that it leads to: the device's own hardware address is made from it, see {@link hardwareAddressOf}. */
+  readonly nicMac: string;
   /** The device is gone, e.g. deleted by somebody. The uplink is of no use from now on. */
   readonly onLost: (error: NetError) => void;
 }
@@ -46,9 +48,10 @@ export class TapUplink implements FarEnd {
 
   /** Creates the device and sets it up with `ip`. Needs root. Throws `NET_TAP_FAILED`. */
   static async open(options: TapUplinkOptions): Promise<TapUplink> {
-    const { device, netns, address, bridge } = options;
+    const { device, netns, address, bridge, nicMac } = options;
     const tap = new TapUplink(options, open(options));
     try {
+      await ip(['link', 'set', 'dev', device, 'address', hardwareAddressOf(nicMac)], netns);
       if (address !== undefined) await ip(['address', 'add', address, 'dev', device], netns);
       if (bridge !== undefined) await ip(['link', 'set', 'dev', device, 'master', bridge], netns);
       await ip(['link', 'set', 'dev', device, 'up'], netns);
@@ -141,6 +144,16 @@ export class TapUplink implements FarEnd {
       }),
     );
   }
+}
+
+/**
+ * The same for the device of the next keeper. The kernel would make one up each time, and a guest that lives on sends to
+ * the one that it knows until its entry for it has expired: its TCP doubles its patience meanwhile, up to two minutes.
+ * A first byte of fe keeps a bridge from taking it for its own address: it takes the lowest one of its ports.
+ */
+function hardwareAddressOf(nicMac: string): string {
+  // One that begins so already must not be that of the device as well.
+  return `${nicMac.startsWith('fe') ? 'fa' : 'fe'}${nicMac.slice(2)}`;
 }
 
 function open(options: TapUplinkOptions): number {

@@ -20,6 +20,7 @@ import { QemuPort } from './qemu-port.ts';
 import { TapUplink } from './tap-uplink.ts';
 
 const ECHO_PORT = 7777;
+const nicMac = '52:54:00:12:34:56';
 const fail = (error: NetError) => {
   throw error;
 };
@@ -118,10 +119,10 @@ describe('a TAP', () => {
     const [left, right] = [namespace('a'), namespace('b')];
     const onLost = fail;
     const tapA = open.use(
-      await TapUplink.open({ device: 'us-a', netns: left, address: '10.78.0.1/24', onLost }),
+      await TapUplink.open({ device: 'us-a', netns: left, nicMac, address: '10.78.0.1/24', onLost }),
     );
     const tapB = open.use(
-      await TapUplink.open({ device: 'us-b', netns: right, address: '10.78.0.2/24', onLost }),
+      await TapUplink.open({ device: 'us-b', netns: right, nicMac, address: '10.78.0.2/24', onLost }),
     );
     const [a, b] = [await committingLink('a', tapA), await committingLink('b', tapB)];
     const [endA, endB] = [connect(a.port.path), connect(b.port.path)];
@@ -141,7 +142,7 @@ describe('a TAP', () => {
     const netns = namespace('a');
     const ip = (...words: string[]) => execFileSync('ip', ['-n', netns, ...words], { encoding: 'utf8' });
     ip('link', 'add', 'us-br', 'type', 'bridge');
-    const tap = await TapUplink.open({ device: 'us-a', netns, bridge: 'us-br', onLost: fail });
+    const tap = await TapUplink.open({ device: 'us-a', netns, nicMac, bridge: 'us-br', onLost: fail });
     expect(ip('link', 'show', 'dev', 'us-a')).toContain('master us-br');
     await tap.close();
     expect(ip('-brief', 'link')).not.toContain('us-a');
@@ -150,11 +151,30 @@ describe('a TAP', () => {
   });
 
   test.each([
+    ['52:54:00:12:34:56', 'fe:54:00:12:34:56'],
+    ['fe:54:00:12:34:56', 'fa:54:00:12:34:56'],
+  ])(
+    'that leads to the nic %s is %s whenever it is made: a guest that knows it goes on sending to it',
+    async (mac, own) => {
+      const netns = namespace('a');
+      for (let made = 0; made < 2; made += 1) {
+        await using _tap = await TapUplink.open({ device: 'us-a', netns, nicMac: mac, onLost: fail });
+        const [link] = JSON.parse(
+          execFileSync('ip', ['-n', netns, '-json', 'link', 'show', 'us-a'], { encoding: 'utf8' }),
+        );
+        expect(link.address).toBe(own);
+      }
+    },
+  );
+
+  test.each([
     ['a bridge that does not exist', { bridge: 'us-nowhere' }],
     ['an address that is none', { address: '10.78.0.256/24' }],
   ])('says what is wrong with %s, and leaves no device behind', async (_, wrong) => {
     const netns = namespace('a');
-    await expect(TapUplink.open({ device: 'us-a', netns, onLost: fail, ...wrong })).rejects.toMatchObject({
+    await expect(
+      TapUplink.open({ device: 'us-a', netns, nicMac, onLost: fail, ...wrong }),
+    ).rejects.toMatchObject({
       code: 'NET_TAP_FAILED',
     });
     expect(execFileSync('ip', ['-n', netns, '-brief', 'link'], { encoding: 'utf8' })).not.toContain('us-a');
@@ -162,9 +182,11 @@ describe('a TAP', () => {
 
   test('says so when a name is taken or a namespace does not exist', async () => {
     const netns = namespace('a');
-    open.use(await TapUplink.open({ device: 'us-a', netns, onLost: fail }));
+    open.use(await TapUplink.open({ device: 'us-a', netns, nicMac, onLost: fail }));
     for (const other of [netns, 'us-no-such-namespace']) {
-      await expect(TapUplink.open({ device: 'us-a', netns: other, onLost: fail })).rejects.toMatchObject({
+      await expect(
+        TapUplink.open({ device: 'us-a', netns: other, nicMac, onLost: fail }),
+      ).rejects.toMatchObject({
         code: 'NET_TAP_FAILED',
       });
     }
@@ -173,7 +195,7 @@ describe('a TAP', () => {
   test('that somebody deletes is reported lost', async () => {
     const netns = namespace('a');
     const lost = Promise.withResolvers<NetError>();
-    const tap = open.use(await TapUplink.open({ device: 'us-a', netns, onLost: lost.resolve }));
+    const tap = open.use(await TapUplink.open({ device: 'us-a', netns, nicMac, onLost: lost.resolve }));
     tap.receive(() => {});
     execFileSync('ip', ['-n', netns, 'link', 'del', 'us-a']);
     expect(await lost.promise).toMatchObject({ code: 'NET_UPLINK_LOST' });
@@ -181,7 +203,7 @@ describe('a TAP', () => {
 
   test('drops what it cannot take, and counts it', async () => {
     const netns = namespace('a');
-    const tap = open.use(await TapUplink.open({ device: 'us-a', netns, onLost: fail }));
+    const tap = open.use(await TapUplink.open({ device: 'us-a', netns, nicMac, onLost: fail }));
     tap.send(new Uint8Array(60));
     tap.send(new Uint8Array(5));
     expect(tap.stats()).toEqual({ sentItems: 1, refusedItems: 1 });
@@ -200,7 +222,7 @@ describe('passt', () => {
     // The guest is the kernel of a namespace behind a TAP.
     const netns = namespace('guest');
     const tap = open.use(
-      await TapUplink.open({ device: 'us-guest', netns, address: '10.78.0.2/24', onLost: fail }),
+      await TapUplink.open({ device: 'us-guest', netns, nicMac, address: '10.78.0.2/24', onLost: fail }),
     );
     const hostPort = await freePort();
     const passt = open.use(

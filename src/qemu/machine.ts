@@ -3,11 +3,13 @@ import type { Clock } from '../base/clock.ts';
 import { QemuError } from './qemu-error.ts';
 import { type LaunchOptions, lastLines, QemuProcess } from './qemu-process.ts';
 import { type ConnectOptions, type ExecuteOptions, QmpClient } from './qmp-client.ts';
+import type { QmpEvent } from './qmp-events.ts';
 
 const START_DEADLINE_MS = 30_000;
 const LOAD_DEADLINE_MS = 10_000;
 const QUIT_DEADLINE_MS = 10_000;
 const ROUTINE = { routine: true } as const;
+const GUEST_EVENTS: readonly string[] = ['GUEST_PANICKED', 'SHUTDOWN', 'RESET'];
 
 export interface StartOptions extends Omit<ConnectOptions, 'deadlineMs' | 'log'> {
   readonly launch: Omit<LaunchOptions, 'clock'>;
@@ -41,6 +43,9 @@ export class Machine implements AsyncDisposable {
   #incomingPath: string | undefined;
   #stoppedWallMs: number | undefined;
   #standstillMs: number | undefined;
+  /** By name: twice the same says no more than once. */
+  readonly #untold = new Map<string, QmpEvent>();
+  #guestListener: ((event: QmpEvent) => void) | undefined;
 
   /**
    * Starts QEMU and speaks with it. The guest does not run yet.
@@ -78,10 +83,14 @@ export class Machine implements AsyncDisposable {
     this.process = process;
     this.qmp = qmp;
     this.#clock = clock;
-    qmp.onEvent(({ name, wallMs }) => {
+    qmp.onEvent((event) => {
+      const { name, wallMs } = event;
       if (name === 'STOP') this.#stoppedWallMs = wallMs;
       if (name === 'RESUME' && this.#stoppedWallMs !== undefined)
         this.#standstillMs = wallMs - this.#stoppedWallMs;
+      if (!GUEST_EVENTS.includes(name)) return;
+      if (this.#guestListener === undefined) this.#untold.set(name, event);
+      else this.#guestListener(event);
     });
   }
 
@@ -91,6 +100,17 @@ export class Machine implements AsyncDisposable {
    */
   get standstillMs(): number | undefined {
     return this.#standstillMs;
+  }
+
+  /**
+   * Tells the one listener what the guest does by itself: GUEST_PANICKED, SHUTDOWN, RESET. A guest may do so in the moment
+   * in which it goes on, before anybody can know that it does: that is told now.
+   */
+  onGuestEvent(listener: (event: QmpEvent) => void): void {
+    this.#guestListener = listener;
+    const untold = [...this.#untold.values()];
+    this.#untold.clear();
+    for (const event of untold) listener(event);
   }
 
   async status({ trace }: Traced = {}): Promise<MachineStatus> {

@@ -25,7 +25,7 @@ export class OrphanMachine implements Disposable {
 
   /** The process must run: a QEMU that stands still takes the connection and says nothing. */
   static async connect(qmpPath: string, options: OrphanMachineOptions): Promise<OrphanMachine> {
-    return new OrphanMachine(await QmpClient.connect(qmpPath, options));
+    return new OrphanMachine(await QmpClient.connect(qmpPath, { ...options, afterAnother: true }));
   }
 
   private constructor(qmp: QmpClient) {

@@ -1,5 +1,7 @@
+import { execFileSync } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdtempSync, rmSync } from 'node:fs';
+import { readFile } from 'node:fs/promises';
 import { createServer, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -64,6 +66,41 @@ describe('with a real QEMU', () => {
     );
     expect(status).toMatchObject({ status: 'paused' });
     expect(order).toEqual(['cont', 'stop', 'query-status']);
+  });
+
+  describe('that was in the middle of a command when the connection before ended', () => {
+    /** QEMU waits until somebody reads what it saves; then it answers whoever is there. */
+    async function connectedMeanwhile(options: Partial<ConnectOptions>) {
+      const { machine, paths } = await fixture.start();
+      await machine.cont();
+      const pipe = join(fixture.folder, 'pipe');
+      execFileSync('mkfifo', [pipe]);
+      const begun = new Promise((resolve) => machine.qmp.on('STOP', resolve));
+      machine.saveDeviceState(pipe).catch(() => {});
+      await begun;
+      machine.qmp[Symbol.dispose]();
+      const greeted = Promise.withResolvers<void>();
+      const log = (line: string) => line.includes('"QMP"') && greeted.resolve();
+      const client = QmpClient.connect(paths.qmp, {
+        deadlineMs: 10_000,
+        clock: systemClock,
+        log,
+        ...options,
+      });
+      client.catch(() => {});
+      await greeted.promise;
+      await readFile(pipe);
+      return client;
+    }
+
+    test('its answer is passed over by who was told that there was another connection', async () => {
+      using client = await connectedMeanwhile({ afterAnother: true });
+      expect(await client.execute('query-status')).toMatchObject({ status: 'running' });
+    });
+
+    test('its answer is nonsense for who was not (control)', async () => {
+      await expect(connectedMeanwhile({})).rejects.toThrow(failing('QMP_GARBAGE'));
+    });
   });
 
   test('events come with their data until the listener is taken away', async () => {

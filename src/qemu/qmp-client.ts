@@ -1,3 +1,4 @@
+import { randomInt } from 'node:crypto';
 import { createConnection, type Socket } from 'node:net';
 import { assert } from '../base/assert.ts';
 import type { Clock } from '../base/clock.ts';
@@ -17,6 +18,8 @@ import {
 
 const RETRY_MS = 5;
 const PENDING_MAX = 64;
+/** So many that nobody else has used the same numbers before. */
+const STRANGE_NUMBERS = 2 ** 47;
 
 export interface ConnectOptions {
   /** How long to try until QEMU listens and has said hello. */
@@ -24,6 +27,11 @@ export interface ConnectOptions {
   readonly clock: Clock;
   /** After how long without an answer a command fails with QMP_TIMEOUT, if it says nothing else. */
   readonly commandDeadlineMs?: number;
+  /**
+   * Another connection to this QEMU has ended before, perhaps in the middle of a command: QEMU sends its answer to whoever
+   * is connected when it is done.
+   */
+  readonly afterAnother?: boolean;
   /** Receives the QMP log as JSON lines. */
   readonly log?: (line: string) => void;
   /** Ends the attempt, e.g. because the process has ended. Its reason becomes the cause of the error. */
@@ -61,7 +69,8 @@ export class QmpClient implements Disposable {
   readonly #eventListeners = new Set<(event: QmpEvent) => void>();
   readonly #closeListeners = new Set<(reason: QemuError) => void>();
   readonly #parser = new QmpParser((message) => this.#receive(message));
-  #nextId = 1;
+  readonly #afterAnother: boolean;
+  #nextId: number;
   #lastHeardMs: number;
   #closed: QemuError | undefined;
   #greet: ((capabilities: readonly string[]) => void) | undefined;
@@ -87,8 +96,11 @@ export class QmpClient implements Disposable {
     }
   }
 
-  private constructor(socket: Socket, { clock, commandDeadlineMs = 10_000, log }: ConnectOptions) {
+  private constructor(socket: Socket, options: ConnectOptions) {
+    const { clock, commandDeadlineMs = 10_000, afterAnother = false, log } = options;
     this.#socket = socket;
+    this.#afterAnother = afterAnother;
+    this.#nextId = afterAnother ? randomInt(STRANGE_NUMBERS) : 1;
     this.#clock = clock;
     this.#commandDeadlineMs = commandDeadlineMs;
     this.#log = log;
@@ -219,9 +231,9 @@ export class QmpClient implements Disposable {
     const { seconds = 0, microseconds = 0 } = (message.timestamp ?? {}) as Record<string, number>;
     const wallMs = seconds * 1000 + microseconds / 1000;
     const event: QmpEvent = { name: String(message.event), data: message.data ?? {}, wallMs };
-    // STOP and RESUME come before the answer of the command that causes them.
+    // These come before the answer of the command that causes them. All others are the guest's, or QEMU's own.
     const oldest = this.#pending.values().next().value;
-    if (oldest?.routine !== true) this.#record('<', message);
+    if (oldest?.routine !== true || !['STOP', 'RESUME'].includes(event.name)) this.#record('<', message);
     for (const listener of this.#eventListeners) listener(event);
   }
 
@@ -230,9 +242,9 @@ export class QmpClient implements Disposable {
     const number = numberOf(id);
     const pending = number === undefined ? undefined : this.#pending.get(number);
     if (number === undefined || pending === undefined || pending.id !== id) {
-      // The late answer of a command that has timed out is no surprise; one that nobody asked for is.
-      if (number === undefined || pending !== undefined || number >= this.#nextId)
-        throw garbage(`an answer to ${JSON.stringify(id)}`);
+      // The late answer of a command that has timed out is no surprise; one that nobody can have asked for is.
+      const isOfOurs = number !== undefined && pending === undefined && number < this.#nextId;
+      if (!isOfOurs && !this.#afterAnother) throw garbage(`an answer to ${JSON.stringify(id)}`);
       this.#record('<', message);
       return;
     }

@@ -1,12 +1,14 @@
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { addAbortSignal } from 'node:stream';
 import { ensureDemoGuest } from '../../guest/build.ts';
 import { systemClock as clock } from '../../src/base/clock.ts';
+import { parseVmSpec } from '../../src/config/vm-spec.ts';
 import { ControlClient } from '../../src/control/control-client.ts';
 import { KeeperProcess } from '../../src/control/keeper-process.ts';
 import type { KeeperRecord } from '../../src/control/keeper-record.ts';
+import type { KeeperWishes } from '../../src/control/keeper-wishes.ts';
 import { endProcess } from '../../src/control/process-identity.ts';
 import { controlSocketOf, type FoundVm, RunDirectory } from '../../src/control/run-directory.ts';
 import { runPaths } from '../../src/control/run-paths.ts';
@@ -15,7 +17,9 @@ import type { VmStatus } from '../../src/control/vm-status.ts';
 import { DemoNetwork } from '../../src/demo/demo-network.ts';
 import { RedisLoad } from '../../src/demo/redis-load.ts';
 import { writeGuest } from '../../src/qemu/machine-fixture.ts';
+import { QemuFinder } from '../../src/qemu/qemu-binary.ts';
 import { QemuProcess } from '../../src/qemu/qemu-process.ts';
+import { bootedState, nameOfWorker } from './booted-state.ts';
 
 /** Of every wait; shorter than that of a test, so that what failed is still tidied up. */
 const DEADLINE_MS = 60_000;
@@ -27,6 +31,11 @@ interface KeptVmOptions {
   readonly disks?: readonly object[];
   /** Runs in its first keeper before anything else; see `killAt` and `unsafely`. */
   readonly plant?: string;
+}
+
+interface KeeperStart {
+  readonly plant?: string | undefined;
+  readonly wishes?: KeeperWishes | undefined;
 }
 
 let made = 0;
@@ -65,7 +74,7 @@ export class KeptVm implements AsyncDisposable {
   static async prepare({ shadow = true, disks = [] }: KeptVmOptions = {}): Promise<KeptVm> {
     const guest = await ensureDemoGuest();
     made += 1;
-    const name = `kept-${process.pid}-${made}`;
+    const name = nameOfWorker();
     await using preparing = new AsyncDisposableStack();
     const folder = mkdtempSync(join(tmpdir(), 'us-kept-'));
     const memoryDirectory = mkdtempSync('/dev/shm/us-kept-');
@@ -77,7 +86,7 @@ export class KeptVm implements AsyncDisposable {
     process.env.UNDERSTUDY_RUN_DIR = join(folder, 'run');
     process.env.UNDERSTUDY_MEMORY_DIR = memoryDirectory;
     process.env.UNDERSTUDY_STATE_DIR = join(folder, 'state');
-    const network = preparing.use(await DemoNetwork.open({ name, kind: 'tap' }));
+    const network = preparing.use(await DemoNetwork.open({ name: `${name}-${made}`, kind: 'tap' }));
     preparing.defer(async () => {
       const keeper = RunDirectory.find(name)?.record?.keeper;
       if (keeper !== undefined) await endProcess(keeper, { deadlineMs: DEADLINE_MS, clock });
@@ -92,11 +101,11 @@ export class KeptVm implements AsyncDisposable {
     return vm;
   }
 
-  /** Boots the guest and waits until Redis answers, and until it is protected where it has a shadow. */
+  /** Waits until its guest runs and Redis answers, and until it is protected where it has a shadow. */
   static async start(options: KeptVmOptions = {}): Promise<KeptVm> {
     const vm = await KeptVm.prepare(options);
     try {
-      await vm.startKeeper(options);
+      await vm.startKeeper({ ...options, wishes: await vm.#beginning(options) });
       await vm.connect(options);
       await vm.until(options.shadow === false ? 'alone' : 'protected');
       return vm;
@@ -104,6 +113,21 @@ export class KeptVm implements AsyncDisposable {
       await vm[Symbol.asyncDispose]();
       throw thrown;
     }
+  }
+
+  /** Its first keeper goes on from where another VM of this machine has booted; see bootedState. */
+  async #beginning({ disks = [] }: KeptVmOptions): Promise<KeeperWishes> {
+    if (disks.length > 0) return {};
+    const spec = parseVmSpec(readFileSync(this.specPath, 'utf8'), { source: this.specPath });
+    const machine = { spec, accel: 'tcg', qemu: await new QemuFinder().find(spec.qemu.binary) } as const;
+    const directory = await bootedState(machine, async (stateDirectory) => {
+      const keeper = await this.startKeeper({ wishes: { stateDirectory } });
+      await (await RedisLoad.start({ ...this.#network.redis, clock }))[Symbol.asyncDispose]();
+      using control = await this.#control();
+      await control.stop({ graceful: true, termination: 'snapshot' });
+      await keeper.exited;
+    });
+    return directory === undefined ? {} : { stateDirectory: directory, startFrom: 'snapshot' };
   }
 
   get load(): RedisLoad {
@@ -158,8 +182,8 @@ export class KeptVm implements AsyncDisposable {
   }
 
   /** @throws what keeps it from starting */
-  async startKeeper({ plant }: Pick<KeptVmOptions, 'plant'> = {}): Promise<KeeperProcess> {
-    const keeper = this.spawnKeeper({ plant });
+  async startKeeper({ plant, wishes }: KeeperStart = {}): Promise<KeeperProcess> {
+    const keeper = this.spawnKeeper({ plant, wishes });
     try {
       await keeper.started();
     } finally {
@@ -168,14 +192,14 @@ export class KeptVm implements AsyncDisposable {
     return keeper;
   }
 
-  spawnKeeper({ plant }: { plant?: string | undefined } = {}): KeeperProcess {
-    if (plant === undefined) return new KeeperProcess(this.specPath, { vm: this.name });
+  spawnKeeper({ plant, wishes = {} }: KeeperStart = {}): KeeperProcess {
+    if (plant === undefined) return new KeeperProcess(this.specPath, { vm: this.name, wishes });
     const path = join(this.folder, 'plant.mjs');
     writeFileSync(path, `if (process.argv[1]?.endsWith('keeper/main.ts')) {\n${plant}\n}\n`);
     const before = process.env.NODE_OPTIONS;
     process.env.NODE_OPTIONS = `--import ${path}`;
     try {
-      return new KeeperProcess(this.specPath, { vm: this.name });
+      return new KeeperProcess(this.specPath, { vm: this.name, wishes });
     } finally {
       if (before === undefined) delete process.env.NODE_OPTIONS;
       else process.env.NODE_OPTIONS = before;

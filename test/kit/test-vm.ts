@@ -10,6 +10,7 @@ import { jsonLogger } from '../../src/base/logger.ts';
 import { parseVmSpec } from '../../src/config/vm-spec.ts';
 import type { ConsoleSession } from '../../src/control/keeper-control.ts';
 import { RunDirectory } from '../../src/control/run-directory.ts';
+import { savedStatePaths } from '../../src/control/run-paths.ts';
 import type { VmEvent } from '../../src/control/vm-event.ts';
 import type { LinkStatus, VmStatus } from '../../src/control/vm-status.ts';
 import { monotonicMs } from '../../src/demo/monotonic-time.ts';
@@ -18,6 +19,7 @@ import { Keeper } from '../../src/keeper/keeper.ts';
 import type { KeeperOptions, UnsafeKeeper } from '../../src/keeper/keeper-options.ts';
 import { ensurePreloadLibrary } from '../../src/memory/preload-library.ts';
 import { QemuFinder } from '../../src/qemu/qemu-binary.ts';
+import { bootedState, nameOfWorker } from './booted-state.ts';
 
 const GUEST_ADDRESS = '10.77.0.2';
 const REDIS_PORT = 6379;
@@ -40,6 +42,8 @@ export interface TestVmOptions {
   readonly signal?: AbortSignal;
   /** Clients of Redis, each with one connection for its whole life; 0 for a guest that nobody speaks with. */
   readonly clients?: number;
+  /** Boots although it could go on from where another one has booted: for tests of what comes from the boot. */
+  readonly boots?: boolean;
   /** Further options of its keeper. */
   readonly keeper?: Partial<KeeperOptions>;
   /** A file system in memory for guest memory; by default a directory of its own below /dev/shm. */
@@ -99,15 +103,18 @@ export class TestVm implements AsyncDisposable {
     this.#owned = parts.owned;
   }
 
-  /** Boots the guest and waits until it is protected, and until Redis answers if there are clients. */
+  /** Waits until its guest runs and is protected, and until Redis answers if there are clients. */
   static async start(options: TestVmOptions = {}): Promise<TestVm> {
     const { clients = 1 } = options;
     made += 1;
-    const name = `test-${process.pid}-${made}`;
+    const name = nameOfWorker();
+    const netnsName = `us-${name}-${made}`;
+    const spec = await specOf(options, { name, netns: netnsName });
+    const machine = { spec, accel: 'tcg', qemu: await new QemuFinder().find(spec.qemu.binary) } as const;
+    const begun = await beginning(options, machine);
     await using starting = new AsyncDisposableStack();
     useDirectories(starting, options.memoryDirectory);
-    const netns = makeNetns(starting, `us-${name}`);
-    const spec = await specOf(options, { name, netns });
+    const netns = makeNetns(starting, netnsName);
     const openDirectory = () =>
       RunDirectory.open(name, { clock: systemClock, othersMayPass: spec.qemu.user !== undefined });
     const runDirectory = await openDirectory();
@@ -117,9 +124,7 @@ export class TestVm implements AsyncDisposable {
       const held = directory ?? (await openDirectory());
       try {
         const keeper = await Keeper.start({
-          spec,
-          accel: 'tcg',
-          qemu: await new QemuFinder().find(spec.qemu.binary),
+          ...machine,
           preloadLibrary: await ensurePreloadLibrary({ cacheDir: cacheDirectory() }),
           runDirectory: held,
           log: jsonLogger((line) => logLines.push(line), Date.now),
@@ -136,7 +141,7 @@ export class TestVm implements AsyncDisposable {
         throw thrown;
       }
     };
-    const { keeper } = await startKeeper({}, runDirectory);
+    const { keeper } = await startKeeper(begun, runDirectory);
     let started: TestVm | undefined;
     starting.defer(async () => {
       await (started?.keeper ?? keeper).stop({ graceful: false, termination: 'remove' });
@@ -199,7 +204,12 @@ export class TestVm implements AsyncDisposable {
 
   /** What was said on QMP with the QEMU that acts, but for the commands of every epoch. */
   get primaryQmpLog(): string {
-    return readFileSync(join(this.#directory, String(this.status.primary?.instance), 'qmp.log'), 'utf8');
+    return this.qmpLog(this.status.primary);
+  }
+
+  /** The same with this QEMU. */
+  qmpLog(instance: { instance: number } | null): string {
+    return readFileSync(join(this.#directory, String(instance?.instance), 'qmp.log'), 'utf8');
   }
 
   /** The file that is the memory of this QEMU's guest. */
@@ -360,6 +370,23 @@ export async function until(holds: () => boolean): Promise<void> {
   }
 }
 
+/** Where it begins: with the boot, or if there are clients, who wait for its end, from where another one has booted. */
+async function beginning(
+  { boots = false, clients = 1, cmdline, kernel, initrd, keeper }: TestVmOptions,
+  machine: Pick<KeeperOptions, 'spec' | 'qemu' | 'accel'>,
+): Promise<Partial<KeeperOptions>> {
+  const isDemo = cmdline === undefined && kernel === undefined && initrd === undefined;
+  if (boots || clients === 0 || !isDemo || keeper?.savedIn !== undefined) return {};
+  const { name } = machine.spec;
+  const directory = await bootedState(machine, async (place) => {
+    const savedIn = savedStatePaths(place, name);
+    await using vm = await TestVm.start({ clients: 0, keeper: { savedIn } });
+    await (await loadIn(vm.netns, 0))[Symbol.asyncDispose]();
+    await vm.keeper.stop({ graceful: true, termination: 'snapshot' });
+  });
+  return directory === undefined ? {} : { savedIn: savedStatePaths(directory, name), startFrom: 'snapshot' };
+}
+
 async function loadIn(netns: string, clients: number): Promise<RedisLoad> {
   const load = await RedisLoad.start({ netns, host: GUEST_ADDRESS, port: REDIS_PORT, clock: systemClock });
   try {
@@ -389,6 +416,13 @@ export class GuestConsole implements Disposable {
 
   type(line: string): void {
     this.#session.write(Buffer.from(`${line}\n`));
+  }
+
+  /** The guest has booted as far as to its shell, which waits for a line. */
+  async untilShell(): Promise<void> {
+    // The echo of the line looks different.
+    this.type('echo sh""ell');
+    await this.take(/\nshell\r\n/);
   }
 
   /** Waits for a piece of text, and takes it and all before it out. */

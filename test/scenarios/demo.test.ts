@@ -109,7 +109,7 @@ describe('the demo', () => {
     const demo = startDemo(['--kills', '2', '--clients', '3', '--json']);
     const { code, stdout, stderr } = await demo.ended;
     const [line, ...more] = stdout.trimEnd().split('\n').toReversed();
-    expect(JSON.parse(line ?? ''), stderr).toEqual(flawlessReport({ kills: 2, clients: 3 }));
+    expect(JSON.parse(line ?? ''), `${stderr}${line}`).toEqual(flawlessReport({ kills: 2, clients: 3 }));
     expect(more).toEqual([]);
     expect(stderr).toContain('Killing QEMU under load, 2 of 2');
     expect(code).toBe(0);
@@ -123,7 +123,7 @@ describe('the demo', () => {
       ...user,
     });
     const { code, stdout, stderr } = await demo.ended;
-    expect(JSON.parse(stdout), stderr).toEqual(flawlessReport({ kills: 1, clients: 2 }));
+    expect(JSON.parse(stdout), `${stderr}${stdout}`).toEqual(flawlessReport({ kills: 1, clients: 2 }));
     expect(code).toBe(0);
     expect(leftOf(demo, run)).toEqual([]);
   });

@@ -5,7 +5,7 @@ describe('a guest that reboots', () => {
   it('stays protected, and what it does afterwards survives a kill', async () => {
     await using vm = await TestVm.start();
     using console = vm.openConsole();
-    await console.take(/understudy-guest: ready/);
+    await console.untilShell();
     const reset = vm.nextEvent('guest-reset');
     console.type('reboot -f');
     await reset;
@@ -24,7 +24,7 @@ describe('a guest that reboots', () => {
   it('and whose QEMU is killed on the way up goes on booting in its shadow', async () => {
     await using vm = await TestVm.start();
     using console = vm.openConsole();
-    await console.take(/understudy-guest: ready/);
+    await console.untilShell();
     const reset = vm.nextEvent('guest-reset');
     console.type('reboot -f');
     await reset;
@@ -55,7 +55,7 @@ describe('a guest that powers off', () => {
   it('is no failure: its VM ends, and nobody takes over', async () => {
     await using vm = await TestVm.start();
     using console = vm.openConsole();
-    await console.take(/understudy-guest: ready/);
+    await console.untilShell();
     console.type('poweroff -f');
     expect(await vm.keeper.finished).toEqual({ reason: 'powered-off' });
     expect(vm.status).toMatchObject({ promotions: 0, restarts: 0, phase: 'stopped' });
@@ -65,7 +65,7 @@ describe('a guest that powers off', () => {
   it('has not powered off as long as that is not committed: after a kill the shadow does it again', async () => {
     await using vm = await TestVm.start();
     using console = vm.openConsole();
-    await console.take(/understudy-guest: ready/);
+    await console.untilShell();
     const cut = vm.holdAt('cut.before-pause');
     await cut.reached;
     console.type('poweroff -f');
@@ -84,7 +84,7 @@ describe('a guest that panics', () => {
   it('is taken over once; when that helps nothing it is restarted cold, and protected again', async () => {
     await using vm = await TestVm.start();
     using console = vm.openConsole();
-    await console.take(/understudy-guest: ready/);
+    await console.untilShell();
     const restarted = vm.nextEvent('restarted-cold');
     // What was typed belongs to the input that the shadow gets again: the panic repeats itself.
     console.type('echo c > /proc/sysrq-trigger');
@@ -100,10 +100,28 @@ describe('a guest that panics', () => {
     expect(vm.status).toMatchObject({ promotions: 1, restarts: 1 });
   });
 
+  it('in its shadow the moment that it goes on there is restarted cold all the same', async () => {
+    await using vm = await TestVm.start();
+    using console = vm.openConsole();
+    await console.untilShell();
+    // The shadow gets again what was typed, or goes on in the middle of the panic.
+    const { shadow } = vm.status;
+    const runs = vm.holdAt('promote.after');
+    const restarted = vm.nextEvent('restarted-cold');
+    console.type('echo c > /proc/sysrq-trigger');
+    await runs.reached;
+    // Nobody is told yet that it acts.
+    await until(() => vm.qmpLog(shadow).includes('GUEST_PANICKED'));
+    runs.release();
+    await restarted;
+    expect(vm.eventKinds).not.toContain('guest-reset');
+    expect(vm.status).toMatchObject({ promotions: 1, restarts: 1 });
+  });
+
   it('in the middle of a cut is never committed in its panic', async () => {
     await using vm = await TestVm.start();
     using console = vm.openConsole();
-    await console.take(/understudy-guest: ready/);
+    await console.untilShell();
     const cut = vm.holdAt('cut.before-pause');
     await cut.reached;
     const { committed } = vm.status.epochs;

@@ -33,6 +33,11 @@ function start(options: TestVmOptions = {}): Promise<TestVm> {
 const suspend = { graceful: true, termination: 'suspend' } as const;
 const isSuspended = () => existsSync(join(savedIn().suspended, 'header.json'));
 
+function tapAddress({ netns }: TestVm): string {
+  const words = ['-n', netns, '-json', 'link', 'show', 'us-tap'];
+  return JSON.parse(execFileSync('ip', words, { encoding: 'utf8' }))[0].address;
+}
+
 describe('a VM that is suspended', () => {
   it.each([
     ['protected', ''],
@@ -42,6 +47,7 @@ describe('a VM that is suspended', () => {
     async (_, yaml) => {
       await using vm = await start({ clients: 3, yaml });
       await vm.load.begin();
+      const knownAddress = tapAddress(vm);
       await vm.keeper.stop(suspend);
       expect(await vm.keeper.finished).toEqual({ reason: 'suspended' });
       expect(vm.traces).toEqual([]);
@@ -49,6 +55,8 @@ describe('a VM that is suspended', () => {
       await vm.startAgain();
       expect(vm.eventKinds).toContain('resumed');
       expect(isSuspended()).toBe(false);
+      // The guest sends to the one that it knows, for up to minutes.
+      expect(tapAddress(vm)).toBe(knownAddress);
       const report = await vm.load.end();
       expect(report.connections).toMatchObject({ survived: 3, total: 3 });
       expect(await vm.load.verify()).toMatchObject({ lostWrites: 0 });
