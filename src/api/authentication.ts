@@ -5,7 +5,7 @@ import type { Clock } from '../base/clock.ts';
 import { isExpired, isTokenOf, type StoredToken, tokenIdIn } from './access-token.ts';
 import { ApiError } from './api-error.ts';
 import { FailureBudget } from './failure-budget.ts';
-import { isRole, LOCAL_ADMIN, type Principal, type Role, tenantNameSchema } from './principal.ts';
+import { isRole, LOCAL_ADMIN, type Principal, tenantNameSchema } from './principal.ts';
 
 const BEARER = /^Bearer +(\S{1,200})$/i;
 
@@ -91,22 +91,6 @@ function certificateHolder(socket: TLSSocket): Principal | undefined {
 
 export function stranger(): ApiError {
   return unauthenticated('nobody may look who does not say who they are');
-}
-
-export function forbidden({ name, role }: Principal, needed: Role): ApiError {
-  return new ApiError('API_FORBIDDEN', `this takes the role ${needed}, and ${name} is ${role}`, {
-    hint: 'Ask an admin of this host for a token of that role.',
-  });
-}
-
-export function forHostOnly({ name }: Principal): ApiError {
-  return new ApiError(
-    'API_FORBIDDEN',
-    `this concerns the whole host, and ${name} belongs to a tenant of it`,
-    {
-      hint: 'Ask an admin of this host for it.',
-    },
-  );
 }
 
 function unauthenticated(detail: string): ApiError {
