@@ -1,53 +1,35 @@
 import type { FastifyRequest } from 'fastify';
-import type { Clock } from '../base/clock.ts';
 import { ApiError } from './api-error.ts';
-import { changesSomething } from './audit.ts';
-import type { AuditTrail } from './audit-trail.ts';
 import { type Authentication, stranger } from './authentication.ts';
-import { FailureBudget } from './failure-budget.ts';
 import { operationOf, rememberPrincipal } from './known-request.ts';
-import { keyOf, mayAct, type Principal, type Role } from './principal.ts';
+import type { Newcomers } from './newcomers.ts';
+import { mayAct, type Principal, type Role } from './principal.ts';
 import { routeOf } from './routes.ts';
 
 interface AdmissionOptions {
   readonly authentication: Authentication;
-  readonly trail: AuditTrail;
-  readonly clock: Clock;
+  readonly newcomers: Newcomers;
 }
 
 /** Who asks, and whether they may: of every request, before anything else of it is looked at. */
 export class Admission {
   readonly #options: AdmissionOptions;
-  /** What is refused is written down, and must not push out what else was. */
-  readonly #refusals: FailureBudget;
 
   constructor(options: AdmissionOptions) {
     this.#options = options;
-    this.#refusals = new FailureBudget(
-      options.clock,
-      'too many changes were asked for that this role may not make',
-    );
   }
 
-  /**
-   * What is refused though somebody is known is written down.
-   * @throws ApiError API_UNAUTHENTICATED, API_FORBIDDEN, API_TOO_MANY_FAILURES
-   */
+  /** @throws ApiError API_UNAUTHENTICATED, API_FORBIDDEN, API_TOO_MANY_FAILURES */
   admit(request: FastifyRequest): void {
     const id = operationOf(request);
     const needed = id === undefined ? 'viewer' : routeOf(id).role;
     if (needed === 'anyone') return;
     const principal = this.#options.authentication.identify(request.raw);
     if (principal === undefined) throw stranger();
+    this.#options.newcomers.known(request.raw.socket);
     rememberPrincipal(request, principal);
     const isApart = id !== undefined && routeOf(id).hostOnly === true && principal.tenant !== null;
     if (mayAct(principal, needed) && !isApart) return;
-    if (id !== undefined && changesSomething(id)) {
-      const who = keyOf(principal, '');
-      this.#refusals.assertLeft(who);
-      this.#refusals.note(who);
-      this.#options.trail.note(id, request, { status: 403 });
-    }
     throw isApart ? forHostOnly(principal) : forbidden(principal, needed);
   }
 

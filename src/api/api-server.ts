@@ -4,10 +4,12 @@ import swagger from '@fastify/swagger';
 import { type FastifyInstance, type FastifyReply, type FastifyRequest, fastify } from 'fastify';
 import { serializerCompiler, validatorCompiler } from 'fastify-type-provider-zod';
 import type { Clock } from '../base/clock.ts';
+import { errorFacts } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { isTrace } from '../base/trace.ts';
 import { KIB, MIB } from '../base/units.ts';
 import { Admission } from './admission.ts';
+import { AnswerLog } from './answer-log.ts';
 import { ApiMetrics } from './api-metrics.ts';
 import { AuditTrail } from './audit-trail.ts';
 import { Authentication } from './authentication.ts';
@@ -15,16 +17,17 @@ import type { HostService } from './host-service.ts';
 import { KeyedRequests } from './keyed-requests.ts';
 import { operationOf } from './known-request.ts';
 import { HTTP_OPTIONS, Listeners, type Places, REQUEST_MAX_MS, SILENCE_MAX_MS } from './listeners.ts';
+import { Newcomers } from './newcomers.ts';
 import { OpenAnswers } from './open-answers.ts';
 import { fastifyPath, fastifySchemaOf, swaggerOptions } from './openapi.ts';
 import { Operations } from './operations.ts';
+import { problemOf } from './problem.ts';
 import { notFound, otherMethod, refuse } from './refusals.ts';
 import { type Asked, type RouteId, routeOf, routes } from './routes.ts';
 import { UnparsedRequests } from './unparsed-request.ts';
 
 /** A specification of the largest size, escaped for JSON, and what is around it. */
 const BODY_BYTES_MAX = MIB + 128 * KIB;
-const LOGGED_URL_CHARACTERS_MAX = 300;
 /** Of the text format of Prometheus. */
 const METRICS_TYPE = 'text/plain; version=0.0.4; charset=utf-8';
 
@@ -39,6 +42,8 @@ export class ApiServer implements AsyncDisposable {
   readonly #app: FastifyInstance;
   readonly #options: ApiServerOptions;
   readonly #metrics = new ApiMetrics({ streams: () => this.#open.streams });
+  readonly #trail: AuditTrail;
+  readonly #log: AnswerLog;
   readonly #keyed: KeyedRequests;
   readonly #admission: Admission;
   readonly #operations: Operations;
@@ -46,22 +51,25 @@ export class ApiServer implements AsyncDisposable {
   readonly #listeners: Listeners;
 
   private constructor(options: ApiServerOptions) {
-    const { service, log } = options;
+    const { service } = options;
     const authentication = new Authentication({
       ...options,
       findToken: (id) => service.findToken(id),
       hasTenant: (name) => service.tenants.has(name),
     });
-    const trail = new AuditTrail(service);
-    const unparsed = new UnparsedRequests(log);
+    const trail = new AuditTrail(options);
+    const newcomers = new Newcomers();
     this.#options = options;
+    this.#trail = trail;
+    this.#log = new AnswerLog(options);
+    const unparsed = new UnparsedRequests(this.#log);
     this.#keyed = new KeyedRequests(service);
-    this.#admission = new Admission({ ...options, authentication, trail });
+    this.#admission = new Admission({ authentication, newcomers });
     this.#operations = new Operations({ service, trail, keyed: this.#keyed });
     this.#open = new OpenAnswers({ ...options, authentication, trail });
     this.#app = this.#makeApp(unparsed);
     authentication.trust(this.#app.server);
-    this.#listeners = new Listeners({ ...options, app: this.#app, unparsed });
+    this.#listeners = new Listeners({ ...options, app: this.#app, unparsed, newcomers });
   }
 
   get socketPath(): string {
@@ -93,6 +101,8 @@ export class ApiServer implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     this.#open[Symbol.dispose]();
     await this.#listeners[Symbol.asyncDispose]();
+    this.#trail[Symbol.dispose]();
+    this.#log[Symbol.dispose]();
   }
 
   #makeApp(unparsed: UnparsedRequests): FastifyInstance {
@@ -193,17 +203,23 @@ export class ApiServer implements AsyncDisposable {
   }
 
   #refuse(thrown: unknown, request: FastifyRequest, reply: FastifyReply): void {
-    refuse(thrown, { request, reply, log: this.#options.log });
+    const { log } = this.#options;
+    try {
+      this.#trail.failed(request, { status: problemOf(thrown).status });
+    } catch (fault) {
+      // What cannot be written down is a fault, whatever it was before.
+      log.error('a failed change could not be written down', {
+        requestId: request.id,
+        ...errorFacts(thrown),
+      });
+      refuse(fault, { request, reply, log });
+      return;
+    }
+    refuse(thrown, { request, reply, log });
   }
 
   #logAnswer(request: FastifyRequest, reply: FastifyReply): void {
-    this.#options.log.info('API', {
-      requestId: request.id,
-      method: request.method,
-      url: request.url.slice(0, LOGGED_URL_CHARACTERS_MAX),
-      status: reply.statusCode,
-      ms: Number(reply.elapsedTime.toFixed(1)),
-    });
+    this.#log.answered(request, reply);
     const status = reply.statusCode;
     this.#metrics.note({ operation: operationOf(request), status, elapsedMs: reply.elapsedTime });
   }

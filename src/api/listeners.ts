@@ -6,6 +6,7 @@ import type { FastifyInstance } from 'fastify';
 import type { Clock } from '../base/clock.ts';
 import { messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
+import type { Newcomers } from './newcomers.ts';
 import { listenOnTls, type TlsListen, tlsServer } from './tls-listener.ts';
 import { listenOnUnixSocket, type SocketAccess } from './unix-listener.ts';
 import { HEADER_BYTES_MAX, type UnparsedRequests } from './unparsed-request.ts';
@@ -13,6 +14,7 @@ import { isUpgrade, Upgrades } from './upgrades.ts';
 
 /** More than there may be readers of events, so that others get through. */
 const CONNECTIONS_MAX = 4000;
+const HANDSHAKE_MAX_MS = 10_000;
 /** For a request to arrive whole. */
 export const REQUEST_MAX_MS = 30_000;
 /** Without a byte in either direction; longer than any request waits for a VM. */
@@ -34,6 +36,7 @@ interface ListenersOptions extends Places {
   /** Its own server listens on the unix socket, and routes what comes over TLS, too. */
   readonly app: FastifyInstance;
   readonly unparsed: UnparsedRequests;
+  readonly newcomers: Newcomers;
   readonly clock: Clock;
   readonly log: Logger;
 }
@@ -81,10 +84,15 @@ export class Listeners implements AsyncDisposable {
 
   /** The same app to whoever can say who they are. */
   async #openTls(listen: TlsListen): Promise<void> {
-    const { unparsed, log } = this.#options;
-    const server = tlsServer(listen, { ...HTTP_OPTIONS, requestTimeout: REQUEST_MAX_MS });
+    const { unparsed, newcomers, log } = this.#options;
+    const server = tlsServer(listen, {
+      ...HTTP_OPTIONS,
+      requestTimeout: REQUEST_MAX_MS,
+      handshakeTimeout: HANDSHAKE_MAX_MS,
+    });
     this.#tls = server;
     this.#limit(server);
+    newcomers.watch(server);
     server.setTimeout(SILENCE_MAX_MS);
     server.on('request', this.#route);
     server.on('clientError', (error, socket) => unparsed.refuse(error, socket as Socket));

@@ -74,7 +74,7 @@ export class OpenAnswers implements Disposable {
     const left = () => place[Symbol.dispose]();
     try {
       const console = await service.openConsole(vm);
-      trail.note('openConsole', request, { status: 101 });
+      trail.done(request, { status: 101 });
       const mayGoOn = this.#mayGoOn(principalOf(request));
       console.once('close', left);
       reply.hijack();

@@ -1,13 +1,12 @@
 import type { FastifyReply, FastifyRequest } from 'fastify';
 import { type Answer, jsonOf, replyWith } from './answer.ts';
-import { BEGUN, changesSomething } from './audit.ts';
+import { changesSomething } from './audit.ts';
 import type { AuditTrail } from './audit-trail.ts';
 import { type HandledId, handlers } from './handlers.ts';
 import type { HostService, RequestContext } from './host-service.ts';
 import type { KeyedRequests } from './keyed-requests.ts';
 import { principalOf } from './known-request.ts';
 import { reachOf } from './principal.ts';
-import { problemOf } from './problem.ts';
 import { type RouteId, routeOf } from './routes.ts';
 
 type AnyHandler = (
@@ -47,7 +46,7 @@ export class Operations {
     const { status } = routeOf(id);
     const answered = (outcome: Answer) => {
       const body = replyWith(outcome, { reply, status });
-      trail.note(id, request, { status, made: outcome.body });
+      trail.done(request, { status, made: outcome.body });
       return body;
     };
     if (!changesSomething(id)) return answered(await handle(service, asked, context));
@@ -56,8 +55,7 @@ export class Operations {
     const answer = service.transaction(() => {
       const outcome = handle(service, asked, context);
       if (outcome instanceof Promise) {
-        // It takes a while. A host that is killed meanwhile has still said who asked for what it had begun.
-        trail.note(id, request, { status: BEGUN });
+        trail.begun(request);
         return outcome;
       }
       const body = answered(outcome);
@@ -67,16 +65,6 @@ export class Operations {
       return { sent: text };
     });
     // One that waits for a VM cannot be part of a transaction; it is remembered when it is sent.
-    return 'sent' in answer ? answer.sent : answered(await this.#audited(id, request, answer));
-  }
-
-  /** What fails after it was begun may have changed something all the same. */
-  async #audited(id: RouteId, request: FastifyRequest, outcome: Promise<Answer>): Promise<Answer> {
-    try {
-      return await outcome;
-    } catch (thrown) {
-      this.#options.trail.note(id, request, { status: problemOf(thrown).status });
-      throw thrown;
-    }
+    return 'sent' in answer ? answer.sent : answered(await answer);
   }
 }

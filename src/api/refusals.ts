@@ -18,6 +18,8 @@ export function refuse(
     log.error('a request failed', { requestId: request.id, code, error: messageOf(thrown), stack });
   }
   if (problem.status === 401) reply.header('www-authenticate', 'Bearer realm="understudy"');
+  // Who has been wrong so often pays with a handshake for each further try.
+  if (problem.status === 429) reply.header('connection', 'close');
   reply.code(problem.status).type(PROBLEM_TYPE).send(JSON.stringify(problem));
   // A broken invariant must end the host, whoever happened to ask.
   if (thrown instanceof InvariantViolation) {

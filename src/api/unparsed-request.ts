@@ -1,9 +1,9 @@
 import { randomUUID } from 'node:crypto';
 import type { Server, ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
-import type { Logger } from '../base/logger.ts';
 import { KIB } from '../base/units.ts';
 import { rawAnswer } from './answer.ts';
+import type { AnswerLog } from './answer-log.ts';
 import { ApiError, type ApiErrorCode } from './api-error.ts';
 import { problemOf } from './problem.ts';
 import type { Problem } from './resources.ts';
@@ -17,10 +17,10 @@ const UNPARSED: Readonly<Record<string, readonly [ApiErrorCode, string]>> = {
 
 /** What arrives and is no HTTP. It is only answered where that cannot be taken for the answer to an earlier request. */
 export class UnparsedRequests {
-  readonly #log: Logger;
+  readonly #log: AnswerLog;
   readonly #lastResponse = new WeakMap<Socket, ServerResponse>();
 
-  constructor(log: Logger) {
+  constructor(log: AnswerLog) {
     this.#log = log;
   }
 
@@ -35,7 +35,7 @@ export class UnparsedRequests {
     if (expectsAnswer && socket.writable && error.code !== 'ECONNRESET') {
       const requestId = randomUUID();
       const problem = unparsedProblem(error);
-      this.#log.info('API', { requestId, status: problem.status, error: error.message });
+      this.#log.refused(socket.remoteAddress, { requestId, status: problem.status, error: error.message });
       socket.write(rawAnswer(problem, requestId));
     }
     socket.destroySoon();
