@@ -8,6 +8,7 @@ import { issue, readAuthority, type Subject } from '../pki/certificate.ts';
 import { CertificateStore } from '../pki/certificate-store.ts';
 import { type RawAnswer, type RawRequest, socketDirectory } from './api-fixture.ts';
 import { ApiServer } from './api-server.ts';
+import { HEARTBEAT } from './event-frames.ts';
 import { authorizationOf, type TlsCredentials } from './host-address.ts';
 import type { HostService } from './host-service.ts';
 
@@ -53,10 +54,18 @@ export interface ServedAccess extends AsyncDisposable {
   ask(request: RawRequest, credentials?: TlsCredentials): Promise<RawAnswer>;
 }
 
+interface AccessOptions {
+  readonly service: HostService;
+  readonly clock: Clock;
+  readonly log?: Logger;
+  /** Called when a stream of events has begun; has to see to it that a heartbeat follows, at which it is left. */
+  readonly onStream?: () => void;
+}
+
 /** A real server that listens over TLS. */
 export async function serveAccess(
   authority: TestAuthority,
-  { service, clock, log = silentLogger }: { service: HostService; clock: Clock; log?: Logger },
+  { service, clock, log = silentLogger, onStream = () => {} }: AccessOptions,
 ): Promise<ServedAccess> {
   const directory = socketDirectory();
   const socketPath = join(directory.path, 'api.sock');
@@ -73,7 +82,8 @@ export async function serveAccess(
   return {
     server,
     port,
-    ask: (request, credentials = {}) => askOver(request, { port, credentials, agent: agentOf(credentials) }),
+    ask: (request, credentials = {}) =>
+      askOver(request, { port, credentials, agent: agentOf(credentials), onStream }),
     [Symbol.asyncDispose]: async () => {
       for (const agent of agents.values()) agent.destroy();
       await server[Symbol.asyncDispose]();
@@ -82,9 +92,16 @@ export async function serveAccess(
   };
 }
 
+interface AskOptions {
+  readonly port: number;
+  readonly credentials: TlsCredentials;
+  readonly agent: Agent;
+  readonly onStream: () => void;
+}
+
 function askOver(
   { method = 'GET', path, headers, body }: RawRequest,
-  { port, credentials, agent }: { port: number; credentials: TlsCredentials; agent: Agent },
+  { port, credentials, agent, onStream }: AskOptions,
 ): Promise<RawAnswer> {
   const { promise, resolve, reject } = Promise.withResolvers<RawAnswer>();
   const json = body !== undefined && {
@@ -108,9 +125,12 @@ function askOver(
     let text = '';
     response.setEncoding('utf8');
     response.on('data', (chunk: string) => {
+      const isFirst = text === '';
       text += chunk;
-      // A stream of events does not end by itself: its beginning is enough.
       if (headers['content-type'] !== 'text/event-stream') return;
+      if (isFirst) onStream();
+      if (!text.includes(HEARTBEAT)) return;
+      // It does not end by itself.
       resolve({ status, headers, text });
       response.destroy();
     });
