@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { z } from 'zod';
+import { AbuseStage } from '../../test/kit/abuse-stage.ts';
 import { soaking } from '../../test/kit/soak.ts';
-import { AbuseStage } from './abuse-stage.ts';
 import { TestAuthority } from './access-fixture.ts';
 import { ApiError } from './api-error.ts';
 import { handlers } from './handlers.ts';

@@ -1,14 +1,14 @@
 import { isDeepStrictEqual } from 'node:util';
+import type { RawAnswer, RawRequest } from '../../src/api/api-fixture.ts';
+import type { AuditEntry } from '../../src/api/audit.ts';
+import { changesSomething } from '../../src/api/audit.ts';
+import type { Contract } from '../../src/api/contract-fixture.ts';
+import { PROBLEM_TYPE } from '../../src/api/openapi.ts';
+import { mayAct } from '../../src/api/principal.ts';
+import { type RouteId, routeOf } from '../../src/api/routes.ts';
 import type { Actor } from './abuse-cast.ts';
 import type { Attempt } from './abuse-requests.ts';
 import { type AbuseWorld, type Dump, NOBODY, OWNERS } from './abuse-world.ts';
-import type { RawAnswer, RawRequest } from './api-fixture.ts';
-import type { AuditEntry } from './audit.ts';
-import { changesSomething } from './audit.ts';
-import type { Contract } from './contract-fixture.ts';
-import { PROBLEM_TYPE } from './openapi.ts';
-import { mayAct } from './principal.ts';
-import { type RouteId, routeOf } from './routes.ts';
 
 export interface Case extends Attempt {
   readonly actor: Actor;

@@ -1,15 +1,15 @@
 import { isDeepStrictEqual } from 'node:util';
 import fc from 'fast-check';
-import { assert } from '../base/assert.ts';
+import { type ServedAccess, serveAccess, type TestAuthority } from '../../src/api/access-fixture.ts';
+import { ManualClock, type RawAnswer, type RawRequest } from '../../src/api/api-fixture.ts';
+import { Contract } from '../../src/api/contract-fixture.ts';
+import { HEARTBEAT_MS } from '../../src/api/event-streams.ts';
+import { type RouteId, routeOf } from '../../src/api/routes.ts';
+import { assert } from '../../src/base/assert.ts';
 import { type Actor, makeCast } from './abuse-cast.ts';
 import { AbuseJudge, isAllowed, twinOf } from './abuse-judge.ts';
 import { AbuseRequests, type Attempt, FITTINGS_MAX } from './abuse-requests.ts';
 import { AbuseWorld, NOBODY } from './abuse-world.ts';
-import { type ServedAccess, serveAccess, type TestAuthority } from './access-fixture.ts';
-import { ManualClock, type RawAnswer, type RawRequest } from './api-fixture.ts';
-import { Contract } from './contract-fixture.ts';
-import { HEARTBEAT_MS } from './event-streams.ts';
-import { type RouteId, routeOf } from './routes.ts';
 
 /** Longer than failures of somebody are counted together: each request is looked at by itself. */
 const APART_MS = 60_000;

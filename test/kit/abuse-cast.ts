@@ -1,7 +1,7 @@
+import type { TestAuthority } from '../../src/api/access-fixture.ts';
+import type { TlsCredentials } from '../../src/api/host-address.ts';
+import { ROLES, type Role } from '../../src/api/principal.ts';
 import { type AbuseWorld, NOBODY, OWNERS, type Owner } from './abuse-world.ts';
-import type { TestAuthority } from './access-fixture.ts';
-import type { TlsCredentials } from './host-address.ts';
-import { ROLES, type Role } from './principal.ts';
 
 /** Somebody who asks. */
 export interface Actor {

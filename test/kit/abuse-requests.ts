@@ -1,8 +1,8 @@
 import fc from 'fast-check';
+import type { RawRequest } from '../../src/api/api-fixture.ts';
+import type { Contract, Operation } from '../../src/api/contract-fixture.ts';
+import { type RouteId, routeOf } from '../../src/api/routes.ts';
 import { type AbuseWorld, EMPTY_TENANT, NOBODY, TENANTS } from './abuse-world.ts';
-import type { RawRequest } from './api-fixture.ts';
-import type { Contract, Operation } from './contract-fixture.ts';
-import { type RouteId, routeOf } from './routes.ts';
 
 /** So many ways to fill a route in. With less, no way would be left that names what is there and fits it. */
 export const FITTINGS_MAX = 12;

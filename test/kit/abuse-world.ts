@@ -1,10 +1,10 @@
-import type { StoredToken } from './access-token.ts';
-import { makeToken } from './access-token.ts';
-import type { ManualClock } from './api-fixture.ts';
-import type { HostService } from './host-service.ts';
-import { MemoryService } from './memory-service.ts';
-import type { Role } from './principal.ts';
-import type { HostEvent, Vm } from './resources.ts';
+import type { StoredToken } from '../../src/api/access-token.ts';
+import { makeToken } from '../../src/api/access-token.ts';
+import type { ManualClock } from '../../src/api/api-fixture.ts';
+import type { HostService } from '../../src/api/host-service.ts';
+import { MemoryService } from '../../src/api/memory-service.ts';
+import type { Role } from '../../src/api/principal.ts';
+import type { HostEvent, Vm } from '../../src/api/resources.ts';
 
 /** Whose: of a tenant, or of the host itself. */
 export type Owner = string | null;
