@@ -85,7 +85,7 @@ export class AbuseRequests {
   readonly #pool: readonly unknown[];
   readonly #names: readonly string[];
 
-  constructor(contract: Contract, world: AbuseWorld) {
+  constructor(contract: Contract, { tokenIds }: Pick<AbuseWorld, 'tokenIds'>) {
     const vms = ['alpha7', 'beta7', 'gamma7', NOBODY];
     this.#contract = contract;
     this.#names = [
@@ -94,7 +94,7 @@ export class AbuseRequests {
       EMPTY_TENANT,
       'default',
       'here',
-      ...world.tokenIds.slice(0, 3),
+      ...tokenIds.slice(0, 3),
       '0123456789ab',
     ];
     this.#pool = [
