@@ -1,58 +1,12 @@
 import { once } from 'node:events';
 import { request as httpRequest, type IncomingMessage } from 'node:http';
 import { describe, expect, it } from 'vitest';
-import { z } from 'zod';
 import { ApiError, type ApiErrorCode } from './api-error.ts';
-import { ask, type RawAnswer, type RawRequest, type ServedApi, serveApi } from './api-fixture.ts';
+import { ask, type RawRequest, type ServedApi, serveApi } from './api-fixture.ts';
+import { Contract } from './contract-fixture.ts';
 
-interface Operation {
-  readonly operationId: string;
-  readonly parameters?: readonly { readonly name: string; readonly in: string; readonly required: boolean }[];
-  readonly requestBody?: { readonly required: boolean };
-  readonly responses: Readonly<
-    Record<string, { readonly content?: Readonly<Record<string, { schema: object }>> }>
-  >;
-}
-interface OpenApi {
-  readonly openapi: string;
-  readonly paths: Readonly<Record<string, Readonly<Record<string, Operation>>>>;
-  readonly components: { readonly schemas: Readonly<Record<string, object>> };
-}
-
-const document = async ({ socketPath }: ServedApi): Promise<OpenApi> =>
-  JSON.parse((await ask(socketPath, { path: '/openapi.json' })).text);
-
-const operations = ({ paths }: OpenApi) =>
-  new Map(
-    Object.values(paths)
-      .flatMap((path) => Object.values(path))
-      .map((each) => [each.operationId, each]),
-  );
-
-/** A schema of the document with what it refers to put in, as something that checks. */
-function checkerOf(schema: object, { components }: OpenApi): z.ZodType {
-  const inlined = (value: unknown): unknown => {
-    if (Array.isArray(value)) return value.map(inlined);
-    if (typeof value !== 'object' || value === null) return value;
-    if (!('$ref' in value))
-      return Object.fromEntries(Object.entries(value).map(([key, part]) => [key, inlined(part)]));
-    const name = /^#\/components\/schemas\/(\w+)$/.exec(String(value.$ref))?.[1] ?? '';
-    return inlined(components.schemas[name] ?? expect.unreachable(`${value.$ref} is nowhere`));
-  };
-  return z.fromJSONSchema(inlined(schema) as Parameters<typeof z.fromJSONSchema>[0]);
-}
-
-/** What is wrong with an answer by the document; undefined when nothing is. */
-function fault(operation: Operation, answer: RawAnswer, api: OpenApi): string | undefined {
-  const described = operation.responses[answer.status] ?? operation.responses.default;
-  if (described?.content === undefined)
-    return answer.text === '' ? undefined : 'a body where none is described';
-  const mediaType = answer.headers['content-type']?.split(';')[0] ?? '';
-  const schema = described.content[mediaType]?.schema;
-  if (schema === undefined) return `${answer.status} with ${mediaType} is not described`;
-  const said = mediaType === 'text/plain' ? answer.text : JSON.parse(answer.text);
-  return checkerOf(schema, api).safeParse(said).error?.message;
-}
+const contract = async ({ socketPath }: ServedApi): Promise<Contract> =>
+  new Contract(JSON.parse((await ask(socketPath, { path: '/openapi.json' })).text));
 
 const vm = '/v1/vms/alpha';
 const body = JSON.stringify({ spec: 'name: alpha' });
@@ -215,16 +169,15 @@ const refusals: readonly (readonly [string, RawRequest, number, (() => Promise<v
 describe('the OpenAPI document', () => {
   it('describes every answer of every route', async () => {
     await using api = await serveApi();
-    const described = await document(api);
-    const byId = operations(described);
+    const described = await contract(api);
+    const byId = described.operations;
     api.service.tokens.set(KNOWN_TOKEN, {
       ...{ id: KNOWN_TOKEN, name: 'known', role: 'viewer', tenant: null, hash: new Uint8Array(32) },
       ...{ createdMs: 0, expiresMs: null },
     });
     for (const [id, request, status] of talk) {
-      const operation = byId.get(id) ?? expect.unreachable(`${id} is not described`);
       const answer = await ask(api.socketPath, request);
-      expect([id, answer.status, fault(operation, answer, described)]).toEqual([id, status, undefined]);
+      expect([id, answer.status, described.faultOf(id, answer)]).toEqual([id, status, undefined]);
     }
     const answered = talk.filter(([, , status]) => status < 300).map(([id]) => id);
     expect(new Set([...answered, 'streamEvents'])).toEqual(new Set(byId.keys()));
@@ -232,8 +185,8 @@ describe('the OpenAPI document', () => {
 
   it('describes every refusal, of every route that asks for something', async () => {
     await using api = await serveApi();
-    const described = await document(api);
-    const byId = operations(described);
+    const described = await contract(api);
+    const byId = described.operations;
     await ask(api.socketPath, post('/v1/vms', { body }));
     const statuses = new Set<number>();
     const refused = new Set<string>();
@@ -241,8 +194,7 @@ describe('the OpenAPI document', () => {
       api.service.promotion = promotion ?? (async () => {});
       const before = api.service.state();
       const answer = await ask(api.socketPath, request);
-      const operation = byId.get(id) ?? expect.unreachable(`${id} is not described`);
-      expect([id, answer.status, fault(operation, answer, described)]).toEqual([id, status, undefined]);
+      expect([id, answer.status, described.faultOf(id, answer)]).toEqual([id, status, undefined]);
       expect(JSON.parse(answer.text)).toMatchObject({ status, code: expect.stringMatching(/^[A-Z_]+$/) });
       // Nothing of it was done, but that somebody tried to promote.
       if (promotion === undefined) expect(api.service.state()).toBe(before);
@@ -253,7 +205,7 @@ describe('the OpenAPI document', () => {
     const asksNothing = ['getHealth', 'getMetrics', 'getOpenApi', 'getStats'];
     expect([...byId.keys()].filter((id) => !refused.has(id)).sort()).toEqual(asksNothing);
     expect([...statuses].sort()).toEqual([400, 403, 404, 409, 412, 413, 415, 422, 426, 428, 431, 500, 503]);
-    const problem = checkerOf(described.components.schemas.Problem ?? {}, described);
+    const problem = described.schema('Problem');
     for (const [request, status] of [
       [{ path: '/v1/nothing' }, 404],
       [{ method: 'PATCH', path: '/v1/health' }, 405],
@@ -268,7 +220,7 @@ describe('the OpenAPI document', () => {
 
   it('describes what is streamed', async () => {
     await using api = await serveApi();
-    const described = await document(api);
+    const described = await contract(api);
     api.service.emit('alpha', 'vm-started', { pid: 7 });
     const request = httpRequest({
       socketPath: api.socketPath,
@@ -276,7 +228,7 @@ describe('the OpenAPI document', () => {
       agent: false,
     }).end();
     const [response] = (await once(request, 'response')) as [IncomingMessage];
-    const operation = operations(described).get('streamEvents');
+    const operation = described.operations.get('streamEvents');
     const mediaType = response.headers['content-type'] ?? '';
     expect(operation?.responses[200]?.content).toHaveProperty([mediaType]);
     let text = '';
@@ -285,31 +237,30 @@ describe('the OpenAPI document', () => {
       if (/^data: .*\n\n/m.test(text)) break;
     }
     const data = /^data: (.*)$/m.exec(text)?.[1] ?? '';
-    const event = checkerOf(described.components.schemas.Event ?? {}, described);
+    const event = described.schema('Event');
     expect(event.safeParse(JSON.parse(data)).error).toBeUndefined();
   });
 
   it('is noticed to disagree with an answer of another form, type or status', async () => {
     await using api = await serveApi();
-    const described = await document(api);
-    const operation = operations(described).get('getHealth') ?? expect.unreachable();
+    const described = await contract(api);
     const answer = await ask(api.socketPath, { path: '/v1/health' });
-    expect(fault(operation, answer, described)).toBeUndefined();
+    expect(described.faultOf('getHealth', answer)).toBeUndefined();
     for (const other of [
       { ...answer, text: '{"status":"fine"}' },
       { ...answer, text: '{}' },
       { ...answer, headers: { 'content-type': 'text/html' } },
       { ...answer, status: 418 },
     ]) {
-      expect(fault(operation, other, described)).toEqual(expect.any(String));
+      expect(described.faultOf('getHealth', other)).toEqual(expect.any(String));
     }
   });
 
   it('says of every request what has to be there', async () => {
     await using api = await serveApi();
-    const described = await document(api);
-    const byId = operations(described);
-    expect(described.openapi).toMatch(/^3\.1\./);
+    const described = await contract(api);
+    const byId = described.operations;
+    expect(described.document.openapi).toMatch(/^3\.1\./);
     expect(
       [...byId.values()].filter(({ requestBody }) => requestBody?.required).map((each) => each.operationId),
     ).toEqual(['declareVm', 'changeVm', 'createToken', 'createTenant', 'setPolicy']);

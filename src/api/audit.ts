@@ -10,10 +10,12 @@ export interface AuditEntry {
   readonly role: Principal['role'];
   /** The operation id. */
   readonly action: RouteId;
-  /** The VM or token that its path names, or that was made. */
+  /** The VM, tenant or token that its path names, or that was made. Null where what the path names has not the form of one. */
   readonly target: string | null;
   readonly status: number;
   readonly requestId: string;
+  /** This one stands for so many of the same principal that failed, and is the last of them. */
+  readonly failures?: number;
 }
 
 /** Status of what was begun, while nobody knows how it ends. 202 Accepted of HTTP. */
@@ -31,7 +33,9 @@ export function auditEntry(
   asked: { id: RouteId; params: unknown; made?: unknown; status: number; requestId: string },
 ): AuditEntry {
   const { id, params, made, status, requestId } = asked;
-  const { name: vm, id: token } = (params ?? {}) as { name?: string; id?: string };
+  // What has not the form of a name may be anything, a secret in the wrong place too.
+  const named = routeOf(id).params?.safeParse(params).data ?? {};
+  const { name: vm, id: token } = named as { name?: string; id?: string };
   const target = vm ?? token ?? nameOf(made);
   return { principal: name, tenant, via, role, action: id, target, status, requestId };
 }

@@ -4,8 +4,9 @@ import { TLSSocket } from 'node:tls';
 import type { Clock } from '../base/clock.ts';
 import { isExpired, isTokenOf, type StoredToken, tokenIdIn } from './access-token.ts';
 import { ApiError } from './api-error.ts';
-import { FailureBudget } from './failure-budget.ts';
-import { isRole, LOCAL_ADMIN, type Principal, type Role, tenantNameSchema } from './principal.ts';
+import { FailureTally } from './failure-tally.ts';
+import { isRole, LOCAL_ADMIN, type Principal, tenantNameSchema } from './principal.ts';
+import { sourceNetwork } from './source-network.ts';
 
 const BEARER = /^Bearer +(\S{1,200})$/i;
 
@@ -15,17 +16,16 @@ export interface AuthenticationOptions {
   readonly clock: Clock;
 }
 
-const WRONG_TOKENS = 'too many wrong tokens came from this address';
-
 /** Tells who asks. Over the unix socket that is decided by who may open it; nobody else is trusted unasked. */
 export class Authentication {
   readonly #options: AuthenticationOptions;
-  readonly #failures: FailureBudget;
+  /** By where they come from. */
+  readonly #failures: FailureTally<undefined>;
   readonly #local = new WeakSet<Socket>();
 
   constructor(options: AuthenticationOptions) {
     this.#options = options;
-    this.#failures = new FailureBudget(options.clock, WRONG_TOKENS);
+    this.#failures = new FailureTally(options);
   }
 
   /** Whoever can connect to this server may do everything. No other connection is local, whatever it looks like. */
@@ -34,14 +34,13 @@ export class Authentication {
   }
 
   /**
-   * Undefined for who shows nothing.
-   * @throws ApiError API_UNAUTHENTICATED for what is shown and no good, API_TOO_MANY_FAILURES
+   * Undefined for who shows nothing. What is shown is looked at first, whatever else came from the same address: many may
+   * share one, and comparing a hash costs less than anything else about a request.
+   * @throws ApiError API_UNAUTHENTICATED for what is shown and no good, API_TOO_MANY_FAILURES for that again and again
    */
   identify({ socket, headers }: Pick<IncomingMessage, 'socket' | 'headers'>): Principal | undefined {
     if (this.#local.has(socket)) return LOCAL_ADMIN;
     if (!(socket instanceof TLSSocket)) return undefined;
-    const { remoteAddress = '' } = socket;
-    this.#failures.assertLeft(remoteAddress);
     const { authorization } = headers;
     if (authorization === undefined) {
       const holder = certificateHolder(socket);
@@ -50,8 +49,9 @@ export class Authentication {
     }
     const principal = this.#tokenHolder(BEARER.exec(authorization)?.[1]);
     if (principal !== undefined && this.isStill(principal)) return principal;
-    this.#failures.note(remoteAddress);
-    throw unauthenticated('this token is unknown, revoked or expired');
+    if (this.#failures.note(sourceNetwork(socket.remoteAddress), undefined))
+      throw unauthenticated('this token is unknown, revoked or expired');
+    throw tooManyFailures();
   }
 
   /** Whether one that was identified would still be: tokens are revoked and expire, certificates expire, tenants go. */
@@ -93,20 +93,10 @@ export function stranger(): ApiError {
   return unauthenticated('nobody may look who does not say who they are');
 }
 
-export function forbidden({ name, role }: Principal, needed: Role): ApiError {
-  return new ApiError('API_FORBIDDEN', `this takes the role ${needed}, and ${name} is ${role}`, {
-    hint: 'Ask an admin of this host for a token of that role.',
+function tooManyFailures(): ApiError {
+  return new ApiError('API_TOO_MANY_FAILURES', 'too many wrong tokens came from this address', {
+    hint: 'Show one that is valid: that is taken at any time.',
   });
-}
-
-export function forHostOnly({ name }: Principal): ApiError {
-  return new ApiError(
-    'API_FORBIDDEN',
-    `this concerns the whole host, and ${name} belongs to a tenant of it`,
-    {
-      hint: 'Ask an admin of this host for it.',
-    },
-  );
 }
 
 function unauthenticated(detail: string): ApiError {
