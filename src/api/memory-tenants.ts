@@ -33,7 +33,7 @@ export class MemoryTenants implements TenantService {
 
   create(name: string): Tenant {
     if (this.#tenants.has(name)) throw hostError('HOST_TENANT_EXISTS');
-    const tenant = { name, createdAt: TIME, vms: 0, memoryBytes: 0 };
+    const tenant = { name, createdAt: TIME, vms: 0, memoryBytes: 0, vcpus: 0, diskBytes: 0 };
     this.#tenants.set(name, tenant);
     this.#policies.set(name, policy(name));
     return tenant;

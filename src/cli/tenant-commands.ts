@@ -26,10 +26,10 @@ export async function listTenants(out: Output): Promise<number> {
   }
   out.result({ tenants }, () => {
     if (tenants.length === 0) return 'there are no tenants';
-    const rows = tenants.map(({ name, vms, memoryBytes, createdAt }) => [
-      ...[name, String(vms), formatBytes(memoryBytes), createdAt],
+    const rows = tenants.map(({ name, vms, memoryBytes, vcpus, diskBytes, createdAt }) => [
+      ...[name, String(vms), formatBytes(memoryBytes), String(vcpus), formatBytes(diskBytes), createdAt],
     ]);
-    return table([['NAME', 'VMS', 'MEMORY', 'CREATED'], ...rows]);
+    return table([['NAME', 'VMS', 'MEMORY', 'VCPUS', 'DISKS', 'CREATED'], ...rows]);
   });
   return EXIT_CODES.ok.code;
 }

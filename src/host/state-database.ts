@@ -104,6 +104,11 @@ const MIGRATIONS: readonly string[] = [
   ALTER TABLE events ADD COLUMN tenant TEXT;
   CREATE INDEX eventsOfTenant ON events (tenant, id);
   `,
+  // What tenants are limited in. 0 vCPUs: not counted yet.
+  `
+  ALTER TABLE vms ADD COLUMN vcpus INTEGER NOT NULL DEFAULT 0;
+  ALTER TABLE vms ADD COLUMN diskBytes INTEGER NOT NULL DEFAULT 0;
+  `,
 ];
 
 const BUSY_MAX_MS = 5000;

@@ -25,7 +25,9 @@ interface Page {
 const TENANT = `
   SELECT name, createdMs,
     (SELECT count(*) FROM vms WHERE tenant = tenants.name) AS vms,
-    (SELECT coalesce(sum(memoryBytes), 0) FROM vms WHERE tenant = tenants.name) AS memoryBytes
+    (SELECT coalesce(sum(memoryBytes), 0) FROM vms WHERE tenant = tenants.name) AS memoryBytes,
+    (SELECT coalesce(sum(vcpus), 0) FROM vms WHERE tenant = tenants.name) AS vcpus,
+    (SELECT coalesce(sum(diskBytes), 0) FROM vms WHERE tenant = tenants.name) AS diskBytes
   FROM tenants`;
 
 /** Those to whom VMs belong, and what their specifications say by default and may not say. */
@@ -150,6 +152,8 @@ function tenantFrom(row: Record<string, SQLOutputValue>): Tenant {
     createdAt: new Date(Number(row.createdMs)).toISOString(),
     vms: Number(row.vms),
     memoryBytes: Number(row.memoryBytes),
+    vcpus: Number(row.vcpus),
+    diskBytes: Number(row.diskBytes),
   };
 }
 

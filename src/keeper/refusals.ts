@@ -1,4 +1,6 @@
 import { messageOf } from '../base/errors.ts';
+import { filesOutside } from '../config/spec-files.ts';
+import type { VmSpec } from '../config/vm-spec-schema.ts';
 import { KeeperError } from '../control/keeper-error.ts';
 import type { Phase } from '../shadow/protection.ts';
 
@@ -80,5 +82,20 @@ export function promoteFailed(vm: string): KeeperError {
 export function noConsole(vm: string): KeeperError {
   return new KeeperError('KEEPER_NO_CONSOLE', `${vm} has no serial console`, {
     hint: 'Set console: true in its specification and start it again.',
+  });
+}
+
+/**
+ * Whoever opens files of a VM again looks first where they lie by now.
+ * @throws KeeperError KEEPER_FILES_REFUSED
+ */
+export function ensureFilesWithin(spec: VmSpec, directories: readonly string[] | undefined): void {
+  if (directories === undefined) return;
+  const outside = filesOutside(spec, directories);
+  if (outside.length === 0) return;
+  const named = outside.map(({ field, file }) => `${field} ${file}`).join(', ');
+  throw new KeeperError('KEEPER_FILES_REFUSED', `no longer below a directory that is allowed: ${named}`, {
+    hint: 'Bring back the files that were there when the VM was declared, or declare others.',
+    facts: { vm: spec.name },
   });
 }
