@@ -7,6 +7,9 @@ import { tenantNameSchema } from './principal.ts';
 export const tenantSchema = z
   .object({
     name: tenantNameSchema,
+    id: z.uuid().meta({
+      description: 'No other tenant has or had it, also of the same name. Client certificates carry it.',
+    }),
     createdAt: z.iso.datetime(),
     vms: z.int().nonnegative().meta({ description: 'How many VMs it owns.' }),
     memoryBytes: z.int().nonnegative().meta({ description: 'Memory of all its VMs together.' }),

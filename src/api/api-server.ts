@@ -92,7 +92,7 @@ export class ApiServer implements AsyncDisposable {
     this.#authentication = new Authentication({
       ...options,
       findToken: (id) => service.findToken(id),
-      hasTenant: (name) => service.tenants.has(name),
+      tenantId: (name) => service.tenants.idOf(name),
     });
     this.#refusals = new FailureBudget(
       options.clock,

@@ -1,3 +1,4 @@
+import { randomUUID } from 'node:crypto';
 import type { SQLOutputValue } from 'node:sqlite';
 import {
   type Policy,
@@ -23,7 +24,7 @@ interface Page {
 }
 
 const TENANT = `
-  SELECT name, createdMs,
+  SELECT name, id, createdMs,
     (SELECT count(*) FROM vms WHERE tenant = tenants.name) AS vms,
     (SELECT coalesce(sum(memoryBytes), 0) FROM vms WHERE tenant = tenants.name) AS memoryBytes,
     (SELECT coalesce(sum(vcpus), 0) FROM vms WHERE tenant = tenants.name) AS vcpus,
@@ -44,6 +45,11 @@ export class Tenants implements TenantService {
     return this.#database.statement('SELECT 1 FROM tenants WHERE name = ?').get(name) !== undefined;
   }
 
+  idOf(name: string): string | undefined {
+    const row = this.#database.statement('SELECT id FROM tenants WHERE name = ?').get(name);
+    return row === undefined ? undefined : String(row.id);
+  }
+
   page({ after = '', limit, reach = WHOLE_REACH }: Page): TenantPage {
     const rows = this.#database
       .statement(`${TENANT} WHERE name > ?1 AND (?2 IS NULL OR name = ?2) ORDER BY name LIMIT ?3`)
@@ -62,7 +68,9 @@ export class Tenants implements TenantService {
         });
       }
       const nowMs = this.#clock.wallMs();
-      this.#database.statement('INSERT INTO tenants (name, createdMs) VALUES (?, ?)').run(name, nowMs);
+      this.#database
+        .statement('INSERT INTO tenants (name, id, createdMs) VALUES (?, ?, ?)')
+        .run(name, randomUUID(), nowMs);
       this.#database
         .statement(
           'INSERT INTO policies (name, version, policy, changedMs) SELECT ?, ?, policy, ? FROM policies WHERE name = ?',
@@ -72,7 +80,10 @@ export class Tenants implements TenantService {
     });
   }
 
-  /** With its policy and its tokens. @throws HostError HOST_TENANT_UNKNOWN, HOST_TENANT_OWNS_VMS */
+  /**
+   * With its policy and its tokens; what happened to it is for the host alone from now on, so that nobody hears of it to
+   * whom its name is given later. @throws HostError HOST_TENANT_UNKNOWN, HOST_TENANT_OWNS_VMS
+   */
   delete(name: string): void {
     this.#database.transaction(() => {
       const { vms } = this.#get(name);
@@ -82,6 +93,7 @@ export class Tenants implements TenantService {
           facts: { tenant: name, vms },
         });
       }
+      this.#database.statement('UPDATE events SET tenant = NULL WHERE tenant = ?').run(name);
       this.#database.statement('DELETE FROM tenants WHERE name = ?').run(name);
       this.#database.statement('DELETE FROM policies WHERE name = ?').run(name);
     });
@@ -149,6 +161,7 @@ export function tenantUnknown(name: string): HostError {
 function tenantFrom(row: Record<string, SQLOutputValue>): Tenant {
   return {
     name: String(row.name),
+    id: String(row.id),
     createdAt: new Date(Number(row.createdMs)).toISOString(),
     vms: Number(row.vms),
     memoryBytes: Number(row.memoryBytes),
