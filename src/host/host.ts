@@ -347,6 +347,11 @@ export class Host implements HostService, AsyncDisposable {
     this.#events.publish(AUDIT_KIND, { tenant, facts });
   }
 
+  /** Something happened to the host itself. */
+  note(kind: string, facts: Readonly<Record<string, unknown>>): void {
+    this.#events.publish(kind, { facts });
+  }
+
   recallAnswer(key: string): StoredAnswer | undefined {
     return this.#answers.recall(key);
   }

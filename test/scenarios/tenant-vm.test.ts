@@ -163,7 +163,11 @@ class Shell implements Disposable {
 
   async #until(end: RegExp): Promise<string> {
     const signal = AbortSignal.timeout(DEADLINE_MS);
-    while (!end.test(this.#seen)) await once(this.#console, 'data', { signal });
+    try {
+      while (!end.test(this.#seen)) await once(this.#console, 'data', { signal });
+    } catch (cause) {
+      throw new Error(`no ${end} on the console, but: ${this.#seen}`, { cause });
+    }
     return this.#seen;
   }
 
