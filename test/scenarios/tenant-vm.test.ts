@@ -2,6 +2,7 @@ import { execFileSync } from 'node:child_process';
 import { once } from 'node:events';
 import {
   copyFileSync,
+  existsSync,
   mkdirSync,
   mkdtempSync,
   readFileSync,
@@ -24,6 +25,7 @@ import { ControlClient } from '../../src/control/control-client.ts';
 import { endProcess } from '../../src/control/process-identity.ts';
 import { controlSocketOf, RunDirectory } from '../../src/control/run-directory.ts';
 import type { VmStatus } from '../../src/control/vm-status.ts';
+import { CgroupTree } from '../../src/linux/cgroup.ts';
 import { freePort } from '../../src/net/free-port.ts';
 import { CertificateStore } from '../../src/pki/certificate-store.ts';
 import { HostDaemon, hostEnvironment } from '../kit/host-daemon.ts';
@@ -68,7 +70,7 @@ async function adminOf(tenant: string): Promise<ApiClient> {
   const { client, tlsAddress } = daemon;
   await client.call('createTenant', { body: { name: tenant } });
   const { version } = await client.call('getPolicy', { params: { name: tenant } });
-  const limits = limitsSchema.parse({ directories: [join(folder, tenant)] });
+  const limits = limitsSchema.parse({ directories: [join(folder, tenant)], cpuShareMax: 1.5 });
   await client.call('setPolicy', {
     params: { name: tenant },
     headers: { 'if-match': `"${version}"` },
@@ -93,6 +95,17 @@ async function endAllVms(): Promise<void> {
     if (record !== undefined) await endProcess(record.keeper, { deadlineMs: DEADLINE_MS, clock });
     await RunDirectory.sweep(name, { clock });
   }
+}
+
+/** How many CPUs' time its QEMU may use; undefined: as much as there is. Of cgroups of either version. */
+function cpuShareOf(vm: string): number | undefined {
+  const [group] = RunDirectory.find(vm)?.record?.cgroups ?? [];
+  if (group === undefined) return undefined;
+  const read = (file: string) => readFileSync(join(group, file), 'utf8').trim();
+  const [quota, period] = existsSync(join(group, 'cpu.max'))
+    ? read('cpu.max').split(' ')
+    : [read('cpu.cfs_quota_us'), read('cpu.cfs_period_us')];
+  return quota === 'max' || quota === '-1' ? undefined : Number(quota) / Number(period);
 }
 
 async function statusOf(vm: string): Promise<VmStatus> {
@@ -204,6 +217,9 @@ describe('a VM that an administrator of a tenant declares over the API', () => {
     using _both = new DisposableStack();
     for (const shell of [inside, control]) _both.use(shell);
     expect(await statusOf('inside')).toMatchObject({ shadow: null });
+    // Where there are no groups nothing can be limited, and its keeper says so.
+    const limited = CgroupTree.detect().kind === 'usable' ? 1.5 : undefined;
+    expect([cpuShareOf('inside'), cpuShareOf('control')]).toEqual([limited, undefined]);
     // Its uplink works: what is forwarded to it arrives.
     expect(await redis('PING')).toBe('+PONG\r\n');
 
