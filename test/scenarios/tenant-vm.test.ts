@@ -147,12 +147,16 @@ class LocalService implements AsyncDisposable {
 /** The shell on a VM's serial console. */
 class Shell implements Disposable {
   readonly #console: Duplex;
+  readonly #closed = new AbortController();
   #seen = '';
   #asked = 0;
 
   private constructor(console: Duplex) {
     this.#console = console;
-    console.on('error', () => {});
+    console.on('error', (error) => {
+      this.#seen += `[${error}]`;
+    });
+    console.on('close', () => this.#closed.abort(new Error('the console was closed')));
     console.on('data', (bytes: Buffer) => {
       this.#seen += bytes;
     });
@@ -175,7 +179,7 @@ class Shell implements Disposable {
   }
 
   async #until(end: RegExp): Promise<string> {
-    const signal = AbortSignal.timeout(DEADLINE_MS);
+    const signal = AbortSignal.any([this.#closed.signal, AbortSignal.timeout(DEADLINE_MS)]);
     try {
       while (!end.test(this.#seen)) await once(this.#console, 'data', { signal });
     } catch (cause) {
