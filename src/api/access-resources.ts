@@ -7,9 +7,14 @@ import { tenantNameSchema } from './principal.ts';
 export const tenantSchema = z
   .object({
     name: tenantNameSchema,
+    id: z.uuid().meta({
+      description: 'No other tenant has or had it, also of the same name. Client certificates carry it.',
+    }),
     createdAt: z.iso.datetime(),
     vms: z.int().nonnegative().meta({ description: 'How many VMs it owns.' }),
     memoryBytes: z.int().nonnegative().meta({ description: 'Memory of all its VMs together.' }),
+    vcpus: z.int().nonnegative().meta({ description: 'vCPUs of all its VMs together.' }),
+    diskBytes: z.int().nonnegative().meta({ description: 'Sizes of all their writable disks together.' }),
   })
   .meta({ id: 'Tenant' });
 
@@ -33,6 +38,23 @@ export const limitsSchema = z
       .nullable()
       .default(null)
       .meta({ description: 'Memory of all VMs together, shadows not counted; null: as much as there is.' }),
+    vcpusMax: z
+      .int()
+      .nonnegative()
+      .nullable()
+      .default(null)
+      .meta({ description: 'vCPUs of all VMs together, shadows not counted; null: as many as it wants.' }),
+    diskBytesMax: z.int().nonnegative().nullable().default(null).meta({
+      description:
+        'Sizes of all writable disks together, each of which has to say its size then; null: as much as there is.',
+    }),
+    cpuShareMax: z
+      .number()
+      .min(0.1)
+      .max(64)
+      .nullable()
+      .default(null)
+      .meta({ description: 'CPUs whose time each VM may use, e.g. 1.5; null: as much as there is.' }),
     directories: z
       .array(
         z

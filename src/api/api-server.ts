@@ -55,7 +55,7 @@ export class ApiServer implements AsyncDisposable {
     const authentication = new Authentication({
       ...options,
       findToken: (id) => service.findToken(id),
-      hasTenant: (name) => service.tenants.has(name),
+      tenantId: (name) => service.tenants.idOf(name),
     });
     const trail = new AuditTrail(options);
     const newcomers = new Newcomers();

@@ -10,7 +10,7 @@ it.each([
   ['is nobody by the kind of the connection alone', false, undefined],
   ['is the local admin where the server was named (control)', true, LOCAL_ADMIN],
 ])('who comes without TLS %s', async (_, isTrusted, principal) => {
-  const authentication = new Authentication({ findToken: () => undefined, hasTenant: () => false, clock });
+  const authentication = new Authentication({ findToken: () => undefined, tenantId: () => undefined, clock });
   const asked = Promise.withResolvers<IncomingMessage>();
   const server = createServer((request, response) => {
     asked.resolve(request);

@@ -12,7 +12,8 @@ const BEARER = /^Bearer +(\S{1,200})$/i;
 
 export interface AuthenticationOptions {
   readonly findToken: (id: string) => StoredToken | undefined;
-  readonly hasTenant: (name: string) => boolean;
+  /** Undefined where there is no such tenant. */
+  readonly tenantId: (name: string) => string | undefined;
   readonly clock: Clock;
 }
 
@@ -55,8 +56,11 @@ export class Authentication {
   }
 
   /** Whether one that was identified would still be: tokens are revoked and expire, certificates expire, tenants go. */
-  isStill({ tokenId, tenant, expiresMs }: Principal): boolean {
-    if (tenant !== null && !this.#options.hasTenant(tenant)) return false;
+  isStill({ via, tokenId, tenant, tenantId, expiresMs }: Principal): boolean {
+    const presentId = tenant === null ? undefined : this.#options.tenantId(tenant);
+    if (tenant !== null && presentId === undefined) return false;
+    // Tokens go with their tenant; a certificate does not, and is for the one that it was issued for.
+    if (via === 'certificate' && tenantId !== presentId) return false;
     if (expiresMs !== undefined && expiresMs <= this.#options.clock.wallMs()) return false;
     if (tokenId === undefined) return true;
     const token = this.#options.findToken(tokenId);
@@ -74,8 +78,9 @@ export class Authentication {
 }
 
 /**
- * The subject of a client certificate that the client CA has signed: CN is who, OU the role, O the tenant. One whose O is
- * no name of a tenant is not taken for one of the whole host.
+ * The subject of a client certificate that the client CA has signed: CN is who, OU the role, O the tenant, whose id is an
+ * alternative name, `URI:urn:uuid:…`. One whose O is no name of a tenant is not taken for one of the whole host, nor is one
+ * that has such an id and no O.
  */
 function certificateHolder(socket: TLSSocket): Principal | undefined {
   if (!socket.authorized) return undefined;
@@ -86,7 +91,15 @@ function certificateHolder(socket: TLSSocket): Principal | undefined {
   // Where it is given twice Node has a list, which is no name.
   const tenant = tenantNameSchema.optional().safeParse(organization);
   if (!tenant.success || Number.isNaN(expiresMs)) return undefined;
-  return { name, role, tenant: tenant.data ?? null, via: 'certificate', expiresMs };
+  const tenantId = tenantIdIn(certificate.subjectaltname);
+  const said = { name, role, tenant: tenant.data ?? null, via: 'certificate', expiresMs } as const;
+  return tenantId === undefined ? said : { ...said, tenantId };
+}
+
+/** Undefined where there is none. With more than one nobody knows which is meant: it fits no tenant. */
+function tenantIdIn(alternatives = ''): string | undefined {
+  const ids = alternatives.split(', ').flatMap((name) => /^URI:urn:uuid:(.+)$/i.exec(name)?.[1] ?? []);
+  return ids.length === 0 ? undefined : ids.join(' ').toLowerCase();
 }
 
 export function stranger(): ApiError {

@@ -43,6 +43,8 @@ interface PageByName extends Reached {
 /** To whom VMs belong, and what is allowed to them. */
 export interface TenantService {
   has(name: string): boolean;
+  /** Undefined where there is no such tenant. One that is made anew under an old name has another. */
+  idOf(name: string): string | undefined;
   page(page: PageByName): TenantPage;
   /** With a copy of the policy `default`. @throws HostError HOST_TENANT_EXISTS */
   create(name: string): Tenant;

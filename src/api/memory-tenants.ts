@@ -1,3 +1,4 @@
+import { randomUUID } from 'node:crypto';
 import { limitsSchema, type Policy, type SetPolicy, type Tenant } from './access-resources.ts';
 import { ApiError, type ApiErrorCode } from './api-error.ts';
 import type { TenantService } from './host-service.ts';
@@ -22,6 +23,10 @@ export class MemoryTenants implements TenantService {
     this.#options = options;
   }
 
+  idOf(name: string): string | undefined {
+    return this.#tenants.get(name)?.id;
+  }
+
   has(name: string): boolean {
     return this.#tenants.has(name);
   }
@@ -33,7 +38,15 @@ export class MemoryTenants implements TenantService {
 
   create(name: string): Tenant {
     if (this.#tenants.has(name)) throw hostError('HOST_TENANT_EXISTS');
-    const tenant = { name, createdAt: TIME, vms: 0, memoryBytes: 0 };
+    const tenant = {
+      name,
+      id: randomUUID(),
+      createdAt: TIME,
+      vms: 0,
+      memoryBytes: 0,
+      vcpus: 0,
+      diskBytes: 0,
+    };
     this.#tenants.set(name, tenant);
     this.#policies.set(name, policy(name));
     return tenant;

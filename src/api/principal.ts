@@ -18,6 +18,8 @@ export interface Principal {
   readonly via: 'socket' | 'token' | 'certificate';
   /** Of the token that was shown. */
   readonly tokenId?: string;
+  /** Of the tenant that the certificate that was shown is for; a later one of the same name has another. */
+  readonly tenantId?: string;
   /** When the certificate that was shown expires, milliseconds since 1970. */
   readonly expiresMs?: number;
 }
@@ -34,9 +36,9 @@ export function mayAct({ role }: Principal, needed: Role): boolean {
 }
 
 /** What a key of a caller is stored under: nobody gets an answer that was another's. */
-export function keyOf({ name, tenant, via, tokenId }: Principal, key: string): string {
+export function keyOf({ name, tenant, tenantId, via, tokenId }: Principal, key: string): string {
   // No key has a space in it.
-  return via === 'socket' ? key : `${via} ${tokenId ?? `${tenant ?? ''}/${name}`} ${key}`;
+  return via === 'socket' ? key : `${via} ${tokenId ?? `${tenantId ?? tenant ?? ''}/${name}`} ${key}`;
 }
 
 /** Which part of a host somebody may know of. */

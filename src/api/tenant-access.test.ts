@@ -1,3 +1,4 @@
+import { randomUUID } from 'node:crypto';
 import { once } from 'node:events';
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -6,6 +7,7 @@ import fc from 'fast-check';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { systemClock as clock } from '../base/clock.ts';
 import { silentLogger as log } from '../base/logger.ts';
+import { issue, readAuthority, type Subject } from '../pki/certificate.ts';
 import { CertificateStore, type Made } from '../pki/certificate-store.ts';
 import { socketDirectory } from './api-fixture.ts';
 import { ApiServer } from './api-server.ts';
@@ -210,9 +212,14 @@ describe('a client certificate', () => {
     (await ask({ path: '/v1/vms' }, credentials)).status;
   const certificate = async (
     name: string,
-    wish: { role: string; tenant?: string },
+    { role, tenant: of, id }: { role: string; tenant?: string; id?: string },
   ): Promise<TlsCredentials> => {
-    const made = await pki.client(name, wish);
+    const tenant = of === undefined ? of : { name: of, id: id ?? service.tenants.idOf(of) ?? randomUUID() };
+    // Tenants of each test have ids of their own.
+    const store = new CertificateStore(join(folder, 'pki'), { wallMs: Date.now });
+    for (const file of [`${of}+${name}.crt`, `${of}+${name}.key`])
+      rmSync(join(folder, 'pki', file), { force: true });
+    const made = await store.client(name, { role, tenant });
     return { certificate: readFileSync(made.certificate), key: readFileSync(made.key) };
   };
 
@@ -224,6 +231,40 @@ describe('a client certificate', () => {
     expect(await statusOf(await certificate('ci', { role: 'viewer', tenant: 'ACME' }))).toBe(401);
     // Control: without one it is of the whole host.
     expect((await get('/v1/vms', await certificate('ci', { role: 'viewer' }))).vms).toHaveLength(3);
+  });
+
+  it('opens nothing of a tenant that was made anew under the name of the one that it is for', async () => {
+    service.tenants.create('short-lived');
+    const wish = { role: 'admin', tenant: 'short-lived' };
+    const first = await certificate('ci', wish);
+    expect(await statusOf(first)).toBe(200);
+    service.tenants.delete('short-lived');
+    expect(await statusOf(first)).toBe(401);
+    service.tenants.create('short-lived');
+    expect(await statusOf(first)).toBe(401);
+    // Control: one that is for the present one does.
+    expect(await statusOf(await certificate('ci', wish))).toBe(200);
+  });
+
+  it('that names a tenant and not its id, another id, or an id and no tenant, is none', async () => {
+    const acme = service.tenants.idOf('acme') ?? '';
+    const uri = (id: string) => `urn:uuid:${id}`;
+    const admin = { name: 'ci', unit: 'admin', isServer: false, years: 1 };
+    const shown = async (subject: Partial<Subject>) => {
+      const [certificate, key] = ['ca.crt', 'ca.key'].map((file) =>
+        readFileSync(join(folder, 'pki', file), 'utf8'),
+      );
+      const ca = await readAuthority({ certificate: certificate ?? '', key: key ?? '' });
+      return await statusOf(await issue({ ...admin, ...subject }, { ca, wallMs: Date.now() }));
+    };
+    const organization = 'acme';
+    expect(await shown({ organization, uris: [uri(acme)] })).toBe(200);
+    expect(await shown({ organization })).toBe(401);
+    expect(await shown({ organization, uris: [uri(service.tenants.idOf('other') ?? '')] })).toBe(401);
+    expect(await shown({ organization, uris: [uri(acme), uri(randomUUID())] })).toBe(401);
+    expect(await shown({ uris: [uri(acme)] })).toBe(401);
+    expect(await shown({ organization, dns: [`x, URI:${uri(acme)}`] })).toBe(401);
+    expect(await shown({})).toBe(200);
   });
 
   it('of a namesake in another tenant does not get the answer that was given under the same key', async () => {

@@ -1,43 +1,16 @@
 import { once } from 'node:events';
-import { readFileSync } from 'node:fs';
-import { createServer, type Server, type ServerOptions } from 'node:https';
+import type { Server, ServerOptions } from 'node:https';
 import { messageOf } from '../base/errors.ts';
 import { ApiError } from './api-error.ts';
+import { TlsFiles, type TlsListen } from './tls-files.ts';
 
-/** Where a host listens for those who are not on its machine. */
-export interface TlsListen {
-  /** `10.0.0.1:7443`, `[::1]:7443`; port 0 for any. */
-  readonly address: string;
-  /** Paths of PEM files. */
-  readonly certificate: string;
-  readonly key: string;
-  /** Whose client certificates are taken; without it there are tokens only. */
-  readonly clientCa?: string | undefined;
-}
+export type { TlsListen };
 
-/**
- * A server that speaks TLS 1.2 or newer and nothing else. A client certificate is asked for where there is a CA for it,
- * and not needed: whether somebody may come in is decided for each request.
- * @throws ApiError API_TLS_UNUSABLE
- */
+/** @throws ApiError API_TLS_UNUSABLE */
 export function tlsServer(listen: TlsListen, limits: ServerOptions): Server {
-  const { certificate, key, clientCa } = listen;
-  try {
-    return createServer({
-      ...limits,
-      minVersion: 'TLSv1.2',
-      cert: readFileSync(certificate),
-      key: readFileSync(key),
-      ...(clientCa !== undefined && { ca: readFileSync(clientCa), requestCert: true }),
-      rejectUnauthorized: false,
-    });
-  } catch (cause) {
-    throw new ApiError('API_TLS_UNUSABLE', `certificate and key cannot be used: ${messageOf(cause)}`, {
-      hint: 'Name PEM files that belong together; `understudy pki init` makes such for those who have none.',
-      facts: { certificate, key, clientCa },
-      cause,
-    });
-  }
+  // Whoever wants to have them read again keeps them.
+  const files = listen instanceof TlsFiles ? listen : new TlsFiles(listen);
+  return files.serve(limits);
 }
 
 /** @throws ApiError API_LISTEN_FAILED */

@@ -66,10 +66,11 @@ export function addPki(program: Command, out: Output, finish: Finish): void {
   command(pki, 'client <directory> <name>', 'a certificate for somebody who uses hosts')
     .addOption(new Option('--role <role>', 'what it allows').choices([...ROLES]).default('viewer'))
     .option('--tenant <tenant>', 'open only what belongs to this tenant; by default the whole host')
+    .option('--tenant-id <id>', 'its id, where no host can be asked for it')
     .addHelpText('after', examples('understudy pki client /etc/understudy/pki ci --role operator'))
-    .action(async (directory: string, name: string, { role, tenant }) => {
+    .action(async (directory: string, name: string, { role, tenant, tenantId }) => {
       const { issueForClient } = await import('./pki-commands.ts');
-      finish(await issueForClient(directory, { name, role, tenant }, out));
+      finish(await issueForClient(directory, { name, role, tenant, tenantId }, out));
     });
   command(pki, 'ls <directory>', 'list the certificates, whom they are for, and until when')
     .addHelpText('after', examples('understudy pki ls /etc/understudy/pki'))

@@ -21,7 +21,7 @@ export interface ArchiveOptions {
 
 const facts = { path: z.string(), bytes: z.int(), vms: z.int(), events: z.int() };
 const outcomeSchema = z.union([
-  z.object({ ok: z.literal(true), ...facts, aside: z.string().nullish() }),
+  z.object({ ok: z.literal(true), ...facts, aside: z.string().nullish(), revokedTokens: z.int().default(0) }),
   z.object({
     ok: z.literal(false),
     error: z.looseObject({ code: z.string(), message: z.string(), hint: z.string().optional() }),
@@ -41,7 +41,11 @@ export async function backup(file: string, options: ArchiveOptions, out: Output)
 }
 
 /** Puts a backup in the place of the state, which is kept beside it. No daemon may use it. */
-export async function restore(file: string, options: ArchiveOptions, out: Output): Promise<number> {
+export async function restore(
+  file: string,
+  options: ArchiveOptions & { readonly keepTokens?: boolean | undefined },
+  out: Output,
+): Promise<number> {
   const step = 'checking the backup';
   const {
     path,
@@ -49,17 +53,20 @@ export async function restore(file: string, options: ArchiveOptions, out: Output
     vms,
     events,
     aside = null,
+    revokedTokens,
   } = await archive('restore', { file, step, out, ...options });
-  out.result({ path, bytes, vms, events, aside }, () =>
+  out.result({ path, bytes, vms, events, aside, revokedTokens }, () =>
     [
       `${vms} VMs and ${events} events of ${path} are in place; start the daemon with \`understudy host\``,
       ...(aside === null ? [] : [`what was there before is ${aside}`]),
+      ...(revokedTokens === 0 ? [] : [`${revokedTokens} tokens of the backup were revoked: make new ones`]),
     ].join('\n'),
   );
   return EXIT_CODES.ok.code;
 }
 
 interface ArchiveWork extends ArchiveOptions {
+  readonly keepTokens?: boolean | undefined;
   readonly file: string;
   /** What it is called while it is done. */
   readonly step: string;
@@ -69,11 +76,12 @@ interface ArchiveWork extends ArchiveOptions {
 /** In a process of its own, which knows the state: commands know the host by its API only. */
 async function archive(
   action: 'backup' | 'restore',
-  { file, step, out, state = stateDirectory() }: ArchiveWork,
+  { file, step, out, state = stateDirectory(), keepTokens = false }: ArchiveWork,
 ): Promise<Done> {
   using interruption = new Interruption();
   out.progress(step);
-  const words = [ARCHIVE, action, '--state', resolve(state), resolve(file)];
+  const flags = keepTokens ? ['--keep-tokens'] : [];
+  const words = [ARCHIVE, action, '--state', resolve(state), ...flags, resolve(file)];
   const child = spawn(process.execPath, ['--disable-warning=ExperimentalWarning', ...words], {
     stdio: ['ignore', 'pipe', 'pipe'],
     // Ctrl-C is for this process, which ends that one when nothing is lost by it.

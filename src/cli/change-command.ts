@@ -1,9 +1,10 @@
 import { dirname, resolve } from 'node:path';
 import type { Vm } from '../api/resources.ts';
 import { type SpecDifference, specDifferences } from '../config/spec-difference.ts';
-import { parseVmSpec, readVmSpec } from '../config/vm-spec.ts';
+import { parseVmSpec, readSpec, readVmSpec } from '../config/vm-spec.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
 import { EXIT_CODES } from './exit-codes.ts';
+import { isOwnHost } from './host-choice.ts';
 import { type Goal, hostClient, untilVm } from './host-connection.ts';
 import { Interruption } from './interruption.ts';
 import type { Output } from './output.ts';
@@ -24,8 +25,8 @@ export async function change(
   { specPath, ...options }: ChangeOptions & { readonly specPath: string },
   out: Output,
 ): Promise<number> {
-  const { spec, text } = readVmSpec(specPath);
   const directory = dirname(resolve(specPath));
+  const { spec, text } = isOwnHost() ? readVmSpec(specPath) : withoutFiles(specPath, directory);
   const client = hostClient();
   const params = { name };
   const before = await client.call('getVm', { params });
@@ -43,6 +44,12 @@ export async function change(
   const effect: Effect = restarts || vm.observed.version === vm.version ? 'now' : 'at the next start';
   out.result({ vm, differences, effect }, () => changeText(vm, { differences, effect }));
   return EXIT_CODES.ok.code;
+}
+
+/** Files of another machine are not here: the host looks for them. */
+function withoutFiles(specPath: string, directory: string): { readonly spec: VmSpec; readonly text: string } {
+  const text = readSpec(specPath);
+  return { spec: parseVmSpec(text, { source: specPath, directory }), text };
 }
 
 async function restart(name: string, { wait, timeoutMs }: ChangeOptions, out: Output): Promise<Vm> {

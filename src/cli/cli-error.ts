@@ -13,6 +13,7 @@ export type CliErrorCode =
   | 'CLI_TOOL_FAILED'
   | 'CLI_VMS_RUN'
   | 'CLI_HOST_ADDRESS'
+  | 'CLI_TENANT_UNKNOWN'
   | 'CLI_INTERNAL';
 
 export class CliError extends UnderstudyError<CliErrorCode> {}

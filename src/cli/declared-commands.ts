@@ -1,7 +1,8 @@
 import { dirname, resolve } from 'node:path';
 import type { Vm } from '../api/resources.ts';
-import { readVmSpec } from '../config/vm-spec.ts';
+import { readSpec, readVmSpec } from '../config/vm-spec.ts';
 import { EXIT_CODES } from './exit-codes.ts';
+import { isOwnHost } from './host-choice.ts';
 import { type Goal, hostClient, untilVm } from './host-connection.ts';
 import type { Output } from './output.ts';
 
@@ -16,17 +17,19 @@ export async function create(
   options: StartOptions & { readonly stopped: boolean; readonly tenant?: string | undefined },
   out: Output,
 ): Promise<number> {
-  const { spec, text } = readVmSpec(specPath);
-  const { name } = spec;
+  const { tenant } = options;
+  // Files of another machine are not here, and what a tenant's policy fills in is not known here: the host checks it all.
+  const isJudgedHere = isOwnHost() && tenant === undefined;
+  const text = isJudgedHere ? readVmSpec(specPath).text : readSpec(specPath);
   const body = {
     spec: text,
     directory: dirname(resolve(specPath)),
-    ...(options.tenant !== undefined && { tenant: options.tenant }),
+    ...(tenant !== undefined && { tenant }),
     desired: options.stopped ? ('stopped' as const) : ('running' as const),
   };
   const declared = await hostClient().call('declareVm', { body });
   const goal = options.stopped ? 'none' : goalOf(options.wait, declared.shadowWanted);
-  const vm = goal === 'none' ? declared : await untilVm(name, { ...options, goal, out });
+  const vm = goal === 'none' ? declared : await untilVm(declared.name, { ...options, goal, out });
   out.result(vm, () => vmText(vm));
   return EXIT_CODES.ok.code;
 }

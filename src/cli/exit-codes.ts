@@ -14,6 +14,7 @@ export const EXIT_CODES = {
 const BY_ERROR_CODE: Readonly<Record<string, keyof typeof EXIT_CODES>> = {
   CLI_USAGE: 'usage',
   CLI_FILE_EXISTS: 'usage',
+  PKI_NAME_TAKEN: 'usage',
   CONFIG_INVALID: 'usage',
   CONFIG_NOT_FOUND: 'usage',
   CONFIG_FILE_MISSING: 'usage',
@@ -25,6 +26,7 @@ const BY_ERROR_CODE: Readonly<Record<string, keyof typeof EXIT_CODES>> = {
   HOST_VM_UNKNOWN: 'notFound',
   HOST_NO_SAVED_STATE: 'notFound',
   HOST_TENANT_UNKNOWN: 'notFound',
+  CLI_TENANT_UNKNOWN: 'notFound',
   HOST_POLICY_UNKNOWN: 'notFound',
   KEEPER_NO_SNAPSHOT: 'notFound',
   HOST_NAME_FIXED: 'usage',

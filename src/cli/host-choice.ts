@@ -33,6 +33,11 @@ export function chosenHost(env: Env = process.env): HostAddress {
   };
 }
 
+/** Whether that is the host of this machine, which sees the files that are here. */
+export function isOwnHost({ UNDERSTUDY_HOST: url }: Env = process.env): boolean {
+  return !url;
+}
+
 function fileOf(name: string, env: Env): Buffer | undefined {
   const path = env[name];
   if (!path) return undefined;

@@ -4,6 +4,7 @@ import { systemClock } from '../base/clock.ts';
 import { CertificateStore, type Made } from '../pki/certificate-store.ts';
 import { EXIT_CODES } from './exit-codes.ts';
 import { type Output, table } from './output.ts';
+import { tenantIdOf } from './tenant-commands.ts';
 
 const storeIn = (directory: string) => new CertificateStore(resolve(directory), systemClock);
 
@@ -27,12 +28,22 @@ export async function issueForHost(
   return EXIT_CODES.ok.code;
 }
 
+export interface IssueForClient {
+  readonly name: string;
+  readonly role: Role;
+  readonly tenant?: string | undefined;
+  /** Where the CA knows no host that could be asked. */
+  readonly tenantId?: string | undefined;
+}
+
 export async function issueForClient(
   directory: string,
-  { name, role, tenant }: { name: string; role: Role; tenant?: string | undefined },
+  { name, role, tenant, tenantId }: IssueForClient,
   out: Output,
 ): Promise<number> {
-  const made = await storeIn(directory).client(name, { role, tenant });
+  const id = tenant === undefined ? undefined : (tenantId ?? (await tenantIdOf(tenant)));
+  const ofTenant = tenant === undefined || id === undefined ? undefined : { name: tenant, id };
+  const made = await storeIn(directory).client(name, { role, tenant: ofTenant });
   out.result(made, () => linesOf(made).join('\n'));
   return EXIT_CODES.ok.code;
 }

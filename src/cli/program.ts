@@ -273,9 +273,10 @@ function addState(program: Command, out: Output, finish: Finish): void {
     );
   command(program, 'restore <file>', "put a backup in the place of the host's state; no daemon may run")
     .option('--state <directory>', 'where the state is; by default /var/lib/understudy')
+    .option('--keep-tokens', 'take all its tokens for valid, also those that were revoked since')
     .addHelpText('after', examples('understudy restore /srv/backup/host.db'))
-    .action(async (file: string, { state }) =>
-      finish(await (await import('./archive-commands.ts')).restore(file, { state }, out)),
+    .action(async (file: string, { state, keepTokens }) =>
+      finish(await (await import('./archive-commands.ts')).restore(file, { state, keepTokens }, out)),
     );
 }
 

@@ -5,6 +5,7 @@ import { messageOf } from '../base/errors.ts';
 import { formatBytes } from '../base/units.ts';
 import { ConfigError } from '../config/config-error.ts';
 import { parseYamlText } from '../config/yaml-text.ts';
+import { CliError } from './cli-error.ts';
 import { EXIT_CODES } from './exit-codes.ts';
 import { hostClient } from './host-connection.ts';
 import { type Output, table } from './output.ts';
@@ -15,21 +16,34 @@ export async function createTenant(name: string, out: Output): Promise<number> {
   return EXIT_CODES.ok.code;
 }
 
-export async function listTenants(out: Output): Promise<number> {
+async function allTenants(): Promise<Tenant[]> {
   const client = hostClient();
   const tenants: Tenant[] = [];
   for (let after: string | undefined; ; ) {
     const page = await client.call('listTenants', { query: { ...(after !== undefined && { after }) } });
     tenants.push(...page.tenants);
-    if (page.next === null) break;
+    if (page.next === null) return tenants;
     after = page.next;
   }
+}
+
+/** As the host knows it. @throws CliError CLI_TENANT_UNKNOWN; ApiError */
+export async function tenantIdOf(name: string): Promise<string> {
+  const found = (await allTenants()).find((tenant) => tenant.name === name);
+  if (found !== undefined) return found.id;
+  throw new CliError('CLI_TENANT_UNKNOWN', `the host knows no tenant ${name}`, {
+    hint: '`understudy tenant ls` lists them; give --tenant-id where the CA is not on a machine that can ask the host.',
+  });
+}
+
+export async function listTenants(out: Output): Promise<number> {
+  const tenants = await allTenants();
   out.result({ tenants }, () => {
     if (tenants.length === 0) return 'there are no tenants';
-    const rows = tenants.map(({ name, vms, memoryBytes, createdAt }) => [
-      ...[name, String(vms), formatBytes(memoryBytes), createdAt],
+    const rows = tenants.map(({ name, id, vms, memoryBytes, vcpus, diskBytes, createdAt }) => [
+      ...[name, String(vms), formatBytes(memoryBytes), String(vcpus), formatBytes(diskBytes), createdAt, id],
     ]);
-    return table([['NAME', 'VMS', 'MEMORY', 'CREATED'], ...rows]);
+    return table([['NAME', 'VMS', 'MEMORY', 'VCPUS', 'DISKS', 'CREATED', 'ID'], ...rows]);
   });
   return EXIT_CODES.ok.code;
 }

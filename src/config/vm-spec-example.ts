@@ -30,7 +30,7 @@ nics:
       kind: passt              # where TAP is not allowed
       forward:
         - {hostPort: 16379, guestPort: 6379}
-      # hostLoopback: false    # default true: the guest reaches the host's loopback at its gateway's address
+      # hostLoopback: false    # default true: the guest reaches the host's loopback
 console: true                  # serial console
 agent: true                    # channel org.qemu.guest_agent.0, needed to set the guest's clock
 qemu:

@@ -27,6 +27,7 @@ export type KeeperErrorCode =
   | 'KEEPER_LOST'
   | 'KEEPER_NO_ANSWER'
   | 'KEEPER_INTERNAL'
-  | 'KEEPER_DIRECTORY_REFUSED';
+  | 'KEEPER_DIRECTORY_REFUSED'
+  | 'KEEPER_FILES_REFUSED';
 
 export class KeeperError extends UnderstudyError<KeeperErrorCode> {}

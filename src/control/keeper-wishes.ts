@@ -13,6 +13,10 @@ export const keeperWishesSchema = z.object({
   tokenAbove: z.int().nonnegative().optional(),
   /** Where it leaves how it ended; by default nowhere. */
   endPath: z.string().optional(),
+  /** Below these alone may the files of its specification lie, whenever a QEMU opens them; left out: anywhere. */
+  directories: z.array(z.string()).optional(),
+  /** How many CPUs' time its acting QEMU may use, if the kernel lets us say so; by default as much as there is. */
+  cpuShareMax: z.number().positive().optional(),
   /** The request that it is started for, for its log. */
   trace: z.string().refine(isTrace).optional(),
 });
@@ -26,31 +30,39 @@ export const WISH_OPTIONS = {
   from: { type: 'string' },
   'token-above': { type: 'string' },
   end: { type: 'string' },
+  directories: { type: 'string' },
+  'cpu-share-max': { type: 'string' },
   trace: { type: 'string' },
 } as const;
 
 export function wordsOf(wishes: KeeperWishes): string[] {
   const { shadowWanted, stateDirectory, startFrom, tokenAbove, endPath, trace } = wishes;
+  const { directories, cpuShareMax } = wishes;
   const said = {
     shadow: shadowWanted === undefined ? undefined : shadowWanted ? 'on' : 'off',
     state: stateDirectory,
     from: startFrom,
     'token-above': tokenAbove?.toString(),
     end: endPath,
+    directories: directories && JSON.stringify(directories),
+    'cpu-share-max': cpuShareMax?.toString(),
     trace,
   } satisfies { [Word in keyof typeof WISH_OPTIONS]: string | undefined };
   return Object.entries(said).flatMap(([word, value]) => (value === undefined ? [] : [`--${word}`, value]));
 }
 
-/** @throws ZodError for words that mean nothing */
+/** @throws ZodError, SyntaxError for words that mean nothing */
 export function wishesFrom(values: { readonly [Word in keyof typeof WISH_OPTIONS]?: string }): KeeperWishes {
   const { shadow, state, from, 'token-above': tokenAbove, end, trace } = values;
+  const { directories, 'cpu-share-max': cpuShareMax } = values;
   return keeperWishesSchema.parse({
     shadowWanted: shadow === undefined ? undefined : shadow === 'on',
     stateDirectory: state,
     startFrom: from,
     tokenAbove: tokenAbove === undefined ? undefined : Number(tokenAbove),
     endPath: end,
+    directories: directories === undefined ? undefined : JSON.parse(directories),
+    cpuShareMax: cpuShareMax === undefined ? undefined : Number(cpuShareMax),
     // An id that is none is no reason not to keep a VM.
     trace: isTrace(trace) ? trace : undefined,
   });

@@ -2,7 +2,7 @@
  * Backup and restoration of a host's state, started by `understudy backup` and `understudy restore`:
  *
  *   node src/host/archive-main.ts backup --state DIRECTORY FILE
- *   node src/host/archive-main.ts restore --state DIRECTORY FILE
+ *   node src/host/archive-main.ts restore --state DIRECTORY [--keep-tokens] FILE
  *
  * Works on the files and asks no daemon: who may write them is who may do this. One line of JSON on standard output
  * tells the outcome, `{"ok": true, …}` or `{"ok": false, "error": {…}}`. Exit codes: 0 done, 1 failed.
@@ -32,7 +32,7 @@ function main(): number {
 function carriedOut(): object {
   const { values, positionals } = parseArgs({
     allowPositionals: true,
-    options: { state: { type: 'string' } },
+    options: { state: { type: 'string' }, 'keep-tokens': { type: 'boolean', default: false } },
   });
   const [action, file] = positionals;
   if (values.state === undefined || file === undefined) throw new Error('--state and a file are needed');
@@ -40,7 +40,8 @@ function carriedOut(): object {
   const path = resolve(file);
   if (action === 'backup')
     return backUp(databasePath, { target: path, draft: `${path}.${process.pid}.part` });
-  if (action === 'restore') return restore(databasePath, { source: path, stamp: stamp() });
+  if (action === 'restore')
+    return restore(databasePath, { source: path, stamp: stamp(), keepTokens: values['keep-tokens'] });
   throw new Error(`there is no ${action}`);
 }
 

@@ -5,6 +5,7 @@ import { errorFacts, messageOf, UnderstudyError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { type Trace, traceFacts } from '../base/trace.ts';
 import { bootId } from '../control/process-identity.ts';
+import type { GivenSpec } from '../control/run-directory.ts';
 import type { EventLog } from './event-log.ts';
 import type { HostMetrics } from './host-metrics.ts';
 import { type FleetSight, KeeperFleet, NOTHING } from './keeper-fleet.ts';
@@ -13,6 +14,7 @@ import type { StartKeeper } from './keeper-starters.ts';
 import { type HostAction, reconcile, type VmSight } from './reconcile.ts';
 import type { SavedStates } from './saved-states.ts';
 import type { StateDatabase } from './state-database.ts';
+import type { RunOrder } from './tenant-specs.ts';
 import type { DeclaredVm, VmInventory, VmOutline } from './vm-inventory.ts';
 import type { VmTokens } from './vm-tokens.ts';
 
@@ -29,8 +31,8 @@ export interface ConvergenceOptions {
   readonly metrics: HostMetrics;
   readonly saved: SavedStates;
   readonly startKeeper: StartKeeper;
-  /** What its keeper is given as specification. @throws what forbids to start it */
-  readonly textToRun: (vm: DeclaredVm) => string;
+  /** What its keeper is given, where one that was killed `left` a specification to go on with. @throws what forbids it */
+  readonly orderOf: (vm: DeclaredVm, left: GivenSpec | undefined) => RunOrder;
   readonly lookIntervalMs: number;
   readonly endDirectory: string;
   readonly stateDirectory: string;
@@ -206,14 +208,15 @@ export class Convergence implements AsyncDisposable {
         const vm = this.#options.inventory.get(name);
         care.startedAtMs = this.#options.clock.nowMs();
         const left = this.fleet.leftSpec(name);
-        const spec = left === undefined ? this.#options.textToRun(vm) : vm.spec;
+        // Before anything is written down or touched: what was left stays as it is where this is refused.
+        const order = this.#options.orderOf(vm, left);
         const version = left === undefined ? vm.version : (vm.started?.version ?? vm.version);
         const tokenAbove = this.#ledger.prepareStart(
           { name, version },
           { recorded: this.sightOf(name).token },
         );
         try {
-          await this.fleet.start({ ...vm, spec }, { tokenAbove, left, trace: care.trace });
+          await this.fleet.start({ ...vm, ...order }, { tokenAbove, left, trace: care.trace });
         } catch (thrown) {
           this.#ledger.noteFailedStart(name, thrown);
           throw thrown;

@@ -38,7 +38,7 @@ import { machineFacts } from './machine-facts.ts';
 import { cannotEnd, isSuspended, noSavedState, runs } from './refusals.ts';
 import { type SavedKind, SavedStates } from './saved-states.ts';
 import { StateDatabase } from './state-database.ts';
-import { TenantSpecs } from './tenant-specs.ts';
+import { extentOf, TenantSpecs } from './tenant-specs.ts';
 import { Tenants, tenantUnknown } from './tenants.ts';
 import { type DeclaredVm, VmInventory, type VmOutline, vmUnknown } from './vm-inventory.ts';
 import { type CountedVm, vmStats } from './vm-stats.ts';
@@ -101,6 +101,7 @@ export class Host implements HostService, AsyncDisposable {
     this.#events = new EventLog(this.#database, { clock, tokens: this.#tokens });
     this.tenants = new Tenants(this.#database, { clock });
     this.#specs = new TenantSpecs({ tenants: this.tenants, inventory: this.#inventory });
+    this.#inventory.measure((vm) => this.#specs.extentOf(vm));
     this.#answers = new AnswerStore(this.#database, { clock });
     this.#accessTokens = new AccessTokens(this.#database, { clock });
     this.#metrics = new HostMetrics(options);
@@ -116,7 +117,7 @@ export class Host implements HostService, AsyncDisposable {
       tokens: this.#tokens,
       metrics: this.#metrics,
       saved: this.#saved,
-      textToRun: (vm) => this.#specs.textToRun(vm),
+      orderOf: (vm, left) => this.#specs.orderOf(vm, left),
     });
     this.#events.publish('host-started', { facts: { pid: process.pid, version: options.version } });
     this.#convergence.begin();
@@ -189,8 +190,9 @@ export class Host implements HostService, AsyncDisposable {
     if (tenant !== null && ((wanted ?? tenant) !== tenant || !this.tenants.has(tenant)))
       throw tenantUnknown(wanted ?? tenant);
     return this.#database.transaction(() => {
-      const { name, shadow, memoryBytes } = this.#specs.admit({ spec, directory, tenant });
-      const said = { name, spec, directory, desired, tenant, memoryBytes };
+      const parsed = this.#specs.admit({ spec, directory, tenant });
+      const { name, shadow } = parsed;
+      const said = { name, spec, directory, desired, tenant, extent: extentOf(parsed) };
       this.#inventory.declare({ ...said, shadowInSpec: shadow.enabled });
       this.#events.publish('declared', { vm: name, facts: { desired, ...traceFacts(trace) } });
       this.#convergence.renew(name, trace);
@@ -207,8 +209,7 @@ export class Host implements HostService, AsyncDisposable {
         facts: { vm: name },
       });
     }
-    const { memoryBytes, shadow } = parsed;
-    const said = { spec, directory, memoryBytes, shadowInSpec: shadow.enabled };
+    const said = { spec, directory, extent: extentOf(parsed), shadowInSpec: parsed.shadow.enabled };
     return this.#database.transaction(() => {
       const { version } = this.#inventory.change(name, said, { ifVersion });
       this.#events.publish('changed', { vm: name, facts: { version } });
@@ -344,6 +345,11 @@ export class Host implements HostService, AsyncDisposable {
 
   audit({ tenant, ...facts }: AuditEntry): void {
     this.#events.publish(AUDIT_KIND, { tenant, facts });
+  }
+
+  /** Something happened to the host itself. */
+  note(kind: string, facts: Readonly<Record<string, unknown>>): void {
+    this.#events.publish(kind, { facts });
   }
 
   recallAnswer(key: string): StoredAnswer | undefined {

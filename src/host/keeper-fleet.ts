@@ -18,6 +18,7 @@ import type { Phase } from '../shadow/protection.ts';
 import type { StartKeeper } from './keeper-starters.ts';
 import { KeeperWatch } from './keeper-watch.ts';
 import type { KeeperSight } from './reconcile.ts';
+import type { RunOrder } from './tenant-specs.ts';
 import type { DeclaredVm } from './vm-inventory.ts';
 
 const KEEPER_END_DEADLINE_MS = 15_000;
@@ -108,7 +109,7 @@ export class KeeperFleet implements Disposable {
    * VM runs. @throws what kept it from starting
    */
   async start(
-    { name, spec, directory, shadowWanted, startFrom }: DeclaredVm,
+    { name, spec, directory, shadowWanted, startFrom, directories, cpuShareMax }: DeclaredVm & RunOrder,
     { tokenAbove, left, trace }: RequestContext & { tokenAbove: number; left: GivenSpec | undefined },
   ): Promise<void> {
     const { text, source } = left ?? { text: spec, source: join(directory, `${name}.yaml`) };
@@ -117,8 +118,8 @@ export class KeeperFleet implements Disposable {
       endPath: this.#endPath(name),
       shadowWanted: shadowWanted ?? undefined,
       startFrom: startFrom ?? undefined,
-      tokenAbove,
-      trace,
+      ...{ tokenAbove, trace, cpuShareMax },
+      directories: directories && [...directories],
     };
     await this.#options.startKeeper({ name, spec: text, source, wishes });
   }

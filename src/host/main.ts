@@ -6,7 +6,7 @@
  *
  * docs/host-configuration.md explains its configuration. It listens on a unix socket for those of its group,
  * and over TLS for those who show a token or a certificate. Its log
- * goes to standard error as JSON lines. SIGHUP has it read the configuration again; SIGTERM and SIGINT end it; the VMs
+ * goes to standard error as JSON lines. SIGHUP has it read the configuration and the files for TLS again; SIGTERM and SIGINT end it; the VMs
  * run on, and the next daemon takes them back.
  * Exit codes: 0 it was told to end, 1 it could not start, 70 a fault of the daemon, 78 its configuration is wrong.
  */
@@ -14,7 +14,7 @@ import { readFileSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { parseArgs } from 'node:util';
 import { ApiServer } from '../api/api-server.ts';
-import type { TlsListen } from '../api/tls-listener.ts';
+import { TlsFiles } from '../api/tls-files.ts';
 import type { SocketAccess } from '../api/unix-listener.ts';
 import { systemClock as clock } from '../base/clock.ts';
 import { errorFacts, messageOf } from '../base/errors.ts';
@@ -111,7 +111,7 @@ async function main(): Promise<number> {
       clock,
       log,
     });
-    reload = reloader(config, { place, host, manager });
+    reload = reloader(config, { place, host, manager, tls });
     log.info('host listens', { socket: socketPath, tls: server.tlsAddress, state, pid: process.pid });
     manager.ready(`API on ${socketPath}`);
     const signal = await told.promise;
@@ -135,14 +135,14 @@ interface TlsFlags {
  * Flags win over the configuration.
  * @throws ConfigError CONFIG_INVALID where something is missing: TCP without TLS is not offered
  */
-function tlsOf(flags: TlsFlags, config: HostConfig['listen']): TlsListen | undefined {
+function tlsOf(flags: TlsFlags, config: HostConfig['listen']): TlsFiles | undefined {
   const address = flags.listen ?? config?.address;
   const certificate = flags['tls-cert'] ?? config?.certificate;
   const key = flags['tls-key'] ?? config?.key;
   const clientCa = flags['client-ca'] ?? config?.clientCa;
   if ([address, certificate, key, clientCa].every((given) => given === undefined)) return undefined;
   if (address !== undefined && certificate !== undefined && key !== undefined)
-    return { address, certificate, key, clientCa };
+    return new TlsFiles({ address, certificate, key, clientCa });
   throw new ConfigError('CONFIG_INVALID', 'to listen takes an address, a certificate and its key', {
     hint: 'Give --listen, --tls-cert and --tls-key, or `listen` in the configuration. `understudy pki init` makes certificates.',
   });
@@ -187,11 +187,18 @@ function keeperStarter(setting: HostConfig['keepers']['start'], specDirectory: s
   return asUnits ? startKeeperUnit : startDirectly(specDirectory);
 }
 
-/** Reads the configuration again, applies what can be, and says what cannot. A wrong one changes nothing. */
-function reloader(
-  inUse: HostConfig,
-  { place, host, manager }: { place: HostConfigPlace | undefined; host: Host; manager: ServiceManager },
-): () => void {
+interface Reloaded {
+  readonly place: HostConfigPlace | undefined;
+  readonly host: Host;
+  readonly manager: ServiceManager;
+  readonly tls: TlsFiles | undefined;
+}
+
+/**
+ * Reads the configuration again, applies what can be, and says what cannot; then the files for TLS. What is wrong changes
+ * nothing.
+ */
+function reloader(inUse: HostConfig, { place, host, manager, tls }: Reloaded): () => void {
   let current = inUse;
   return () => {
     manager.tell({ RELOADING: 1, MONOTONIC_USEC: Number(process.hrtime.bigint() / 1000n) });
@@ -208,8 +215,22 @@ function reloader(
     } catch (thrown) {
       log.error('configuration is not taken over', errorFacts(thrown));
     }
+    if (tls !== undefined) renewTls(tls, host);
     manager.tell({ READY: 1 });
   };
+}
+
+/** Where they are as they were there is nothing to tell. */
+function renewTls(tls: TlsFiles, host: Host): void {
+  try {
+    if (tls.renew() === 'unchanged') return;
+    const { certificate, validTo } = tls;
+    log.info('TLS files read again', { certificate, validTo });
+    host.note('tls-renewed', { certificate, validTo });
+  } catch (thrown) {
+    log.error('TLS files are not taken over', errorFacts(thrown));
+    host.note('tls-refused', errorFacts(thrown));
+  }
 }
 
 function packageVersion(): string {

@@ -10,7 +10,7 @@ function vm(changes: Partial<VmOutline> = {}): VmOutline {
   return {
     name: 'a',
     tenant: null,
-    memoryBytes: 0,
+    extent: { memoryBytes: 0, vcpus: 0, diskBytes: 0 },
     version: 1,
     desired: 'running',
     graceful: true,

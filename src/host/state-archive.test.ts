@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { systemClock as clock } from '../base/clock.ts';
+import { AccessTokens } from './access-tokens.ts';
 import { EventLog } from './event-log.ts';
 import { backUp, restore } from './state-archive.ts';
 import { StateDatabase } from './state-database.ts';
@@ -30,6 +31,7 @@ function partsOf(database: StateDatabase) {
   return {
     tokens,
     inventory: new VmInventory(database, { clock }),
+    access: new AccessTokens(database, { clock }),
     log: new EventLog(database, { clock, tokens }),
   };
 }
@@ -172,6 +174,60 @@ describe('a restoration', () => {
     // Above all that were ever given out, also to a VM that is no more.
     expect(inventory.declare(A).version).toBe(1_000_010);
     expect(inventory.get('old').version).toBe(7);
+  });
+});
+
+describe('a token that is in a backup', () => {
+  const made = (database: StateDatabase) =>
+    ['revoked', 'kept'].map(
+      (name) =>
+        partsOf(database).access.create({ name, role: 'admin', tenant: null, expiresInSeconds: null }).id,
+    );
+  const validAfter = (options: { keepTokens?: boolean } = {}) => {
+    const { revokedTokens } = restore(path, { source: target, stamp: 'now', ...options });
+    using database = StateDatabase.open(path);
+    const { tokens } = partsOf(database).access.page({ after: undefined, limit: 9 });
+    return { revokedTokens, names: tokens.map(({ name }) => name) };
+  };
+  const revokedSince = () => {
+    using database = StateDatabase.open(path);
+    const [revoked = ''] = made(database);
+    backUp(path, { target, draft });
+    partsOf(database).access.revoke(revoked);
+  };
+
+  it('and was revoked since does not come back with it, and others stay', () => {
+    revokedSince();
+    expect(validAfter()).toEqual({ revokedTokens: 1, names: ['kept'] });
+  });
+
+  it('comes back where that is asked for (control)', () => {
+    revokedSince();
+    expect(validAfter({ keepTokens: true }).names.sort()).toEqual(['kept', 'revoked']);
+  });
+
+  it.each([
+    ['is gone', () => rmSync(join(folder, 'state'), { recursive: true })],
+    ['is damaged', () => writeFileSync(path, 'no database at all, but long enough to be looked at as one')],
+  ])('opens nothing where the state %s that could tell', (_, spoil) => {
+    revokedSince();
+    spoil();
+    expect(validAfter()).toEqual({ revokedTokens: 2, names: [] });
+  });
+
+  it('and was revoked by a daemon that was killed then, does not come back either', () => {
+    revokedSince();
+    // As a kill leaves it: the revocation is in the log of writes only.
+    const wal = join(folder, 'state/host.db-wal');
+    const killed = StateDatabase.open(path);
+    const [id = ''] = partsOf(killed)
+      .access.page({ after: undefined, limit: 9 })
+      .tokens.map((token) => token.id);
+    partsOf(killed).access.revoke(id);
+    const files = [path, wal].map((file) => [file, readFileSync(file)] as const);
+    killed[Symbol.dispose]();
+    for (const [file, bytes] of files) writeFileSync(file, bytes);
+    expect(validAfter()).toEqual({ revokedTokens: 2, names: [] });
   });
 });
 

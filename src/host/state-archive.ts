@@ -64,17 +64,27 @@ export function backUp(
 export interface Restoration extends ArchiveFacts {
   /** Where the state lies that was there before; null if there was none. */
   readonly aside: string | null;
+  /** Tokens of the backup that open nothing any more. */
+  readonly revokedTokens: number;
+}
+
+interface RestoreOptions {
+  readonly source: string;
+  readonly stamp: string;
+  /** Take all tokens of the backup for valid, also those that were revoked after it. */
+  readonly keepTokens?: boolean;
 }
 
 /**
  * Puts a backup in the place of the state. What was there is kept beside it. Numbers that were given out since the
- * backup (events, versions, tokens) are not given out again.
+ * backup (events, versions, tokens) are not given out again. Of the tokens by which others come in, only those stay that
+ * are valid in the state that is there; all go where nobody can tell.
  * @throws HostError HOST_ALREADY_RUNS while a daemon uses the state; HOST_BACKUP_INVALID, HOST_STATE_NEWER for a file
  * that is no whole backup of this or an older version; HOST_BACKUP_FAILED. Nothing has changed then.
  */
 export function restore(
   databasePath: string,
-  { source, stamp }: { source: string; stamp: string },
+  { source, stamp, keepTokens = false }: RestoreOptions,
 ): Restoration {
   using _lock = StateLock.take(databasePath);
   const draft = `${databasePath}.restoring`;
@@ -84,12 +94,13 @@ export function restore(
     chmodSync(draft, 0o600);
     const facts = factsOf(draft, source);
     moveNumbersAhead(draft);
+    const revokedTokens = keepTokens ? 0 : revokeTokens(draft, databasePath);
     sync(draft);
     const aside = setAside(databasePath, `${databasePath}.before-${stamp}`);
     // There is a whole state in this place at all times: without one a daemon would begin anew.
     renameSync(draft, databasePath);
     sync(dirname(databasePath));
-    return { ...facts, aside };
+    return { ...facts, aside, revokedTokens };
   } catch (thrown) {
     if (thrown instanceof HostError) throw thrown;
     if (errnoNameOf(thrown) === 'ENOENT' && !existsSync(source)) throw invalid(source, 'it does not exist');
@@ -145,6 +156,41 @@ function moveNumbersAhead(path: string): void {
   });
   // One file, for the rename.
   database.sql.exec('PRAGMA wal_checkpoint(TRUNCATE)');
+}
+
+/** Returns how many. A token that was revoked is a row that is gone: what is not in the present state may have been. */
+function revokeTokens(path: string, present: string): number {
+  const stillValid = tokensIn(present);
+  using database = StateDatabase.open(path);
+  return database.transaction(() => {
+    const rows = database.sql.prepare('SELECT id, hash FROM accessTokens').all();
+    const gone = rows.filter(({ id, hash }) => stillValid.get(String(id)) !== hexOf(hash));
+    for (const { id } of gone)
+      database.sql.prepare('DELETE FROM accessTokens WHERE id = ?').run(id as string);
+    return gone.length;
+  });
+}
+
+/** Hashes by id; none where the state is missing, damaged, or of another version. */
+function tokensIn(path: string): ReadonlyMap<string, string> {
+  if (!existsSync(path)) return new Map();
+  let sql: DatabaseSync | undefined;
+  try {
+    // Not read only: what is still in the log of writes counts too, and a revocation may be the last of it.
+    sql = new DatabaseSync(path);
+    const [first, ...more] = sql.prepare('PRAGMA integrity_check').all();
+    if (first?.integrity_check !== 'ok' || more.length > 0) return new Map();
+    const rows = sql.prepare('SELECT id, hash FROM accessTokens').all();
+    return new Map(rows.map(({ id, hash }) => [String(id), hexOf(hash)]));
+  } catch {
+    return new Map();
+  } finally {
+    sql?.close();
+  }
+}
+
+function hexOf(blob: unknown): string {
+  return Buffer.from(blob as Uint8Array).toString('hex');
 }
 
 /** Undamaged or not: what is in the log of writes belongs to the file before, and must not meet the one that comes. */

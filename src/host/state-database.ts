@@ -104,6 +104,18 @@ const MIGRATIONS: readonly string[] = [
   ALTER TABLE events ADD COLUMN tenant TEXT;
   CREATE INDEX eventsOfTenant ON events (tenant, id);
   `,
+  // What tenants are limited in. 0 vCPUs: not counted yet.
+  `
+  ALTER TABLE vms ADD COLUMN vcpus INTEGER NOT NULL DEFAULT 0;
+  ALTER TABLE vms ADD COLUMN diskBytes INTEGER NOT NULL DEFAULT 0;
+  `,
+  // Another one for each tenant that ever was, also of the same name: a random UUID (RFC 9562, version 4).
+  `
+  ALTER TABLE tenants ADD COLUMN id TEXT NOT NULL DEFAULT '';
+  UPDATE tenants SET id = lower(
+    hex(randomblob(4)) || '-' || hex(randomblob(2)) || '-4' || substr(hex(randomblob(2)), 2) ||
+    '-8' || substr(hex(randomblob(2)), 2) || '-' || hex(randomblob(6)));
+  `,
 ];
 
 const BUSY_MAX_MS = 5000;

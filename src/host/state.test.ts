@@ -77,6 +77,8 @@ describe('the state of a host', () => {
       'startFrom',
       'tenant',
       'memoryBytes',
+      'vcpus',
+      'diskBytes',
     ])
       first.sql.exec(`ALTER TABLE vms DROP COLUMN ${column}`);
     first.sql.exec('PRAGMA user_version = 1');

@@ -1,7 +1,6 @@
-import { lstatSync, realpathSync, statSync } from 'node:fs';
-import { dirname, join } from 'node:path';
 import type { Limits } from '../api/access-resources.ts';
 import { disksOf } from '../config/spec-disks.ts';
+import { filesOutside } from '../config/spec-files.ts';
 import type { NicSpec, VmSpec } from '../config/vm-spec-schema.ts';
 import { HostError } from './host-error.ts';
 
@@ -15,11 +14,23 @@ const QEMU_BINARY = 'qemu-system-x86_64';
  * @throws HostError HOST_SPEC_REFUSED, with all problems
  */
 export function confine(spec: VmSpec, limits: Limits): void {
-  const problems = [
+  refuse([
     ...qemuProblems(spec),
     ...spec.nics.flatMap((nic, index) => nicProblems(nic, { index, limits })),
+    ...diskProblems(spec, limits),
     ...fileProblems(spec, limits),
-  ];
+  ]);
+}
+
+/**
+ * The same for a VM that goes on where it was, whose policy may have changed since it was started: only of its files,
+ * which are opened anew. @throws HostError HOST_SPEC_REFUSED
+ */
+export function confineFiles(spec: VmSpec, limits: Pick<Limits, 'directories'>): void {
+  refuse(fileProblems(spec, limits));
+}
+
+function refuse(problems: readonly string[]): void {
   if (problems.length === 0) return;
   throw new HostError('HOST_SPEC_REFUSED', `the policy of this tenant refuses it: ${problems.join('; ')}`, {
     hint: 'Change the specification, or have an administrator of the host change the policy.',
@@ -56,51 +67,15 @@ function nicProblems(
   );
 }
 
-function fileProblems(spec: VmSpec, { directories }: Limits): string[] {
-  const roots = directories.flatMap((directory) => realPathOf(directory) ?? []);
-  return filesOf(spec).flatMap(({ field, file }) =>
-    isBelow(file, roots) ? [] : [`${field} ${file} is no file below a directory of this tenant`],
+/** What is not said cannot be counted. A size that is said is compared with that of the image when the VM is started. */
+function diskProblems(spec: VmSpec, { diskBytesMax }: Limits): string[] {
+  if (diskBytesMax === null) return [];
+  const unsaid = disksOf(spec).filter(({ disk }) => !disk.readOnly && disk.size === undefined);
+  return unsaid.map(({ id }) => `${id} has to say its size, as the policy limits disk space`);
+}
+
+function fileProblems(spec: VmSpec, { directories }: Pick<Limits, 'directories'>): string[] {
+  return filesOutside(spec, directories).map(
+    ({ field, file }) => `${field} ${file} is no file below a directory of this tenant`,
   );
-}
-
-function filesOf(spec: VmSpec): { readonly field: string; readonly file: string }[] {
-  const { boot } = spec;
-  const files =
-    boot.kind === 'disk'
-      ? []
-      : [
-          { field: 'boot.kernel', file: boot.kernel },
-          ...(boot.initrd === undefined ? [] : [{ field: 'boot.initrd', file: boot.initrd }]),
-        ];
-  const images = disksOf(spec).flatMap(({ id, disk: { path, backing } }) => [
-    { field: `${id}.path`, file: path },
-    ...(backing === undefined ? [] : [{ field: `${id}.backing.path`, file: backing.path }]),
-  ]);
-  return [...files, ...images];
-}
-
-/** Wherever links lead. What exists has to be an ordinary file: a device or a pipe is a part of the host. */
-function isBelow(file: string, roots: readonly string[]): boolean {
-  const real = realPathOf(file);
-  if (real === undefined) return false;
-  const isInside = roots.some((root) => real.startsWith(root === '/' ? root : `${root}/`));
-  return isInside && (statSync(real, { throwIfNoEntry: false })?.isFile() ?? true);
-}
-
-/**
- * Of an absolute path without `..`, also of one that is to be made. Undefined where nobody can tell where it would end,
- * as behind a link to what does not exist: who makes the file would follow it.
- */
-function realPathOf(path: string): string | undefined {
-  try {
-    return realpathSync(path);
-  } catch (thrown) {
-    if ((thrown as NodeJS.ErrnoException).code !== 'ENOENT') return undefined;
-  }
-  const parent = dirname(path);
-  if (parent === path || lstatSync(path, { throwIfNoEntry: false }) !== undefined) return undefined;
-  const realParent = realPathOf(parent);
-  return realParent === undefined
-    ? undefined
-    : join(realParent, path.slice(parent.length).replace(/^\/+/, ''));
 }

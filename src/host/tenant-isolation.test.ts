@@ -10,6 +10,7 @@ import {
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { DatabaseSync } from 'node:sqlite';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { parse } from 'yaml';
 import type { SetPolicy } from '../api/access-resources.ts';
@@ -104,14 +105,22 @@ describe('a tenant', () => {
     await using host = openWithTenants();
     const { id } = host.createToken({ name: 'ada', role: 'admin', tenant: 'acme', expiresInSeconds: null });
     const { version } = host.tenants.policy('acme');
+    const tenantId = host.tenants.idOf('acme');
     host.declareVm(declaration('a'), acme);
     expect(() => host.tenants.delete('acme')).toThrow(withCode('HOST_TENANT_OWNS_VMS'));
     expect(host.findToken(id)).toBeDefined();
     await host.deleteVm('a', { ifVersion: undefined });
     host.tenants.delete('acme');
     expect([host.findToken(id), host.tenants.has('acme')]).toEqual([undefined, false]);
+    expect(host.tenants.idOf('acme')).toBeUndefined();
     host.tenants.create('acme');
     expect(host.tenants.policy('acme').version).toBeGreaterThan(version);
+    expect(host.tenants.idOf('acme')).not.toBe(tenantId);
+    // What its namesake did is no concern of it; the host remembers.
+    const heard = (who: Principal) =>
+      host.listEvents({ after: 0, limit: 100, vm: undefined, reach: reachOf(who) }).events;
+    expect(heard(principal('acme'))).toEqual([]);
+    expect(heard(principal(null)).map(({ vm, kind }) => `${vm} ${kind}`)).toContain('a declared');
     expect(() => host.tenants.delete('nobody')).toThrow(withCode('HOST_TENANT_UNKNOWN'));
   });
 
@@ -164,6 +173,49 @@ describe('a tenant', () => {
     });
     // The host's own are bound by none.
     for (const name of ['c', 'd', 'e']) host.declareVm(declaration(name));
+  });
+
+  it('has no more vCPUs and disk space than its policy gives it, and is told what it uses, asks for and may have', async () => {
+    await using host = openWithTenants();
+    setPolicy(host, { vcpusMax: 4, diskBytesMax: 3 * 1024 ** 3 });
+    const disk = (size: string, more = '') =>
+      `{path: ${folder}/acme/${size}.img, format: raw, size: ${size}, unprotectedDisk: true${more}}`;
+    const wish = (name: string, { vcpus = 1, disks = '' } = {}) =>
+      declaration(name, `vcpus: ${vcpus}\ndisks: [${disks}]\n`);
+    const refused = (limit: string, facts: object) =>
+      expect.objectContaining({ code: 'HOST_LIMIT', facts: { limit, ...facts } });
+    host.declareVm(wish('a', { vcpus: 3, disks: disk('2GiB', ', create: true') }), acme);
+    expect(() => host.declareVm(wish('b', { vcpus: 2 }), acme)).toThrow(
+      refused('vcpusMax', { used: 3, asked: 2, allowed: 4 }),
+    );
+    const two = `${disk('1GiB')}, ${disk('512MiB')}`;
+    const bytes = { used: 2 * 1024 ** 3, asked: 1.5 * 1024 ** 3, allowed: 3 * 1024 ** 3 };
+    expect(() => host.declareVm(wish('b', { disks: two }), acme)).toThrow(refused('diskBytesMax', bytes));
+    // One that is only read takes no space that is this VM's.
+    host.declareVm(wish('b', { disks: disk('1GiB', ', readOnly: true') }), acme);
+    expect(host.tenants.page({ after: undefined, limit: 1 }).tenants[0]).toMatchObject({
+      ...{ name: 'acme', vcpus: 4, diskBytes: 2 * 1024 ** 3 },
+    });
+    // What is not said could be anything.
+    const unsaid = `{path: ${folder}/acme/x.img, format: raw, unprotectedDisk: true}`;
+    expect(() => host.declareVm(wish('c', { disks: unsaid }), acme)).toThrow(withCode('HOST_SPEC_REFUSED'));
+    // Controls: it may where nothing is limited, and the host itself always.
+    for (const name of ['own', 'of-host']) host.declareVm(wish(name, { vcpus: 64, disks: unsaid }));
+    setPolicy(host);
+    host.declareVm(wish('c', { vcpus: 64, disks: unsaid }), acme);
+  });
+
+  it('is counted also where an earlier version declared its VMs, which did not count all', async () => {
+    {
+      await using host = openWithTenants();
+      host.declareVm(declaration('a', 'vcpus: 3\n'), acme);
+    }
+    const sql = new DatabaseSync(join(folder, 'host.db'));
+    sql.exec('UPDATE vms SET vcpus = 0');
+    sql.close();
+    await using host = open();
+    setPolicy(host, { vcpusMax: 3 });
+    expect(() => host.declareVm(declaration('b'), acme)).toThrow(withCode('HOST_LIMIT'));
   });
 
   it('cannot declare or change to what reaches into the host, whoever asks for it on its behalf', async () => {
@@ -240,6 +292,21 @@ describe('a VM of a tenant that is started', () => {
     await expect.poll(() => started.length).toBeGreaterThan(0);
     const { nics } = parse(started[0]?.spec ?? '');
     expect(nics).toEqual([{ uplink: { kind: 'passt', hostLoopback: false } }, { uplink: { kind: 'none' } }]);
+  });
+
+  it('is started with the directories and the processor time of its policy; one of the host with neither', async () => {
+    await using host = openWithTenants();
+    setPolicy(host, { cpuShareMax: 1.5 });
+    host.declareVm(declaration('a'), acme);
+    host.declareVm(declaration('own'));
+    for (const name of ['a', 'own']) host.startVm(name, { discard: false });
+    await expect.poll(() => started.length).toBeGreaterThan(1);
+    const bounds = (vm: string) => {
+      const { directories, cpuShareMax } = started.find(({ name }) => name === vm)?.wishes ?? {};
+      return { directories, cpuShareMax };
+    };
+    expect(bounds('a')).toEqual({ directories: [join(folder, 'acme')], cpuShareMax: 1.5 });
+    expect(bounds('own')).toEqual({ directories: undefined, cpuShareMax: undefined });
   });
 
   it('is looked at again: a link that was put in the place of a file is not followed', async () => {

@@ -1,14 +1,38 @@
 import type { Policy } from '../api/access-resources.ts';
+import { ConfigError } from '../config/config-error.ts';
 import type { SpecDefaults } from '../config/spec-defaults.ts';
 import { withDefaults } from '../config/spec-defaults.ts';
+import { disksOf } from '../config/spec-disks.ts';
 import { parseVmSpec, rewrittenSpec } from '../config/vm-spec.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
+import type { GivenSpec } from '../control/run-directory.ts';
 import { HostError } from './host-error.ts';
-import { confine } from './tenant-confinement.ts';
+import { confine, confineFiles } from './tenant-confinement.ts';
 import type { Tenants } from './tenants.ts';
-import type { DeclaredVm, VmInventory } from './vm-inventory.ts';
+import type { DeclaredVm, VmExtent, VmInventory } from './vm-inventory.ts';
 
 type SaidSpec = Pick<DeclaredVm, 'spec' | 'directory' | 'tenant'>;
+
+/** What a keeper is given of a VM, and how far it may go; see `KeeperWishes`. */
+export interface RunOrder {
+  /** YAML. */
+  readonly spec: string;
+  readonly directories?: readonly string[];
+  readonly cpuShareMax?: number;
+}
+
+interface Limited {
+  readonly limit: 'vmsMax' | 'memoryBytesMax' | 'vcpusMax' | 'diskBytesMax';
+  readonly unit: string;
+}
+
+/** What all VMs of a tenant may have together. */
+const LIMITED = {
+  vms: { limit: 'vmsMax', unit: 'VMs' },
+  memoryBytes: { limit: 'memoryBytesMax', unit: 'bytes of memory' },
+  vcpus: { limit: 'vcpusMax', unit: 'vCPUs' },
+  diskBytes: { limit: 'diskBytesMax', unit: 'bytes of disks' },
+} as const satisfies Record<string, Limited>;
 
 /**
  * Specifications in the light of the policy of whose they are. Those of the host itself say all that they mean, and may
@@ -39,29 +63,55 @@ export class TenantSpecs {
     return spec;
   }
 
+  /** How large it is; undefined where its specification is no longer one. */
+  extentOf(said: SaidSpec): VmExtent | undefined {
+    try {
+      return extentOf(this.parse(said));
+    } catch (thrown) {
+      if (thrown instanceof ConfigError) return undefined;
+      throw thrown;
+    }
+  }
+
   /**
-   * The text that a keeper is given. What was looked at when it was declared is looked at again: links and policies
-   * change. @throws ConfigError; HostError HOST_SPEC_REFUSED
+   * What a keeper is given. What was looked at when it was declared is looked at again: links and policies change. Where
+   * it goes on with the specification that a killed one `left`, its files are looked at, which are opened anew.
+   * @throws ConfigError; HostError HOST_SPEC_REFUSED
    */
-  textToRun(said: SaidSpec): string {
+  orderOf(said: SaidSpec, left: GivenSpec | undefined): RunOrder {
     const policy = this.#policyOf(said);
-    if (policy === undefined) return said.spec;
-    confine(parsed(said, policy.defaults), policy.limits);
-    return rewrittenSpec(said.spec, (value) => isolated(withDefaults(value, policy.defaults)));
+    if (policy === undefined) return { spec: said.spec };
+    const { defaults, limits } = policy;
+    const { directories, cpuShareMax } = limits;
+    const bounds = { directories, ...(cpuShareMax !== null && { cpuShareMax }) };
+    if (left !== undefined) {
+      confineFiles(parseVmSpec(left.text, left), limits);
+      return { spec: said.spec, ...bounds };
+    }
+    confine(parsed(said, defaults), limits);
+    return {
+      spec: rewrittenSpec(said.spec, (value) => isolated(withDefaults(value, defaults))),
+      ...bounds,
+    };
   }
 
   #policyOf({ tenant }: SaidSpec): Policy | undefined {
     return tenant === null ? undefined : this.#tenants.policy(tenant);
   }
 
-  #ensureRoom({ name, memoryBytes }: VmSpec, { name: tenant, limits }: Policy): void {
-    const others = this.#inventory.usage(tenant, { except: name });
-    const { vmsMax, memoryBytesMax } = limits;
-    if (vmsMax !== null && others.vms + 1 > vmsMax) throw limitReached(`${tenant} may have ${vmsMax} VMs`);
-    if (memoryBytesMax !== null && others.memoryBytes + memoryBytes > memoryBytesMax) {
-      throw limitReached(
-        `the VMs of ${tenant} may have ${memoryBytesMax} bytes of memory together, and would have ` +
-          `${others.memoryBytes + memoryBytes}`,
+  #ensureRoom(spec: VmSpec, { name: tenant, limits }: Policy): void {
+    const used = this.#inventory.usage(tenant, { except: spec.name });
+    const asked = { vms: 1, ...extentOf(spec) };
+    for (const [what, { limit, unit }] of Object.entries(LIMITED) as [keyof typeof LIMITED, Limited][]) {
+      const allowed = limits[limit];
+      if (allowed === null || used[what] + asked[what] <= allowed) continue;
+      throw new HostError(
+        'HOST_LIMIT',
+        `${tenant} uses ${used[what]} ${unit} besides this VM, which asks for ${asked[what]}; allowed are ${allowed}`,
+        {
+          hint: 'Delete a VM, make one smaller, or have an administrator of the host change the policy.',
+          facts: { limit, used: used[what], asked: asked[what], allowed },
+        },
       );
     }
   }
@@ -83,8 +133,9 @@ function isolated(value: unknown): unknown {
   };
 }
 
-function limitReached(message: string): HostError {
-  return new HostError('HOST_LIMIT', message, {
-    hint: 'Delete a VM, make one smaller, or have an administrator of the host change the policy.',
-  });
+/** A disk whose size is not said counts nothing: where they are counted a specification without it is refused. */
+export function extentOf(spec: VmSpec): VmExtent {
+  const { memoryBytes, vcpus } = spec;
+  const sizes = disksOf(spec).map(({ disk: { readOnly, size = 0 } }) => (readOnly ? 0 : size));
+  return { memoryBytes, vcpus, diskBytes: sizes.reduce((sum, bytes) => sum + bytes, 0) };
 }

@@ -1,3 +1,4 @@
+import { randomUUID } from 'node:crypto';
 import type { SQLOutputValue } from 'node:sqlite';
 import {
   type Policy,
@@ -23,9 +24,11 @@ interface Page {
 }
 
 const TENANT = `
-  SELECT name, createdMs,
+  SELECT name, id, createdMs,
     (SELECT count(*) FROM vms WHERE tenant = tenants.name) AS vms,
-    (SELECT coalesce(sum(memoryBytes), 0) FROM vms WHERE tenant = tenants.name) AS memoryBytes
+    (SELECT coalesce(sum(memoryBytes), 0) FROM vms WHERE tenant = tenants.name) AS memoryBytes,
+    (SELECT coalesce(sum(vcpus), 0) FROM vms WHERE tenant = tenants.name) AS vcpus,
+    (SELECT coalesce(sum(diskBytes), 0) FROM vms WHERE tenant = tenants.name) AS diskBytes
   FROM tenants`;
 
 /** Those to whom VMs belong, and what their specifications say by default and may not say. */
@@ -40,6 +43,11 @@ export class Tenants implements TenantService {
 
   has(name: string): boolean {
     return this.#database.statement('SELECT 1 FROM tenants WHERE name = ?').get(name) !== undefined;
+  }
+
+  idOf(name: string): string | undefined {
+    const row = this.#database.statement('SELECT id FROM tenants WHERE name = ?').get(name);
+    return row === undefined ? undefined : String(row.id);
   }
 
   page({ after = '', limit, reach = WHOLE_REACH }: Page): TenantPage {
@@ -60,7 +68,9 @@ export class Tenants implements TenantService {
         });
       }
       const nowMs = this.#clock.wallMs();
-      this.#database.statement('INSERT INTO tenants (name, createdMs) VALUES (?, ?)').run(name, nowMs);
+      this.#database
+        .statement('INSERT INTO tenants (name, id, createdMs) VALUES (?, ?, ?)')
+        .run(name, randomUUID(), nowMs);
       this.#database
         .statement(
           'INSERT INTO policies (name, version, policy, changedMs) SELECT ?, ?, policy, ? FROM policies WHERE name = ?',
@@ -70,7 +80,10 @@ export class Tenants implements TenantService {
     });
   }
 
-  /** With its policy and its tokens. @throws HostError HOST_TENANT_UNKNOWN, HOST_TENANT_OWNS_VMS */
+  /**
+   * With its policy and its tokens; what happened to it is for the host alone from now on, so that nobody hears of it to
+   * whom its name is given later. @throws HostError HOST_TENANT_UNKNOWN, HOST_TENANT_OWNS_VMS
+   */
   delete(name: string): void {
     this.#database.transaction(() => {
       const { vms } = this.#get(name);
@@ -80,6 +93,7 @@ export class Tenants implements TenantService {
           facts: { tenant: name, vms },
         });
       }
+      this.#database.statement('UPDATE events SET tenant = NULL WHERE tenant = ?').run(name);
       this.#database.statement('DELETE FROM tenants WHERE name = ?').run(name);
       this.#database.statement('DELETE FROM policies WHERE name = ?').run(name);
     });
@@ -147,9 +161,12 @@ export function tenantUnknown(name: string): HostError {
 function tenantFrom(row: Record<string, SQLOutputValue>): Tenant {
   return {
     name: String(row.name),
+    id: String(row.id),
     createdAt: new Date(Number(row.createdMs)).toISOString(),
     vms: Number(row.vms),
     memoryBytes: Number(row.memoryBytes),
+    vcpus: Number(row.vcpus),
+    diskBytes: Number(row.diskBytes),
   };
 }
 

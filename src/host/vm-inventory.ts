@@ -7,13 +7,24 @@ import type { StateDatabase } from './state-database.ts';
 /** `deleted`: stopped first and then forgotten; nobody but the reconciler sees it any more. */
 export type Desired = 'running' | 'stopped' | 'deleted';
 
+/** How large a VM is, in what tenants are limited in. All 0 for one of the host's own that an earlier version declared. */
+export interface VmExtent {
+  readonly memoryBytes: number;
+  /** 0: an earlier version declared it, and did not count them. */
+  readonly vcpus: number;
+  /** Sizes of its writable disks, as far as they are said. */
+  readonly diskBytes: number;
+}
+
+const NO_EXTENT: VmExtent = { memoryBytes: 0, vcpus: 0, diskBytes: 0 };
+
 /** A VM as somebody declared it. */
 export interface DeclaredVm {
   readonly name: string;
   /** Whose it is; null: the host's own. */
   readonly tenant: string | null;
-  /** That its specification gives it. 0 for the host's own that an earlier version declared. */
-  readonly memoryBytes: number;
+  /** What its specification gives it. */
+  readonly extent: VmExtent;
   /** YAML, checked when it was declared. */
   readonly spec: string;
   /** Where relative paths in it begin. */
@@ -41,7 +52,7 @@ export interface DeclaredVm {
 export type VmOutline = Omit<DeclaredVm, 'spec' | 'directory'>;
 
 const OUTLINE =
-  'name, tenant, memoryBytes, version, desired, graceful, shadowInSpec, shadowWanted, termination, startFrom, startedVersion, startedBoot, createdMs, changedMs';
+  'name, tenant, memoryBytes, vcpus, diskBytes, version, desired, graceful, shadowInSpec, shadowWanted, termination, startFrom, startedVersion, startedBoot, createdMs, changedMs';
 
 interface DesireOptions {
   readonly graceful?: boolean;
@@ -101,13 +112,25 @@ export class VmInventory {
   }
 
   /** What the VMs of a tenant come to, those that are being deleted included; without the one named `except`. */
-  usage(tenant: string, { except = '' }: { except?: string } = {}): { vms: number; memoryBytes: number } {
+  usage(tenant: string, { except = '' }: { except?: string } = {}): VmExtent & { readonly vms: number } {
     const row = this.#database
       .statement(
-        'SELECT count(*) AS vms, total(memoryBytes) AS memoryBytes FROM vms WHERE tenant = ? AND name <> ?',
+        'SELECT count(*) AS vms, total(memoryBytes) AS memoryBytes, total(vcpus) AS vcpus, total(diskBytes) AS diskBytes FROM vms WHERE tenant = ? AND name <> ?',
       )
       .get(tenant, except);
-    return { vms: Number(row?.vms), memoryBytes: Number(row?.memoryBytes) };
+    return { vms: Number(row?.vms), ...extentFrom(row ?? {}) };
+  }
+
+  /** Counts what an earlier version did not count of the VMs of tenants. */
+  measure(extentOf: (vm: DeclaredVm) => VmExtent | undefined): void {
+    this.#database.transaction(() => {
+      for (const vm of this.#query('SELECT * FROM vms WHERE tenant IS NOT NULL AND vcpus = 0')) {
+        const extent = extentOf(vm);
+        if (extent === undefined) continue;
+        const values = [extent.memoryBytes, extent.vcpus, extent.diskBytes, vm.name];
+        this.#run('UPDATE vms SET memoryBytes = ?, vcpus = ?, diskBytes = ? WHERE name = ?', ...values);
+      }
+    });
   }
 
   /** @throws HostError HOST_VM_UNKNOWN */
@@ -124,15 +147,17 @@ export class VmInventory {
   /** @throws HostError HOST_VM_EXISTS */
   declare(
     vm: Pick<DeclaredVm, 'name' | 'spec' | 'directory' | 'desired'> &
-      Partial<Pick<DeclaredVm, 'shadowInSpec' | 'tenant' | 'memoryBytes'>>,
+      Partial<Pick<DeclaredVm, 'shadowInSpec' | 'tenant' | 'extent'>>,
   ): DeclaredVm {
     return this.#database.transaction(() => {
       const present = this.find(vm.name);
       if (present !== undefined) throw exists(present);
       const nowMs = this.#clock.wallMs();
+      const { memoryBytes, vcpus, diskBytes } = vm.extent ?? NO_EXTENT;
       this.#run(
-        'INSERT INTO vms (name, tenant, memoryBytes, spec, directory, version, desired, graceful, shadowInSpec, createdMs, changedMs) VALUES (?, ?, ?, ?, ?, ?, ?, 1, ?, ?, ?)',
-        ...[vm.name, vm.tenant ?? null, vm.memoryBytes ?? 0, vm.spec, vm.directory, this.#nextVersion()],
+        'INSERT INTO vms (name, tenant, memoryBytes, vcpus, diskBytes, spec, directory, version, desired, graceful, shadowInSpec, createdMs, changedMs) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?, ?, ?)',
+        ...[vm.name, vm.tenant ?? null, memoryBytes, vcpus, diskBytes],
+        ...[vm.spec, vm.directory, this.#nextVersion()],
         ...[vm.desired, Number(vm.shadowInSpec ?? true), nowMs, nowMs],
       );
       return this.get(vm.name);
@@ -146,23 +171,16 @@ export class VmInventory {
       spec,
       directory,
       shadowInSpec = true,
-      memoryBytes = 0,
-    }: Pick<DeclaredVm, 'spec' | 'directory'> & { shadowInSpec?: boolean; memoryBytes?: number },
+      extent: { memoryBytes, vcpus, diskBytes } = NO_EXTENT,
+    }: Pick<DeclaredVm, 'spec' | 'directory'> & Partial<Pick<DeclaredVm, 'shadowInSpec' | 'extent'>>,
     { ifVersion }: { ifVersion: number },
   ): DeclaredVm {
     return this.#database.transaction(() => {
       this.#assertVersion(name, ifVersion);
       this.#run(
-        'UPDATE vms SET spec = ?, directory = ?, shadowInSpec = ?, memoryBytes = ?, version = ?, changedMs = ? WHERE name = ?',
-        ...[
-          spec,
-          directory,
-          Number(shadowInSpec),
-          memoryBytes,
-          this.#nextVersion(),
-          this.#clock.wallMs(),
-          name,
-        ],
+        'UPDATE vms SET spec = ?, directory = ?, shadowInSpec = ?, memoryBytes = ?, vcpus = ?, diskBytes = ?, version = ?, changedMs = ? WHERE name = ?',
+        ...[spec, directory, Number(shadowInSpec), memoryBytes, vcpus, diskBytes],
+        ...[this.#nextVersion(), this.#clock.wallMs(), name],
       );
       return this.get(name);
     });
@@ -248,7 +266,7 @@ function outlineFrom(row: Record<string, SQLOutputValue>): VmOutline {
   return {
     name: String(row.name),
     tenant: row.tenant === null ? null : String(row.tenant),
-    memoryBytes: Number(row.memoryBytes),
+    extent: extentFrom(row),
     version: Number(row.version),
     desired: row.desired as Desired,
     graceful: row.graceful === 1,
@@ -262,6 +280,14 @@ function outlineFrom(row: Record<string, SQLOutputValue>): VmOutline {
         : { version: Number(row.startedVersion), bootId: String(row.startedBoot) },
     createdMs: Number(row.createdMs),
     changedMs: Number(row.changedMs),
+  };
+}
+
+function extentFrom(row: Record<string, SQLOutputValue>): VmExtent {
+  return {
+    memoryBytes: Number(row.memoryBytes ?? 0),
+    vcpus: Number(row.vcpus ?? 0),
+    diskBytes: Number(row.diskBytes ?? 0),
   };
 }
 

@@ -6,7 +6,7 @@ import type { KeeperOptions } from './keeper-options.ts';
 export function settingOf(options: KeeperOptions): InstanceSetting {
   const { runDirectory, log } = options;
   const cgroups = CgroupTree.detect();
-  if (cgroups.kind === 'unusable') log.warn('standby runs without CPU limit', { reason: cgroups.reason });
+  if (cgroups.kind === 'unusable') log.warn('QEMUs run without CPU limit', { reason: cgroups.reason });
   return {
     ...options,
     runDirectory: runDirectory.path,

@@ -19,6 +19,7 @@ import { Machine } from '../qemu/machine.ts';
 import { checkMachine } from '../qemu/protectability.ts';
 import type { QemuBinary } from '../qemu/qemu-binary.ts';
 import { identityOf } from '../qemu/qemu-process.ts';
+import { ensureFilesWithin } from './refusals.ts';
 
 /** QEMU answers on QMP when it has mapped its memory already. */
 const HELLO_DEADLINE_MS = 3000;
@@ -43,6 +44,10 @@ export interface InstanceSetting {
   readonly runDirectory: string;
   readonly memoryDirectory: string;
   readonly cgroups: CgroupTree | undefined;
+  /** Of one that acts; undefined: as much as there is. */
+  readonly cpuShareMax?: number | undefined;
+  /** See {@link ensureFilesWithin}. */
+  readonly directories?: readonly string[] | undefined;
   readonly clock: Clock;
 }
 
@@ -59,6 +64,7 @@ export class Instance implements AsyncDisposable {
   /** By link name. */
   readonly ports: ReadonlyMap<string, QemuPort>;
   readonly cgroup: Cgroup | undefined;
+  readonly #cpuShareMax: number | null;
   readonly #owned: AsyncDisposableStack;
 
   private constructor(parts: Parts) {
@@ -69,18 +75,22 @@ export class Instance implements AsyncDisposable {
     this.paths = parts.paths;
     this.ports = parts.ports;
     this.cgroup = parts.cgroup;
+    this.#cpuShareMax = parts.cpuShareMax;
     this.#owned = parts.owned;
+    this.limitCpu(null);
   }
 
   /**
    * Starts a QEMU. Its guest does not run: a primary waits for `cont`, a standby for device state.
-   * @throws QemuError, MemoryError (MEMORY_NO_ROOM, MEMORY_NO_HANDSHAKE, …), NetError; the signal's reason
+   * @throws QemuError, MemoryError (MEMORY_NO_ROOM, MEMORY_NO_HANDSHAKE, …), NetError, KeeperError KEEPER_FILES_REFUSED;
+   * the signal's reason
    */
   static async start(
     setting: InstanceSetting,
     { number, role, signal, keptMemory = false }: InstanceOptions,
   ): Promise<Instance> {
-    const { spec, clock } = setting;
+    const { spec, clock, cpuShareMax = null } = setting;
+    ensureFilesWithin(spec, setting.directories);
     await using starting = new AsyncDisposableStack();
     const paths = instancePaths({ ...setting, vm: spec.name, instance: number, nicCount: spec.nics.length });
     const owner = spec.qemu.user === undefined ? undefined : identityOf(spec.qemu.user);
@@ -118,7 +128,8 @@ export class Instance implements AsyncDisposable {
       await orAborted(port.awaitConnection({ deadlineMs: CONNECT_DEADLINE_MS, clock }));
     if (role === 'standby') await orAborted(machine.beginIncoming(paths.incoming));
     owned = true;
-    return new Instance({ number, machine, memory, dirtyLog, paths, ports, cgroup, owned: starting.move() });
+    const parts = { number, machine, memory, dirtyLog, paths, ports, cgroup, cpuShareMax };
+    return new Instance({ ...parts, owned: starting.move() });
   }
 
   /** What lies of it in the directory for memory. */
@@ -130,10 +141,16 @@ export class Instance implements AsyncDisposable {
     return this.machine.process.pid;
   }
 
-  /** From now on it gets no more than this fraction of a CPU, if the kernel lets us say so; null: as much as there is. */
+  /** From now on it gets no more than this fraction of a CPU, if the kernel lets us say so; null: as much as its VM may have. */
   limitCpu(fraction: number | null): void {
+    this.#setCpuShare(
+      Math.min(fraction ?? Number.POSITIVE_INFINITY, this.#cpuShareMax ?? Number.POSITIVE_INFINITY),
+    );
+  }
+
+  #setCpuShare(fraction: number): void {
     try {
-      this.cgroup?.setCpuShare(fraction);
+      this.cgroup?.setCpuShare(Number.isFinite(fraction) ? fraction : null);
     } catch (thrown) {
       ignoreRefusal(thrown);
     }
@@ -143,7 +160,7 @@ export class Instance implements AsyncDisposable {
   async kill(): Promise<void> {
     this.machine.process.signal('SIGKILL');
     // A limited cgroup would make dying slow as well.
-    this.limitCpu(null);
+    this.#setCpuShare(Number.POSITIVE_INFINITY);
     await this.machine.process.kill();
   }
 
@@ -154,6 +171,7 @@ export class Instance implements AsyncDisposable {
 }
 
 type Parts = Pick<Instance, 'number' | 'machine' | 'memory' | 'dirtyLog' | 'paths' | 'ports' | 'cgroup'> & {
+  readonly cpuShareMax: number | null;
   readonly owned: AsyncDisposableStack;
 };
 

@@ -22,6 +22,10 @@ export interface KeeperOptions {
   readonly failpoints: Failpoints;
   /** Whether a shadow is wanted, whatever the specification says; by default what that says. */
   readonly shadowWanted?: boolean | undefined;
+  /** Below these alone may its files lie whenever a QEMU opens them; undefined: anywhere. */
+  readonly directories?: readonly string[] | undefined;
+  /** How many CPUs' time the QEMU that acts may use; undefined: as much as there is. */
+  readonly cpuShareMax?: number | undefined;
   /** Directories for the state of this VM; without them none can be saved. */
   readonly savedIn?: { readonly suspended: string; readonly snapshot: string } | undefined;
   /** Where it begins; by default where it was suspended, or by booting. */

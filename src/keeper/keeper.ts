@@ -240,7 +240,7 @@ export class Keeper implements KeeperControl {
   /** Stopping is the only thing that cannot make two machines act. */
   #onEffectFailed({ kind }: ProtectionEffect, cause: unknown): void {
     this.#options.log.error('an effect failed', { effect: kind, error: messageOf(cause) });
-    this.#publish('failed', { during: kind, error: messageOf(cause) });
+    this.#publish('failed', { during: kind, ...errorFacts(cause) });
     if (kind === 'stop') this.#finished.resolve({ reason: isSuperseded(cause) ? 'superseded' : 'failed' });
     else this.#dispatch({ kind: isSuperseded(cause) ? 'superseded' : 'start-failed' });
   }

@@ -10,7 +10,8 @@
  * `{"ok": false, "error": {…}}`; afterwards it is spoken to through the control socket.
  *
  * A host adds `--shadow on|off` when it wants another thing than the specification, `--state DIRECTORY` where the state
- * of its VMs is saved, and `--from snapshot` for a VM that shall go on from there.
+ * of its VMs is saved, `--from snapshot` for a VM that shall go on from there, and for that of a tenant `--directories` (a
+ * list in JSON) and `--cpu-share-max`.
  *
  * As the unit understudy-keeper@redis of systemd:
  *
@@ -116,7 +117,7 @@ interface Keeping {
 
 async function keep({ spec, given, wishes }: Kept, keeping: Keeping): Promise<number> {
   const { directory, log, manager, reportStart } = keeping;
-  const { shadowWanted, stateDirectory, startFrom, endPath } = wishes;
+  const { shadowWanted, stateDirectory, startFrom, endPath, directories, cpuShareMax } = wishes;
   let failed = false;
   let started = false;
   let reason: StopReason = 'failed';
@@ -134,7 +135,18 @@ async function keep({ spec, given, wishes }: Kept, keeping: Keeping): Promise<nu
     remote = await joinSite(kept);
     const savedIn = stateDirectory === undefined ? undefined : savedStatePaths(stateDirectory, spec.name);
     const keeper = await Keeper.start({
-      ...{ ...host, spec, log, clock, shadowWanted, savedIn, startFrom, failpoints },
+      ...{
+        ...host,
+        spec,
+        log,
+        clock,
+        shadowWanted,
+        savedIn,
+        startFrom,
+        directories,
+        cpuShareMax,
+        failpoints,
+      },
       runDirectory: directory,
       remote,
       signal: signals.start,

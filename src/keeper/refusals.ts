@@ -1,4 +1,6 @@
 import { messageOf } from '../base/errors.ts';
+import { filesOutside } from '../config/spec-files.ts';
+import type { VmSpec } from '../config/vm-spec-schema.ts';
 import { KeeperError } from '../control/keeper-error.ts';
 import type { Phase } from '../shadow/protection.ts';
 
@@ -106,5 +108,20 @@ export function peerLost(host: string, why: string): KeeperError {
   return new KeeperError('KEEPER_PEER_LOST', `the shadow's host ${host} is lost: ${why}`, {
     hint: `Look whether ${host} runs and can be reached; the VM goes on without a shadow meanwhile.`,
     facts: { host },
+  });
+}
+
+/**
+ * Whoever opens files of a VM again looks first where they lie by now.
+ * @throws KeeperError KEEPER_FILES_REFUSED
+ */
+export function ensureFilesWithin(spec: VmSpec, directories: readonly string[] | undefined): void {
+  if (directories === undefined) return;
+  const outside = filesOutside(spec, directories);
+  if (outside.length === 0) return;
+  const named = outside.map(({ field, file }) => `${field} ${file}`).join(', ');
+  throw new KeeperError('KEEPER_FILES_REFUSED', `no longer below a directory that is allowed: ${named}`, {
+    hint: 'Bring back the files that were there when the VM was declared, or declare others.',
+    facts: { vm: spec.name },
   });
 }

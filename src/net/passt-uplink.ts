@@ -9,6 +9,7 @@ import type { Clock } from '../base/clock.ts';
 import { MIB } from '../base/units.ts';
 import type { FarEnd, FarEndStats } from './far-end.ts';
 import { encodeFrame, FrameDecoder } from './frame-codec.ts';
+import { isForLoopback } from './loopback-frames.ts';
 import { NetError } from './net-error.ts';
 
 export interface PortForward {
@@ -23,7 +24,7 @@ export interface PasstUplinkOptions {
   /** What passt takes for the guest's address and router, and tells it over DHCP. By default the host's own. */
   readonly guestAddress?: string | undefined;
   readonly gateway?: string | undefined;
-  /** Whether the guest reaches the loopback of this machine, at the address of its gateway. By default it does. */
+  /** Whether the guest reaches the loopback of this machine, at the address of its gateway or at 127.0.0.1. By default it does. */
   readonly hostLoopback?: boolean | undefined;
   readonly binary?: string | undefined;
   readonly clock: Clock;
@@ -104,7 +105,8 @@ export class PasstUplink implements FarEnd {
   }
 
   send(frame: Uint8Array): void {
-    if (this.#closing || this.#socket.destroyed || this.#socket.writableLength > QUEUE_BYTES_MAX) {
+    const isFull = this.#socket.writableLength > QUEUE_BYTES_MAX;
+    if (this.#closing || this.#socket.destroyed || isFull || this.#isKeptBack(frame)) {
       this.#refusedItems += 1;
     } else {
       this.#socket.write(encodeFrame(frame));
@@ -157,6 +159,11 @@ export class PasstUplink implements FarEnd {
       }
       await clock.sleep(2);
     }
+  }
+
+  /** passt opens a socket for whatever address a frame is for, that of a loopback too, with --no-map-gw as without. */
+  #isKeptBack(frame: Uint8Array): boolean {
+    return this.#options.hostLoopback === false && isForLoopback(frame);
   }
 
   #arrangeReading(): void {

@@ -42,12 +42,14 @@ async function handshake(host: Made, { ca, client }: { ca: Buffer; client: Made 
   }
 }
 
+const ACME = { name: 'acme', id: 'a1b2c3d4-0000-4000-8000-0123456789ab' };
+
 describe('a private CA', () => {
   it('makes hosts and clients know each other', async () => {
     const pki = store();
     await pki.init();
     const host = await pki.host('alpha', ['10.0.0.1']);
-    const client = await pki.client('ci', { role: 'operator', tenant: 'acme' });
+    const client = await pki.client('ci', { role: 'operator', tenant: ACME });
     expect(await handshake(host, { ca: caOf(), client })).toEqual({
       authorized: true,
       subject: { CN: 'ci', OU: 'operator', O: 'acme' },
@@ -93,7 +95,7 @@ describe('a private CA', () => {
     const made = [await pki.init(), await pki.host('alpha', [])];
     expect(made.map(({ outcome }) => outcome)).toEqual(['created', 'created']);
     const before = made.map(({ certificate, key }) => [readFileSync(certificate), readFileSync(key)]);
-    const again = [await pki.init(), await pki.host('alpha', ['10.9.9.9'])];
+    const again = [await pki.init(), await pki.host('alpha', [])];
     expect(again.map(({ outcome }) => outcome)).toEqual(['unchanged', 'unchanged']);
     expect(again.map(({ certificate, key }) => [readFileSync(certificate), readFileSync(key)])).toEqual(
       before,
@@ -101,6 +103,33 @@ describe('a private CA', () => {
     expect(made.map(({ key }) => statSync(key).mode & 0o777)).toEqual([0o600, 0o600]);
     expect(statSync(join(folder, 'pki')).mode & 0o777).toBe(0o700);
     expect(pki.list().map(({ name }) => name)).toEqual(['alpha', 'ca']);
+  });
+
+  it('says so where a name has a certificate that says something else, and leaves that alone', async () => {
+    const pki = store();
+    await pki.init();
+    const given = { role: 'viewer', tenant: ACME };
+    const made = [
+      await pki.host('alpha', ['::1']),
+      await pki.client('ci', { role: 'viewer' }),
+      await pki.client('ci', given),
+    ];
+    const before = made.map(({ certificate }) => readFileSync(certificate));
+    const taken = expect.objectContaining({ code: 'PKI_NAME_TAKEN', hint: expect.stringMatching(/\S/) });
+    const later = { ...ACME, id: ACME.id.replace('a1', 'b2') };
+    await expect(pki.client('ci', { role: 'admin' })).rejects.toEqual(taken);
+    await expect(pki.client('ci', { ...given, role: 'admin' })).rejects.toEqual(taken);
+    await expect(pki.client('ci', { ...given, tenant: later })).rejects.toEqual(taken);
+    await expect(pki.host('alpha', ['10.9.9.9'])).rejects.toEqual(taken);
+    await expect(pki.client('alpha', { role: 'admin' })).rejects.toEqual(taken);
+    // Control: what says the same is there already, however an address is written.
+    const again = [
+      await pki.host('alpha', ['0:0:0:0:0:0:0:1']),
+      await pki.client('ci', { role: 'viewer' }),
+      await pki.client('ci', given),
+    ];
+    expect(again.map(({ outcome }) => outcome)).toEqual(['unchanged', 'unchanged', 'unchanged']);
+    expect(made.map(({ certificate }) => readFileSync(certificate))).toEqual(before);
   });
 
   it('refuses names that are none, without making anything', async () => {

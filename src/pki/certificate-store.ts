@@ -18,6 +18,7 @@ import { messageOf } from '../base/errors.ts';
 import {
   type Authority,
   type Issued,
+  isOf,
   issue,
   makeAuthority,
   readAuthority,
@@ -27,6 +28,7 @@ import { PkiError } from './pki-error.ts';
 
 const NAME = /^[A-Za-z0-9][A-Za-z0-9.-]{0,62}$/;
 const CLIENT_NAME = /^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$/;
+const UUID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i;
 const CA = 'ca';
 const HOST_YEARS = 2;
 const CLIENT_YEARS = 1;
@@ -43,6 +45,13 @@ export interface Listed {
   readonly subject: string;
   readonly alternatives: string;
   readonly validTo: string;
+}
+
+/** What a client may do, and where. */
+export interface ClientRights {
+  readonly role: string;
+  /** As `understudy tenant ls` shows it: the id is of this tenant, and of no later one of the same name. */
+  readonly tenant?: { readonly name: string; readonly id: string } | undefined;
 }
 
 /** A folder with a CA and what it has signed. What is there is never written over. */
@@ -72,13 +81,15 @@ export class CertificateStore {
     return await this.#sign(name, { name, dns, ips, isServer: true, years: HOST_YEARS });
   }
 
-  /** For somebody who uses hosts, with a role, and of a tenant if one is given. */
-  async client(name: string, { role, tenant }: { role: string; tenant?: string | undefined }): Promise<Made> {
+  /** For somebody who uses hosts, with a role, and of a tenant if one is given. @throws PkiError PKI_NAME_TAKEN, … */
+  async client(name: string, { role, tenant }: ClientRights): Promise<Made> {
     if (!CLIENT_NAME.test(name) || name === CA) throw refusedName(name, 'a client');
-    if (tenant !== undefined && !CLIENT_NAME.test(tenant)) throw refusedName(tenant, 'a tenant');
+    if (tenant !== undefined && !CLIENT_NAME.test(tenant.name)) throw refusedName(tenant.name, 'a tenant');
+    if (tenant !== undefined && !UUID.test(tenant.id)) throw refusedName(tenant.id, 'a tenant (its id)');
     // No name has a plus: nobody gets the certificate of a namesake.
-    const file = tenant === undefined ? name : `${tenant}+${name}`;
-    const subject = { name, unit: role, ...(tenant !== undefined && { organization: tenant }) };
+    const file = tenant === undefined ? name : `${tenant.name}+${name}`;
+    const ofTenant = tenant && { organization: tenant.name, uris: [`urn:uuid:${tenant.id.toLowerCase()}`] };
+    const subject = { name, unit: role, ...ofTenant };
     return await this.#sign(file, { ...subject, isServer: false, years: CLIENT_YEARS });
   }
 
@@ -103,7 +114,18 @@ export class CertificateStore {
 
   async #sign(name: string, subject: Subject): Promise<Made> {
     const ca = await this.#authority();
-    return await this.#unlessThere(name, () => issue(subject, { ca, wallMs: this.#wallMs() }));
+    const made = await this.#unlessThere(name, () => issue(subject, { ca, wallMs: this.#wallMs() }));
+    if (made.outcome === 'created') return made;
+    const isSame = this.#attempt(() => isOf(readFileSync(made.certificate, 'utf8'), subject));
+    if (isSame) return made;
+    throw new PkiError(
+      'PKI_NAME_TAKEN',
+      `${made.certificate} is a certificate of this name that says something else`,
+      {
+        hint: `\`understudy pki ls ${this.#directory}\` shows what. Choose another name, or move the certificate and its key away.`,
+        facts: { directory: this.#directory, name },
+      },
+    );
   }
 
   async #authority(): Promise<Authority> {

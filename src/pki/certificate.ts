@@ -1,5 +1,7 @@
 import 'reflect-metadata';
 import { createPrivateKey, type webcrypto } from 'node:crypto';
+import { isIP, SocketAddress } from 'node:net';
+import { isDeepStrictEqual } from 'node:util';
 import {
   AuthorityKeyIdentifierExtension,
   BasicConstraintsExtension,
@@ -40,6 +42,7 @@ export interface Subject {
   /** Names and addresses by which it is reached. */
   readonly dns?: readonly string[];
   readonly ips?: readonly string[];
+  readonly uris?: readonly string[];
   readonly isServer: boolean;
   readonly years: number;
 }
@@ -78,7 +81,7 @@ export async function issue(
   subject: Subject,
   { ca, wallMs }: { ca: Authority; wallMs: number },
 ): Promise<Issued> {
-  const { dns = [], ips = [], isServer, years } = subject;
+  const { dns = [], ips = [], uris = [], isServer, years } = subject;
   const keys = await newKeys();
   const usages = isServer
     ? [ExtendedKeyUsage.serverAuth, ExtendedKeyUsage.clientAuth]
@@ -86,6 +89,7 @@ export async function issue(
   const alternatives = [
     ...dns.map((value) => ({ type: 'dns' as const, value })),
     ...ips.map((value) => ({ type: 'ip' as const, value })),
+    ...uris.map((value) => ({ type: 'url' as const, value })),
   ];
   const extensions: Extension[] = [
     new BasicConstraintsExtension(false, undefined, true),
@@ -105,6 +109,32 @@ export async function issue(
     extensions,
   });
   return { certificate: pem(certificate), key: await keyPem(keys.privateKey) };
+}
+
+/** Whether a certificate says this of whom it is for; how long it is valid does not count. */
+export function isOf(certificate: string, { dns = [], ips = [], uris = [], ...subject }: Subject): boolean {
+  const { subjectName, extensions } = new X509Certificate(certificate);
+  const wanted = distinguished(subject).flatMap((part) => Object.entries(part));
+  const said = subjectName.toJSON().flatMap((part) => Object.entries(part));
+  const alternatives = extensions.find((each) => each instanceof SubjectAlternativeNameExtension);
+  const named =
+    alternatives?.names.toJSON().map(({ type, value }) => `${type} ${canonical(type, value)}`) ?? [];
+  const wantedNames = [
+    ...dns.map((value) => `dns ${value}`),
+    ...ips.map((value) => `ip ${canonical('ip', value)}`),
+    ...uris.map((value) => `url ${value}`),
+  ];
+  return (
+    isDeepStrictEqual(new Map(said), new Map(wanted)) &&
+    isDeepStrictEqual(new Set(named), new Set(wantedNames))
+  );
+}
+
+/** Of an address, which can be written in several ways. */
+function canonical(type: string, value: string): string {
+  if (type !== 'ip') return value;
+  const family = isIP(value) === 6 ? 'ipv6' : 'ipv4';
+  return new SocketAddress({ address: value, family }).address;
 }
 
 /** Begins an hour ago: clocks of other machines may be behind. */

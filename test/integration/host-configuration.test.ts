@@ -1,13 +1,15 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { copyFileSync, existsSync, mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
+import { connect } from 'node:tls';
 import { fileURLToPath } from 'node:url';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { ApiClient } from '../../src/api/api-client.ts';
 import { systemClock as clock } from '../../src/base/clock.ts';
+import { CertificateStore } from '../../src/pki/certificate-store.ts';
 
 const DAEMON = fileURLToPath(new URL('../../src/host/main.ts', import.meta.url));
 
@@ -112,5 +114,39 @@ describe('a host', () => {
     // Of the request in between nothing was logged any more.
     expect(lines.slice(seen).map(({ message }) => message)).toEqual(['configuration is not taken over']);
     expect(await client.call('getHealth', {})).toEqual({ status: 'ok' });
+  });
+
+  it('reads its TLS files again on SIGHUP, tells of it, and keeps those that it has where the new ones are broken', async () => {
+    const pki = new CertificateStore(join(folder, 'pki'), { wallMs: clock.wallMs });
+    await pki.init();
+    const first = await pki.host('alpha', []);
+    const second = await pki.host('beta', []);
+    const listen = `listen: {address: "127.0.0.1:0", certificate: ${first.certificate}, key: ${first.key}}\n`;
+    start(`${directories()}${listen}`);
+    const { tls } = await said('host listens');
+    const client = new ApiClient({ socketPath: join(folder, 'run/host.sock'), clock });
+    const shown = async () => {
+      const [host = '', port] = String(tls).split(':');
+      const socket = connect({ host, port: Number(port), rejectUnauthorized: false });
+      await once(socket, 'secureConnect');
+      const { CN } = socket.getPeerCertificate().subject;
+      socket.destroy();
+      return CN;
+    };
+    const told = async () =>
+      (await client.call('listEvents', {})).events.filter(({ kind }) => kind.startsWith('tls-'));
+    expect(await shown()).toBe('alpha');
+    copyFileSync(second.certificate, first.certificate);
+    daemon.kill('SIGHUP');
+    expect(await said('TLS files are not taken over')).toMatchObject({ code: 'API_TLS_UNUSABLE' });
+    expect(await shown()).toBe('alpha');
+    copyFileSync(second.key, first.key);
+    daemon.kill('SIGHUP');
+    await said('TLS files read again');
+    expect(await shown()).toBe('beta');
+    expect((await told()).map(({ kind, facts }) => [kind, facts.code])).toEqual([
+      ['tls-refused', 'API_TLS_UNUSABLE'],
+      ['tls-renewed', undefined],
+    ]);
   });
 });

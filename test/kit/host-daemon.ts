@@ -15,6 +15,8 @@ export interface HostDaemonOptions {
   readonly folder: string;
   /** For guest memory. */
   readonly memoryFolder: string;
+  /** More words of its command line. */
+  readonly words?: readonly string[];
   readonly signal?: AbortSignal;
 }
 
@@ -33,13 +35,13 @@ export class HostDaemon implements AsyncDisposable {
   }
 
   /** Resolves when it answers. @throws Error with its log when it ends before */
-  static async start({ folder, memoryFolder, signal }: HostDaemonOptions): Promise<HostDaemon> {
+  static async start({ folder, memoryFolder, words = [], signal }: HostDaemonOptions): Promise<HostDaemon> {
     const logPath = join(folder, 'host.log');
     const log = openSync(logPath, 'a');
     const env = { ...process.env, ...hostEnvironment(folder, memoryFolder) };
     const socketPath = join(folder, 'run', 'host.sock');
     mkdirSync(join(folder, 'run'), { recursive: true, mode: 0o700 });
-    const child = spawn(process.execPath, ['--disable-warning=ExperimentalWarning', DAEMON], {
+    const child = spawn(process.execPath, ['--disable-warning=ExperimentalWarning', DAEMON, ...words], {
       stdio: ['ignore', 'ignore', log],
       env,
     });
@@ -60,6 +62,12 @@ export class HostDaemon implements AsyncDisposable {
 
   get log(): string {
     return readFileSync(this.#logPath, 'utf8');
+  }
+
+  /** Where it listens over TLS, as it says in its log before it answers; undefined where it does not. */
+  get tlsAddress(): string | undefined {
+    const lines = this.log.split('\n').filter((line) => line.includes('host listens'));
+    return JSON.parse(lines.at(-1) ?? '{}').tls;
   }
 
   get #hasEnded(): boolean {
