@@ -70,7 +70,11 @@ export class EtcdGateway implements Disposable {
     for (let step = 0; step < count; step += 1) {
       const index = (begin + step) % count;
       const outcome = await this.#try(index, { path, body, deadlineMs: tryMs });
-      if (outcome.kind === 'refused') throw outcome.cause;
+      if (outcome.kind === 'refused') {
+        // One node refuses what another may have begun.
+        if (uncertain !== undefined) return uncertain;
+        throw outcome.cause;
+      }
       if (outcome.kind === 'answered') {
         this.#first = index;
         return outcome;

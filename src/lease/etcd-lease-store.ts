@@ -94,22 +94,18 @@ export class EtcdLeaseStore implements LeaseStore {
     const keys = this.#keys(vm);
     const lease = await this.#grant();
     if (lease === undefined) throw away('it gives out no lease', undefined);
-    let now = await this.#look(vm);
-    // An earlier renewal whose answer was lost may come in between: once, for there is one at a time.
-    for (let tries = 0; tries < 2; tries += 1) {
-      if (now.heldToken !== token || now.record?.token !== token) return 'refused';
-      const value = encoded(String(token));
-      // Only what was seen is moved: a renewal that is late must not take the place of a younger one.
-      const outcome = await this.#gateway.call('/v3/kv/txn', {
-        compare: [{ key: keys.hold, target: 'MOD', result: 'EQUAL', mod_revision: String(now.holdRevision) }],
-        success: [{ request_put: { key: keys.hold, value, lease } }],
-        failure: ranges(keys),
-      });
-      const txn = this.#answered(txnSchema, outcome);
-      if (txn.succeeded) return 'renewed';
-      now = seen(vm, txn);
-    }
-    throw away('the hold changes again and again', undefined);
+    const now = await this.#look(vm);
+    if (now.heldToken !== token || now.record?.token !== token) return 'refused';
+    // Only what was seen is moved: a renewal that is late must not put its lease in the place of a younger one.
+    const outcome = await this.#gateway.call('/v3/kv/txn', {
+      compare: [{ key: keys.hold, target: 'MOD', result: 'EQUAL', mod_revision: String(now.holdRevision) }],
+      success: [{ request_put: { key: keys.hold, value: encoded(String(token)), lease } }],
+      failure: ranges(keys),
+    });
+    const txn = this.#answered(txnSchema, outcome);
+    if (txn.succeeded) return 'renewed';
+    if (seen(vm, txn).heldToken !== token) return 'refused';
+    throw away('another renewal came in between', undefined);
   }
 
   watch(vm: string, changed: () => void): Disposable {

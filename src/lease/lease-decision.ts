@@ -85,6 +85,8 @@ function decide(state: LeaseState, event: LeaseEvent, moment: Moment): LeaseStep
       return renewed(state, event);
     case 'renewal-refused':
       return refuseRenewal(state, event, moment);
+    case 'renewal-failed':
+      return stay({ ...state, isStoreAway: true });
     case 'vm-stopped':
       return state.phase === 'stopping' ? stay({ ...state, phase: 'idle', body: 'none' }) : stay(state);
     default:

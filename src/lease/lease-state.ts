@@ -108,6 +108,7 @@ export type LeaseFact =
   /** `sentAtMs` is that of the effect, never the time of the answer. */
   | { readonly kind: 'renewed'; readonly token: number; readonly sentAtMs: number }
   | { readonly kind: 'renewal-refused'; readonly token: number }
+  | { readonly kind: 'renewal-failed' }
   | { readonly kind: 'vm-stopped' };
 
 export type LeaseEffect =

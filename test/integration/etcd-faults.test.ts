@@ -26,6 +26,7 @@ describe('with one node of three killed', () => {
   it('a token can be taken, even if it was the leader', async () => {
     expect(await swap(0, 1)).toMatchObject({ kind: 'swapped' });
     await cluster.kill(await cluster.leader());
+    await cluster.untilItAnswers();
     const { revision, record: before } = await store.read('vm');
     expect(before).toEqual(inSync(1));
     expect(await swap(revision, 2)).toMatchObject({ kind: 'swapped' });
