@@ -28,7 +28,7 @@ describe('the configuration of a site', () => {
     ['b: 10.0.0.2:7946', 'a: 10.0.0.2:7946', /site\.yaml:7: hosts\.a: is this host/],
     ['listen: 10.0.0.1:7946', 'listen: 10.0.0.1', /site\.yaml:2: listen: expected address and port/],
     ['listen: 10.0.0.1:7946', 'listen: 10.0.0.1:70000', /expected a port from 1 to 65535/],
-    ['https://10.0.0.1:2379', 'ftp://10.0.0.1', /endpoints/],
+    ['https://10.0.0.1:2379', 'http://10.0.0.1:2379', /endpoints/],
     ['peerTimeoutMs: 1000', 'peerTimeoutMs: 1', /peerTimeoutMs/],
     ['peerTimeoutMs: 1000', 'timeout: 1000', /timeout/],
   ])('is refused, with the line, where it says %s as %s', (right, wrong, problem) => {

@@ -24,7 +24,7 @@ const filePath = z
   .refine((path) => !path.includes('\0'), 'has a NUL byte');
 
 const etcd = z.strictObject({
-  endpoints: z.array(z.url({ protocol: /^https?$/ })).min(1),
+  endpoints: z.array(z.url({ protocol: /^https$/ })).min(1),
   ca: filePath.optional(),
   certificate: filePath.optional(),
   key: filePath.optional(),
@@ -47,8 +47,19 @@ const siteConfigSchema = z
       context.addIssue({ code: 'custom', path: ['hosts', host], message: 'is this host: name the others' });
   });
 
+type Said = z.output<typeof siteConfigSchema>;
+
 /** What a host knows of the others that take shadows of its VMs. File paths are absolute. */
-export type SiteConfig = z.output<typeof siteConfigSchema>;
+export type SiteConfig = Omit<Said, 'lease'> & {
+  readonly lease: {
+    readonly etcd: {
+      readonly endpoints: readonly string[];
+      readonly ca: string;
+      readonly certificate: string;
+      readonly key: string;
+    };
+  };
+};
 
 export const SITE_CONFIG_EXAMPLE = `\
 host: a                             # this host, as its certificate calls it
@@ -61,8 +72,8 @@ hosts:                              # the others, by name
 lease:                              # where it is on record who acts as which VM
   etcd:
     endpoints: [https://10.0.0.1:2379, https://10.0.0.2:2379, https://10.0.0.3:2379]
-    ca: pki/ca.crt                  # with https; left out with http
-    certificate: pki/a.crt          # may be left out where etcd asks for none
+    ca: pki/ca.crt                  # these three by default as above
+    certificate: pki/a.crt
     key: pki/a.key
 peerTimeoutMs: 1000                 # a host that was not heard for so long is taken for lost
 `;
@@ -105,9 +116,9 @@ export function parseSiteConfig(text: string, { source }: { source: string }): S
     lease: {
       etcd: {
         ...given,
-        ca: given.ca && absolute(given.ca),
-        certificate: given.certificate && absolute(given.certificate),
-        key: given.key && absolute(given.key),
+        ca: absolute(given.ca ?? value.ca),
+        certificate: absolute(given.certificate ?? value.certificate),
+        key: absolute(given.key ?? value.key),
       },
     },
   };

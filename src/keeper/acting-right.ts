@@ -1,8 +1,8 @@
-/** Which shadow may take over, if one may: this connection between the two keepers and no other. */
+/** Which shadow may take over, if one may: that of one connection between the two keepers and no other. */
 export interface ShadowClaimant {
   readonly host: string;
-  /** Of one connection: a shadow that was made anew has another one. */
-  readonly session: string;
+  /** Number of the copy: a shadow that was made anew has another one. */
+  readonly copy: number;
 }
 
 /**

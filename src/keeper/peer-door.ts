@@ -1,13 +1,11 @@
-import { readFileSync } from 'node:fs';
 import { type Clock, systemClock } from '../base/clock.ts';
-import { messageOf } from '../base/errors.ts';
 import type { SiteConfig } from '../config/site-config.ts';
-import { KeeperError } from '../control/keeper-error.ts';
 import type { PeerLink, PeerMessage } from '../replication/peer-link.ts';
 import { MESSAGE, MESSAGE_BYTES_MAX } from '../replication/peer-messages.ts';
 import { dialSecurely, listenSecurely } from '../wire/link-opening.ts';
 import type { LinkEnd, SecureLink } from '../wire/secure-link.ts';
 import { peerLost } from './refusals.ts';
+import { readCredentials } from './site-credentials.ts';
 
 /** So many signs of life in the time after which a silent host is taken for lost. */
 const KEEPALIVES = 8;
@@ -67,26 +65,11 @@ export async function openDoor(
 }
 
 function openingOf(site: SiteConfig, clock: Clock = systemClock) {
-  const { peerTimeoutMs } = site;
-  try {
-    return {
-      ...{
-        name: site.host,
-        clock,
-        limits: LIMITS,
-        silenceMs: peerTimeoutMs,
-        keepaliveMs: peerTimeoutMs / KEEPALIVES,
-      },
-      certificate: readFileSync(site.certificate, 'utf8'),
-      key: readFileSync(site.key, 'utf8'),
-      ca: readFileSync(site.ca, 'utf8'),
-    };
-  } catch (cause) {
-    throw new KeeperError('KEEPER_SITE_REFUSED', `a file of the site cannot be read: ${messageOf(cause)}`, {
-      hint: 'Make it with `understudy pki host`, or correct site.yaml.',
-      cause,
-    });
-  }
+  const { host: name, peerTimeoutMs } = site;
+  return {
+    ...{ name, clock, limits: LIMITS, silenceMs: peerTimeoutMs, keepaliveMs: peerTimeoutMs / KEEPALIVES },
+    ...readCredentials(site),
+  };
 }
 
 /** A secure link as the parts of a shadow speak over it. */

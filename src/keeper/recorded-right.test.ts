@@ -2,8 +2,9 @@ import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { Failpoints } from '../base/failpoint.ts';
 import { silentLogger as log } from '../base/logger.ts';
-import type { ActingRecord, ActingRecords, FoundRecord } from '../lease/acting-records.ts';
 import { LeaseError } from '../lease/lease-error.ts';
+import type { LeaseRecord, StoredLease, SwapOutcome } from '../lease/lease-record.ts';
+import type { LeaseStore, LeaseWrite } from '../lease/lease-store.ts';
 import { RecordedRight } from './recorded-right.ts';
 
 const VM = 'redis';
@@ -14,52 +15,81 @@ const clock = {
   sleep: async () => {},
 };
 
-/** What happens to one call: it is answered, never arrives, or its answer is lost. */
-type Fate = 'answered' | 'unasked' | 'unanswered';
+/** What happens to one call: it is answered, never leaves, its answer is lost, or it arrives later. */
+type Fate = 'answered' | 'unasked' | 'unanswered' | 'late';
 
 /** A store as etcd is seen over a network that loses things. */
-class Store implements ActingRecords {
-  record: ActingRecord | undefined;
+class Store implements LeaseStore {
+  record: LeaseRecord | undefined;
   revision = 0;
-  /** Tokens in the order in which they were given out, with who got them. */
-  readonly history: ActingRecord[] = [];
+  /** Records in the order in which they were written. */
+  readonly history: LeaseRecord[] = [];
   fates: Fate[] = [];
+  /** A write that did not arrive when it was sent. */
+  #late: LeaseWrite | undefined;
 
-  async read(): Promise<FoundRecord | undefined> {
-    this.#pass(this.fates.shift() ?? 'answered', () => {});
-    return this.record && { record: this.record, revision: String(this.revision) };
-  }
-
-  async swap(_vm: string, change: { revision: string | undefined; record: ActingRecord }): Promise<boolean> {
-    let swapped = false;
-    this.#pass(this.fates.shift() ?? 'answered', () => {
-      const now = this.revision === 0 ? undefined : String(this.revision);
-      if (change.revision !== now) return;
-      swapped = true;
-      this.revision += 1;
-      this.record = change.record;
-      this.history.push(change.record);
-    });
-    return swapped;
-  }
-
-  close(): void {}
-
-  #pass(fate: Fate, does: () => void): void {
-    if (fate !== 'unasked') does();
+  async read(): Promise<StoredLease> {
+    const fate = this.#nextFate();
     if (fate !== 'answered') throw new LeaseError('LEASE_STORE_AWAY', 'no answer');
+    return this.#stored();
+  }
+
+  async swap(_vm: string, write: LeaseWrite): Promise<SwapOutcome> {
+    switch (this.#nextFate()) {
+      case 'answered':
+        return this.#carryOut(write)
+          ? { kind: 'swapped', revision: this.revision }
+          : { kind: 'lost', stored: this.#stored() };
+      case 'unanswered':
+        this.#carryOut(write);
+        return { kind: 'unknown' };
+      case 'late':
+        this.#late = write;
+        return { kind: 'unknown' };
+      case 'unasked':
+        return { kind: 'unreachable' };
+    }
+  }
+
+  async renew(): Promise<'refused'> {
+    return 'refused';
+  }
+
+  watch(): Disposable {
+    return { [Symbol.dispose]: () => {} };
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {}
+
+  /** With the next call arrives what is late. */
+  #nextFate(): Fate {
+    if (this.#late !== undefined) this.#carryOut(this.#late);
+    this.#late = undefined;
+    return this.fates.shift() ?? 'answered';
+  }
+
+  #carryOut({ expectedRevision, record }: LeaseWrite): boolean {
+    if (expectedRevision !== this.revision) return false;
+    this.revision += 1;
+    this.record = record;
+    this.history.push(record);
+    return true;
+  }
+
+  #stored(): StoredLease {
+    return { record: this.record, revision: this.revision, isHeld: false };
   }
 }
 
-function optionsOf(records: Store, host: string) {
-  return { records, vm: VM, host, clock: clock as never, log, failpoints: new Failpoints() };
+function optionsOf(store: Store, host: string) {
+  return { store, vm: VM, host, clock: clock as never, log, failpoints: new Failpoints() };
 }
 
-const shadow = { host: 'b', session: 'one' };
+const shadow = { host: 'b', copy: 1 };
 
 describe('the right to act as a VM', () => {
   it('is held by one at a time, whatever is lost and whoever is quicker', async () => {
-    const fate = fc.constantFrom<Fate>('answered', 'answered', 'unasked', 'unanswered');
+    const fate = fc.constantFrom<Fate>('answered', 'answered', 'unasked', 'unanswered', 'late');
     await fc.assert(
       fc.asyncProperty(fc.array(fate, { maxLength: 12 }), fc.boolean(), async (fates, shadowFirst) => {
         const store = new Store();
@@ -86,7 +116,7 @@ describe('the right to act as a VM', () => {
     const right = await RecordedRight.begin(optionsOf(store, 'a'));
     expect(await RecordedRight.takeOver(optionsOf(store, 'b'), shadow)).toBeUndefined();
     await right.arm(shadow);
-    expect(await RecordedRight.takeOver(optionsOf(store, 'b'), { session: 'another' })).toBeUndefined();
+    expect(await RecordedRight.takeOver(optionsOf(store, 'b'), { copy: 2 })).toBeUndefined();
     expect(await right.goAlone()).toBe('granted');
     expect(await RecordedRight.takeOver(optionsOf(store, 'b'), shadow)).toBeUndefined();
   });

@@ -56,7 +56,6 @@ export class RemoteShadow implements Shadow {
   readonly #options: RemoteShadowOptions;
   readonly #pages: PageSender;
   readonly #image: RemoteImage;
-  readonly #session: string;
   readonly #answers = new Map<PeerWords['kind'], PromiseWithResolvers<PeerWords>>();
   #instance = 0;
   #copiedShare = 0;
@@ -100,7 +99,6 @@ export class RemoteShadow implements Shadow {
     this.#options = options;
     this.#pages = pages;
     this.#image = image;
-    this.#session = options.hello.session;
     this.#listening = this.#listen();
   }
 
@@ -155,11 +153,11 @@ export class RemoteShadow implements Shadow {
   }
 
   async arm(): Promise<void> {
-    const { right, host, link, failpoints } = this.#options;
+    const { right, host, hello, link, failpoints } = this.#options;
     // From here on, not from the answer on: that may be late, or get lost.
     this.#mayTakeOver = true;
     await failpoints.hit('arm.before-record');
-    await right.arm({ host, session: this.#session });
+    await right.arm({ host, copy: hello.copy });
     await failpoints.hit('arm.after-record');
     await link.send(MESSAGE.words, [encodeWords({ kind: 'in-sync', token: right.token })]);
   }

@@ -5,7 +5,7 @@ import { loadSiteConfig, type SiteConfig, siteConfigPath } from '../config/site-
 import type { VmSpec } from '../config/vm-spec-schema.ts';
 import { KeeperError } from '../control/keeper-error.ts';
 import type { GivenSpec, RunDirectory } from '../control/run-directory.ts';
-import { EtcdRecords } from '../lease/etcd-records.ts';
+import { EtcdLeaseStore } from '../lease/etcd-lease-store.ts';
 import type { PeerLink } from '../replication/peer-link.ts';
 import { decodeWords, encodeWords, MESSAGE } from '../replication/peer-messages.ts';
 import type { StopReason } from '../shadow/protection.ts';
@@ -15,6 +15,12 @@ import type { RemoteSite } from './keeper-options.ts';
 import { dialPeer } from './peer-door.ts';
 import { RecordedRight, type RightOptions } from './recorded-right.ts';
 import { isSuperseded, peerLost } from './refusals.ts';
+import { readCredentials } from './site-credentials.ts';
+
+/** For a call to the store of leases, over all of its members. */
+const CALL_DEADLINE_MS = 3000;
+/** No right of ours ends by itself; the store wants to be told when one would. */
+const HOLD_TTL_MS = 10_000;
 
 export interface SiteOptions {
   readonly spec: VmSpec;
@@ -80,9 +86,13 @@ export async function leaveSite(remote: RemoteSite | undefined, reason: StopReas
 
 /** Where it is on record who acts as this VM. */
 export function rightOptions(site: SiteConfig, { spec, clock, log, failpoints }: SiteOptions): RightOptions {
+  const { endpoints } = site.lease.etcd;
   return {
     ...{ vm: spec.name, host: site.host, clock, log, failpoints },
-    records: new EtcdRecords(site.lease.etcd),
+    store: new EtcdLeaseStore({
+      ...{ endpoints, tls: readCredentials(site.lease.etcd), callDeadlineMs: CALL_DEADLINE_MS },
+      ...{ holdTtlMs: HOLD_TTL_MS, clock },
+    }),
   };
 }
 

@@ -1,4 +1,4 @@
-import { randomUUID } from 'node:crypto';
+import { randomInt } from 'node:crypto';
 import { join } from 'node:path';
 import type { Clock } from '../base/clock.ts';
 import type { Failpoints } from '../base/failpoint.ts';
@@ -11,6 +11,9 @@ import type { RemoteSite } from './keeper-options.ts';
 import { RemoteShadow } from './remote-shadow.ts';
 import { ShadowSession } from './shadow-session.ts';
 import type { KnownVm } from './vm-description.ts';
+
+/** So many that no two copies of a VM have the same number. */
+const COPIES = 2 ** 47;
 
 export interface LocalShadowOptions {
   readonly spec: VmSpec;
@@ -53,14 +56,14 @@ export async function openRemoteShadow(
 ): Promise<RemoteShadow> {
   const { link, host } = await remote.connect(signal);
   const { right, given, files } = remote;
-  const session = randomUUID();
+  const copy = randomInt(COPIES);
   return await RemoteShadow.open(
     {
       ...{ ...options, link, host, right, memoryBytes: spec.memoryBytes },
       epochsInFlightMax: spec.shadow.epochsInFlightMax,
-      directory: join(memoryDirectory, `outgoing-${session}`),
+      directory: join(memoryDirectory, `outgoing-${copy}`),
       hello: {
-        ...{ kind: 'hello', protocol: PEER_PROTOCOL, vm: spec.name, session, spec: given, files },
+        ...{ kind: 'hello', protocol: PEER_PROTOCOL, vm: spec.name, copy, spec: given, files },
         ...{ token: known.token, epoch: nextEpoch(known.committed), accel: known.accel },
         qemuVersion: known.qemu.version,
       },

@@ -1,6 +1,10 @@
 import { UnderstudyError } from '../base/errors.ts';
 
-export type LeaseErrorCode = 'LEASE_STORE_AWAY' | 'LEASE_RECORD_FOREIGN';
+export type LeaseErrorCode =
+  | 'LEASE_STORE_AWAY'
+  | 'LEASE_STORE_REFUSED'
+  | 'LEASE_STORE_UNUSABLE'
+  | 'LEASE_RECORD_UNREADABLE';
 
-/** It is not known who may act. After LEASE_STORE_AWAY a change that was asked for may or may not have happened. */
+/** The right to act cannot be read or written. */
 export class LeaseError extends UnderstudyError<LeaseErrorCode> {}

@@ -41,6 +41,10 @@ export const libc = {
     count: number,
     timeoutMs: number,
   ) => number,
+  clockGettime: library.func('clock_gettime', 'int', ['int', 'void *']) as (
+    clock: number,
+    timespec: Uint8Array,
+  ) => number,
   eventfd: library.func('eventfd', 'int', ['uint', 'int']) as (initial: number, flags: number) => number,
   socketpair: library.func('socketpair', 'int', ['int', 'int', 'int', 'void *']) as (
     domain: number,

@@ -41,8 +41,8 @@ const wordsSchema = z.discriminatedUnion('kind', [
     kind: z.literal('hello'),
     protocol: z.int(),
     vm: z.string(),
-    /** Names this connection: a shadow that is made anew is another one. */
-    session: z.string(),
+    /** Number of this copy of the VM: a shadow that is made anew has another one. */
+    copy: count,
     /** The specification as the primary's keeper was given it. */
     spec: z.object({ text: z.string(), source: z.string() }),
     token: count,

@@ -34,6 +34,7 @@ const PROGRAM_OF_PACKAGE: Record<string, string> = {
   jq: 'jq',
   curl: 'curl',
   'redis-tools': 'redis-benchmark',
+  'etcd-server': 'etcd',
 };
 const PACKAGES = Object.keys(PROGRAM_OF_PACKAGE);
 

@@ -14,7 +14,8 @@ import { processesMapping } from '../../src/control/process-identity.ts';
 import type { VmEvent } from '../../src/control/vm-event.ts';
 import type { VmStatus } from '../../src/control/vm-status.ts';
 import { RedisLoad } from '../../src/demo/redis-load.ts';
-import { type ActingRecord, parseRecord } from '../../src/lease/acting-records.ts';
+import type { LeaseRecord } from '../../src/lease/lease-record.ts';
+import { readRecord } from '../../src/lease/lease-store.ts';
 import { CertificateStore } from '../../src/pki/certificate-store.ts';
 
 const run = promisify(execFile);
@@ -23,7 +24,8 @@ const SITE = fileURLToPath(new URL('../../src/keeper/site-main.ts', import.meta.
 /** Of every wait; shorter than that of a test, so that what failed is still tidied up. */
 const DEADLINE_MS = 90_000;
 const POLL_MS = 20;
-const ETCD = 'http://10.77.0.1:2379';
+const ETCD_ADDRESS = '10.77.0.1';
+const ETCD = `https://${ETCD_ADDRESS}:2379`;
 const GUEST = { host: '10.77.0.2', port: 6379 };
 const PORT = 7946;
 
@@ -79,8 +81,8 @@ export class TwoHosts implements AsyncDisposable {
     try {
       await hosts.#layNetwork();
       hosts.#owned.defer(() => hosts.#endAll());
-      await hosts.startEtcd();
       await hosts.#writeFiles();
+      await hosts.startEtcd();
       for (const name of NAMES) await hosts.startSite(name);
       return hosts;
     } catch (thrown) {
@@ -171,13 +173,12 @@ export class TwoHosts implements AsyncDisposable {
   }
 
   /** What is on record in etcd about who acts. */
-  async record(): Promise<ActingRecord | undefined> {
+  async record(): Promise<LeaseRecord | undefined> {
     const key = Buffer.from(`/understudy/acting/${this.vm}`).toString('base64');
-    const words = ['curl', '-s', '-d', JSON.stringify({ key }), `${ETCD}/v3/kv/range`];
-    const { stdout } = await run('nsenter', this.#entering('lan', words));
+    const stdout = await this.#askEtcd('-d', JSON.stringify({ key }), `${ETCD}/v3/kv/range`);
     const { kvs = [] } = JSON.parse(stdout) as { kvs?: { value: string }[] };
     const value = kvs[0]?.value;
-    return value === undefined ? undefined : parseRecord(Buffer.from(value, 'base64').toString(), this.vm);
+    return value === undefined ? undefined : readRecord(this.vm, Buffer.from(value, 'base64').toString());
   }
 
   keeperPid(host: HostName): number {
@@ -225,14 +226,17 @@ export class TwoHosts implements AsyncDisposable {
       ['--listen-client-urls', ETCD],
       ['--advertise-client-urls', ETCD],
       ['--listen-peer-urls', 'http://127.0.0.1:2380'],
+      ['--cert-file', join(this.folder, 'pki/etcd.crt')],
+      ['--key-file', join(this.folder, 'pki/etcd.key')],
+      ['--trusted-ca-file', join(this.folder, 'pki/ca.crt')],
     ] as const)
       words.push(name, url);
+    words.push('--client-cert-auth');
     const child = spawn('nsenter', this.#entering('lan', words), { stdio: 'ignore' });
     this.#etcd = child;
     await this.eventually('etcd', async () => {
       if (child.exitCode !== null) throw new Error(`etcd ended with ${child.exitCode}`);
-      const answers = run('nsenter', this.#entering('lan', ['curl', '-sf', `${ETCD}/health`]));
-      return await answers.then(
+      return await this.#askEtcd('-f', `${ETCD}/health`).then(
         () => true,
         () => undefined,
       );
@@ -322,6 +326,7 @@ export class TwoHosts implements AsyncDisposable {
   async #writeFiles(): Promise<void> {
     const pki = new CertificateStore(join(this.folder, 'pki'), { wallMs: clock.wallMs });
     await pki.init();
+    await pki.host('etcd', [ETCD_ADDRESS]);
     for (const name of NAMES) {
       await pki.host(name, [HOSTS[name].peer]);
       mkdirSync(this.runDirectory(name), { recursive: true, mode: 0o700 });
@@ -378,6 +383,13 @@ export class TwoHosts implements AsyncDisposable {
 
   async #ip(place: HostName | 'lan', ...words: string[]): Promise<void> {
     await run('ip', ['-n', this.netns(place), ...words]);
+  }
+
+  async #askEtcd(...words: string[]): Promise<string> {
+    const pki = (file: string) => join(this.folder, 'pki', file);
+    const shown = ['--cacert', pki('ca.crt'), '--cert', pki('a.crt'), '--key', pki('a.key')];
+    const { stdout } = await run('nsenter', this.#entering('lan', ['curl', '-s', ...shown, ...words]));
+    return stdout;
   }
 
   #entering(place: HostName | 'lan', words: readonly string[]): string[] {

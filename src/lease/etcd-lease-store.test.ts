@@ -1,0 +1,77 @@
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import { EtcdCluster } from '../../test/kit/etcd-cluster.ts';
+import { systemClock as clock } from '../base/clock.ts';
+import { issue, makeAuthority, readAuthority } from '../pki/certificate.ts';
+import { EtcdGateway } from './etcd-gateway.ts';
+import type { EtcdLeaseStore } from './etcd-lease-store.ts';
+import { itIsALeaseStore, record } from './lease-store-contract.ts';
+
+let cluster: EtcdCluster;
+let store: EtcdLeaseStore;
+
+beforeAll(async () => {
+  cluster = await EtcdCluster.start();
+});
+afterAll(async () => await cluster?.[Symbol.asyncDispose]());
+beforeEach(() => {
+  store = cluster.store();
+});
+afterEach(async () => await store[Symbol.asyncDispose]());
+
+/** Holds end in etcd when etcd says so: the last key with a lease is gone. */
+async function holdPasses(): Promise<void> {
+  const { endpoints, tls } = cluster;
+  using gateway = new EtcdGateway({ endpoints, tls, callDeadlineMs: 3_000 });
+  for (;;) {
+    const outcome = await gateway.call('/v3/lease/leases', {});
+    if (outcome.kind === 'answered' && Object(outcome.body).leases === undefined) return;
+    await clock.sleep(50);
+  }
+}
+
+describe('a store in an etcd of three nodes', () => {
+  itIsALeaseStore(() => ({ store, open: () => cluster.store(), holdPasses }));
+
+  it('lets nobody act on a record that it does not understand', async () => {
+    const { endpoints, tls } = cluster;
+    using gateway = new EtcdGateway({ endpoints, tls, callDeadlineMs: 3_000 });
+    const base64 = (text: string) => Buffer.from(text).toString('base64');
+    const key = base64('understudy/lease/odd/record');
+    await gateway.call('/v3/kv/put', { key, value: base64('{"token": 0}') });
+    await expect(store.read('odd')).rejects.toMatchObject({ code: 'LEASE_RECORD_UNREADABLE' });
+  });
+
+  it('is nobody’s whose certificate another CA has signed', async () => {
+    const wallMs = Date.now();
+    const ca = await readAuthority(await makeAuthority('somebody else', { wallMs }));
+    const { certificate, key } = await issue({ name: 'host', isServer: false, years: 1 }, { ca, wallMs });
+    await using foreign = cluster.store({ tls: { ca: cluster.tls.ca, certificate, key } });
+    await expect(foreign.read('vm')).rejects.toMatchObject({ code: 'LEASE_STORE_AWAY' });
+    const write = { expectedRevision: 0, record: record(1), onlyIfUnheld: false };
+    expect(await foreign.swap('foreign', write)).not.toMatchObject({ kind: 'swapped' });
+    expect(await store.read('foreign')).toMatchObject({ revision: 0 });
+  });
+
+  it('trusts no node whose certificate another CA has signed', async () => {
+    const ca = (await makeAuthority('somebody else', { wallMs: Date.now() })).certificate;
+    await using wary = cluster.store({ tls: { ...cluster.tls, ca } });
+    await expect(wary.read('vm')).rejects.toMatchObject({ code: 'LEASE_STORE_AWAY' });
+    // An authenticated connection never came to be, so nothing can have been done.
+    const write = { expectedRevision: 0, record: record(1, { mode: 'in-sync' }), onlyIfUnheld: false };
+    expect(await wary.swap('wary', write)).toEqual({ kind: 'unreachable' });
+  });
+
+  it('tells what it was not meant to be asked', async () => {
+    const { endpoints, tls } = cluster;
+    using gateway = new EtcdGateway({ endpoints, tls, callDeadlineMs: 3_000 });
+    await expect(gateway.call('/v9/nothing', {})).rejects.toMatchObject({ code: 'LEASE_STORE_REFUSED' });
+  });
+
+  it.each([
+    ['a hold that etcd cannot count', { holdTtlMs: 1_500 }],
+    ['an endpoint without TLS', { endpoints: ['http://127.0.0.1:2379'] }],
+    ['no endpoint', { endpoints: [] }],
+  ])('is refused with %s', (_, options) => {
+    expect(() => cluster.store(options)).toThrow(expect.objectContaining({ code: 'LEASE_STORE_UNUSABLE' }));
+  });
+});

@@ -1,0 +1,112 @@
+/**
+ * What the store says of one VM. The record is written by compare-and-swap on its revision only, so each writer knows
+ * exactly what its write follows.
+ */
+export interface LeaseRecord {
+  /** Grows with every write that lets a host release what no other host holds. A token has one holder, ever. */
+  readonly token: number;
+  /** The host that may act. */
+  readonly holder: string;
+  /**
+   * `in-sync`: the holder releases nothing that the shadow has not acknowledged; no expiry.
+   * `alone`: it releases everything; the right ends when it is not renewed.
+   * `released`: the VM has ended in good order, and whoever wants to may start it.
+   */
+  readonly mode: 'in-sync' | 'alone' | 'released';
+  readonly shadow: LeaseShadow | undefined;
+}
+
+export interface LeaseShadow {
+  readonly host: string;
+  /** Which copy of the VM it is about: a number that the primary gives out anew for every synchronisation. */
+  readonly copy: number;
+  readonly state: 'fresh' | 'stale';
+}
+
+/** The record as it was read. Revision 0 means that there is none yet. */
+export interface StoredLease {
+  readonly record: LeaseRecord | undefined;
+  readonly revision: number;
+  /** Whether the right of a holder that is alone has not run out yet, as the store counts. */
+  readonly isHeld: boolean;
+}
+
+export type SwapOutcome =
+  | { readonly kind: 'swapped'; readonly revision: number }
+  /** Something else is there: this write did not happen now, but an earlier try of the same may have. */
+  | { readonly kind: 'lost'; readonly stored: StoredLease }
+  /** No answer in time: it happened, or did not, or will yet. */
+  | { readonly kind: 'unknown' }
+  /** It never left this host. */
+  | { readonly kind: 'unreachable' };
+
+export function isSameRecord(one: LeaseRecord | undefined, other: LeaseRecord): boolean {
+  return (
+    one !== undefined &&
+    one.token === other.token &&
+    one.holder === other.holder &&
+    one.mode === other.mode &&
+    one.shadow?.host === other.shadow?.host &&
+    one.shadow?.copy === other.shadow?.copy &&
+    one.shadow?.state === other.shadow?.state
+  );
+}
+
+/** Whether the shadow on host `self` that holds this copy may take the right of the primary. */
+export function isTakeable(
+  record: LeaseRecord | undefined,
+  { self, copy }: { self: string; copy: number },
+): boolean {
+  return (
+    record !== undefined &&
+    record.mode === 'in-sync' &&
+    record.holder !== self &&
+    record.shadow?.host === self &&
+    record.shadow.state === 'fresh' &&
+    record.shadow.copy === copy
+  );
+}
+
+/** Whether host `self`, which has nothing of this VM, is on record as a shadow that could take over. */
+export function isCountedOn(record: LeaseRecord | undefined, self: string): boolean {
+  return record?.mode === 'in-sync' && record.shadow?.host === self && record.shadow.state === 'fresh';
+}
+
+/**
+ * Whether a host with no state of the VM may boot it anew: `never` while a fresh shadow could go on, or while a
+ * holder elsewhere may still be acting.
+ */
+export function coldStart(
+  { record, isHeld }: StoredLease,
+  { self, provenDeadToken }: { self: string; provenDeadToken: number | undefined },
+): 'never' | 'if-unheld' | 'at-once' {
+  if (record === undefined || record.mode === 'released') return 'at-once';
+  // Whoever proved it has seen that the other host of this pair is off, and what it did under this token is over.
+  if (provenDeadToken === record.token) return 'at-once';
+  const hasFreshShadow = record.mode === 'in-sync' && record.shadow?.state === 'fresh';
+  if (hasFreshShadow) return 'never';
+  // What ran here before is over: this host was started since.
+  if (record.holder === self) return 'at-once';
+  return record.mode === 'alone' && !isHeld ? 'if-unheld' : 'never';
+}
+
+/** No copy has this number. */
+const NO_COPY = 0;
+
+/** The record of a host that is about to act alone, whatever was there before. */
+export function recordAlone({ record }: StoredLease, self: string): LeaseRecord {
+  const other = record === undefined || record.holder === self ? record?.shadow?.host : record.holder;
+  return {
+    token: (record?.token ?? 0) + 1,
+    holder: self,
+    mode: 'alone',
+    shadow:
+      other === undefined || other === self
+        ? undefined
+        : {
+            host: other,
+            copy: record?.shadow?.host === other ? record.shadow.copy : NO_COPY,
+            state: 'stale',
+          },
+  };
+}

@@ -1,0 +1,213 @@
+import type { LeaseRecord, StoredLease, SwapOutcome } from './lease-record.ts';
+
+/**
+ * One host's view of who may act for one VM.
+ *
+ *   idle ─── claiming ─► alone ─► closing ─► joining ─► in-sync      the primary
+ *    │          ▲   ▲      ▲ └── pause ──┐                │
+ *    └─ shadow ─┘   └──────┼─────────────┴────────────────┘
+ *
+ * `claiming` is the way to the right to act alone, from wherever: a shadow that takes over, a primary that leaves sync,
+ * one whose right ran out, a host that boots the VM anew. What becomes of the VM is told by `body`.
+ */
+export type LeasePhase =
+  | 'idle'
+  /** Holds a copy and acknowledges epochs. */
+  | 'shadow'
+  /** Has sent "alone" to the store, or is about to. */
+  | 'claiming'
+  | 'alone'
+  /** Alone still, but releases only what is acknowledged: the shadow is about to be in sync. */
+  | 'closing'
+  /** The shadow holds all that was ever released; "in sync" is on its way to the store. */
+  | 'joining'
+  | 'in-sync'
+  /** Another host acts: the VM here is being ended. */
+  | 'stopping';
+
+/** What this host has of the VM. */
+export type LeaseBody = 'none' | 'copy' | 'runs' | 'paused';
+
+/** A write that may have reached the store. There is one at a time, and it is repeated until its outcome is known. */
+export interface PendingSwap {
+  readonly goal: 'claim' | 'join' | 'disown';
+  readonly expectedRevision: number;
+  readonly record: LeaseRecord;
+  readonly onlyIfUnheld: boolean;
+  /** When the first try that may have been carried out was sent: the right to act is counted from there. */
+  readonly sentAtMs: number;
+  /** Some try may have been carried out, or may yet be. */
+  readonly isUncertain: boolean;
+  /** No try is under way; the next tick sends one. */
+  readonly isWaiting: boolean;
+}
+
+export interface LeaseState {
+  readonly self: string;
+  readonly phase: LeasePhase;
+  readonly body: LeaseBody;
+  /** Under which this host acts; else the highest it has heard of. */
+  readonly token: number;
+  /** Of the record, as far as known. */
+  readonly revision: number;
+  /** As shadow: the copy held here. As primary: the copy that its shadow holds. */
+  readonly copy: number | undefined;
+  readonly shadowHost: string | undefined;
+  /** In `closing`: the shadow holds everything once it acknowledges this epoch. */
+  readonly joinEpoch: number | undefined;
+  readonly isPeerLost: boolean;
+  readonly isStoreAway: boolean;
+  readonly isReading: boolean;
+  readonly mayStartCold: boolean;
+  /** The other host was proven dead, and with it whatever acted under this token. */
+  readonly provenDeadToken: number | undefined;
+  /** While alone: from when the right is counted, on CLOCK_BOOTTIME. */
+  readonly heldSinceMs: number | undefined;
+  readonly renewalSentMs: number;
+  readonly pending: PendingSwap | undefined;
+}
+
+export interface LeasePolicy {
+  /** How long the store keeps the right of a holder that is alone and does not renew it. */
+  readonly holdTtlMs: number;
+  /** Bound on how much slower than the store's a host's clock may run, as a share: 0.01 is one in a hundred. */
+  readonly clockRateBound: number;
+  /** What a host may take from looking at its clock to sending, and to stop a VM. */
+  readonly slackMs: number;
+  readonly renewEveryMs: number;
+}
+
+export const DEFAULT_LEASE_POLICY: LeasePolicy = {
+  holdTtlMs: 10_000,
+  clockRateBound: 0.01,
+  slackMs: 1_000,
+  renewEveryMs: 2_000,
+};
+
+/** `nowMs` is CLOCK_BOOTTIME: it goes on while the host sleeps, and is never set. */
+export type LeaseEvent = { readonly nowMs: number } & LeaseFact;
+
+export type LeaseFact =
+  | { readonly kind: 'tick' }
+  /** Heartbeats of the other host stopped, or its acknowledgements did. May be wrong. */
+  | { readonly kind: 'peer-lost' }
+  | { readonly kind: 'peer-back' }
+  /** The other host says who acts. */
+  | { readonly kind: 'peer-told'; readonly token: number; readonly holder: string }
+  /** Somebody saw to it that the other host is off. */
+  | { readonly kind: 'peer-proven-dead'; readonly token: number }
+  /** A primary begins to copy the VM to this host. */
+  | { readonly kind: 'copy-begun'; readonly copy: number; readonly token: number }
+  | { readonly kind: 'copy-lost' }
+  /** The copy on another host is whole; from `epoch`, which is open now, on it follows by epochs. */
+  | { readonly kind: 'shadow-ready'; readonly host: string; readonly copy: number; readonly epoch: number }
+  | { readonly kind: 'epoch-acknowledged'; readonly copy: number; readonly epoch: number }
+  | { readonly kind: 'read'; readonly stored: StoredLease }
+  | { readonly kind: 'read-failed' }
+  | { readonly kind: 'swap-answered'; readonly expectedRevision: number; readonly outcome: SwapOutcome }
+  /** `sentAtMs` is that of the effect, never the time of the answer. */
+  | { readonly kind: 'renewed'; readonly token: number; readonly sentAtMs: number }
+  | { readonly kind: 'renewal-refused'; readonly token: number }
+  | { readonly kind: 'renewal-failed' }
+  | { readonly kind: 'vm-stopped' };
+
+export type LeaseEffect =
+  /** Read the record as it is now: linearizable. Answered by `read` or `read-failed`. */
+  | { readonly kind: 'read' }
+  /** Answered by `swap-answered`, within a deadline. A record of mode `alone` begins a new hold. */
+  | {
+      readonly kind: 'swap';
+      readonly expectedRevision: number;
+      readonly record: LeaseRecord;
+      readonly onlyIfUnheld: boolean;
+    }
+  | { readonly kind: 'renew'; readonly token: number; readonly sentAtMs: number }
+  | { readonly kind: 'release-acknowledged' }
+  | { readonly kind: 'release-everything' }
+  | { readonly kind: 'hold-output' }
+  | { readonly kind: 'suspend-vm' }
+  | { readonly kind: 'resume-vm' }
+  | { readonly kind: 'promote'; readonly token: number; readonly copy: number }
+  | { readonly kind: 'start-cold'; readonly token: number }
+  | { readonly kind: 'stop-vm' }
+  /** The copy here may serve as the base of the next one, and for nothing else. */
+  | { readonly kind: 'mark-stale' };
+
+export interface LeaseStep {
+  readonly next: LeaseState;
+  readonly effects: readonly LeaseEffect[];
+}
+
+/** A host that was just started: nothing of the VM runs here, and nothing of it is known. */
+export function initialLease(self: string, { mayStartCold }: { mayStartCold: boolean }): LeaseState {
+  return {
+    self,
+    phase: 'idle',
+    body: 'none',
+    token: 0,
+    revision: 0,
+    copy: undefined,
+    shadowHost: undefined,
+    joinEpoch: undefined,
+    isPeerLost: false,
+    isStoreAway: false,
+    isReading: false,
+    mayStartCold,
+    provenDeadToken: undefined,
+    heldSinceMs: undefined,
+    renewalSentMs: 0,
+    pending: undefined,
+  };
+}
+
+/** How old a right may get before its holder stops: shorter than the store waits, however slow the holder's clock. */
+export function ageLimitMs({ holdTtlMs, clockRateBound, slackMs }: LeasePolicy): number {
+  return holdTtlMs * (1 - clockRateBound) - slackMs;
+}
+
+/** When the right of this host ends unless it is renewed; undefined where it does not end by itself. */
+export function rightEndsMs(state: LeaseState, policy: LeasePolicy): number | undefined {
+  switch (state.phase) {
+    case 'alone':
+    case 'closing':
+    case 'joining':
+      return (state.heldSinceMs ?? 0) + ageLimitMs(policy);
+    // "Alone" may be on record already without our knowing, and run out there.
+    case 'claiming':
+      return state.pending === undefined ? undefined : state.pending.sentAtMs + ageLimitMs(policy);
+    default:
+      return undefined;
+  }
+}
+
+/**
+ * What the VM here may release at this moment. To be asked for every release: a process that was stopped for a while
+ * asks with the new time before it learns anything else.
+ */
+export function outputRight(
+  state: LeaseState,
+  { nowMs, policy }: { nowMs: number; policy: LeasePolicy },
+): 'nothing' | 'acknowledged' | 'everything' {
+  if (state.body !== 'runs') return 'nothing';
+  const endsMs = rightEndsMs(state, policy);
+  if (endsMs !== undefined && nowMs >= endsMs) return 'nothing';
+  switch (state.phase) {
+    case 'alone':
+      return 'everything';
+    case 'closing':
+    case 'joining':
+    case 'in-sync':
+    case 'claiming':
+      return 'acknowledged';
+    default:
+      return 'nothing';
+  }
+}
+
+/**
+ * Whether epochs of this copy may be acknowledged. Not any more from the moment on that the take-over was sent: what is
+ * acknowledged after that is released by the primary and missing in what is promoted.
+ */
+export function mayAcknowledge(state: LeaseState, { copy, token }: { copy: number; token: number }): boolean {
+  return state.phase === 'shadow' && state.copy === copy && token >= state.token;
+}
