@@ -63,8 +63,8 @@ export class AbuseJudge {
     // The one thing that anybody may know, by its name and not by what the table says.
     if (id === 'getHealth' && isRouted && request.path === '/v1/health') return changed;
     if (answer.status === 200 && answer.text === '{"status":"ok"}') return changed;
-    // What is no HTTP is nobody's request.
-    if (answer.text.includes('that is no HTTP/1.1 request')) return changed;
+    // What Node could not even parse is nobody's request.
+    if (answer.status === 431 && answer.text.includes('headers have at most')) return changed;
     const isTold = answer.status === 401 && answer.headers['www-authenticate'] !== undefined;
     if (!isTold) return [...changed, `stranger: got ${answer.status}`];
     this.#toStrangers.add(answer.text);
