@@ -26,6 +26,7 @@ const ROOMS = [
   'telemetry',
   'forecast',
   'replication',
+  'snapshot',
   'lease',
   'shadow',
   'offload',
