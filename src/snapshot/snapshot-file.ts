@@ -39,6 +39,8 @@ export class SnapshotFile implements Disposable {
   readonly isEncrypted: boolean;
   readonly sizeBytes: number;
   readonly index: SnapshotIndex;
+  /** Tells it from any other one. */
+  readonly snapshotHash: bigint;
   readonly #fd: number;
   readonly #cipher: SnapshotCipher | undefined;
 
@@ -81,6 +83,7 @@ export class SnapshotFile implements Disposable {
     if (prologue.isEncrypted && key === undefined)
       throw keyWrong(path, 'it is encrypted, and no key was given');
     this.#cipher = prologue.isEncrypted && key !== undefined ? new SnapshotCipher(key, prologue) : undefined;
+    this.snapshotHash = prologue.hash.readBigUInt64LE();
     this.index = this.#readIndex(prologue);
   }
 
