@@ -40,6 +40,8 @@ const measured: VmMetrics = {
 
 /** Answers without a VM behind it: what is tested here is the wire. */
 class ScriptedKeeper implements KeeperControl {
+  snapshot = async ({ path }: { path: string }) => ({ path, epoch: 5, sizeBytes: 6, tookMs: 7, heldMs: 1 });
+
   readonly #events: VmEvent[] = [];
   readonly #listeners = new Set<(event: VmEvent) => void>();
   readonly stops: StopOrder[] = [];

@@ -170,6 +170,15 @@ export class RunDirectory implements Disposable {
     renameSync(`${path}.new`, path);
   }
 
+  /** What was kept. */
+  get givenSpec(): GivenSpec | undefined {
+    try {
+      return givenSpecSchema.parse(JSON.parse(readFileSync(join(this.path, SPEC_FILE), 'utf8')));
+    } catch {
+      return undefined;
+    }
+  }
+
   get path(): string {
     return this.#paths.directory;
   }

@@ -1,5 +1,6 @@
 import { chmodSync, copyFileSync, lchownSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';
 import { basename, join } from 'node:path';
+import { assert } from '../base/assert.ts';
 import type { Clock } from '../base/clock.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
 import type { Cgroup, CgroupTree } from '../linux/cgroup.ts';
@@ -7,7 +8,7 @@ import { LinuxError } from '../linux/linux-error.ts';
 import type { DirtyLog } from '../memory/dirty-log.ts';
 import { openDirtyLog } from '../memory/dirty-log-choice.ts';
 import { GuestMemory } from '../memory/guest-memory.ts';
-import { PreloadChannel } from '../memory/preload-channel.ts';
+import { PreloadChannel, type PreloadHello } from '../memory/preload-channel.ts';
 import { frameFraming } from '../net/frame-codec.ts';
 import { byteFraming, type Framing } from '../net/framing.ts';
 import { QemuPort } from '../net/qemu-port.ts';
@@ -58,6 +59,8 @@ export class Instance implements AsyncDisposable {
   /** By link name. */
   readonly ports: ReadonlyMap<string, QemuPort>;
   readonly cgroup: Cgroup | undefined;
+  /** Where QEMU has mapped its memory. */
+  readonly hello: PreloadHello;
   readonly #owned: AsyncDisposableStack;
 
   private constructor(parts: Parts) {
@@ -68,6 +71,7 @@ export class Instance implements AsyncDisposable {
     this.paths = parts.paths;
     this.ports = parts.ports;
     this.cgroup = parts.cgroup;
+    this.hello = parts.hello;
     this.#owned = parts.owned;
   }
 
@@ -110,6 +114,8 @@ export class Instance implements AsyncDisposable {
     const orAborted = untilAborted(signal);
     await orAborted(cgroup?.addProcess(machine.process.pid).catch(ignoreRefusal));
     await orAborted(channel.awaitHello({ deadlineMs: HELLO_DEADLINE_MS, clock }));
+    const { hello } = channel;
+    assert(hello !== undefined, 'it was waited for');
     if (role === 'standby' || spec.shadow.enabled) await orAborted(checkMachine(machine, spec));
     const { log: dirtyLog } = openDirtyLog({ method: spec.shadow.dirtyLog, memory, channel });
     starting.use(dirtyLog);
@@ -117,7 +123,8 @@ export class Instance implements AsyncDisposable {
       await orAborted(port.awaitConnection({ deadlineMs: CONNECT_DEADLINE_MS, clock }));
     if (role === 'standby') await orAborted(machine.beginIncoming(paths.incoming));
     owned = true;
-    return new Instance({ number, machine, memory, dirtyLog, paths, ports, cgroup, owned: starting.move() });
+    const parts = { number, machine, memory, dirtyLog, paths, ports, cgroup, hello };
+    return new Instance({ ...parts, owned: starting.move() });
   }
 
   /** What lies of it in the directory for memory. */
@@ -152,7 +159,10 @@ export class Instance implements AsyncDisposable {
   }
 }
 
-type Parts = Pick<Instance, 'number' | 'machine' | 'memory' | 'dirtyLog' | 'paths' | 'ports' | 'cgroup'> & {
+type Parts = Pick<
+  Instance,
+  'number' | 'machine' | 'memory' | 'dirtyLog' | 'paths' | 'ports' | 'cgroup' | 'hello'
+> & {
   readonly owned: AsyncDisposableStack;
 };
 

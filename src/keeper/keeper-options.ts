@@ -22,6 +22,8 @@ export interface KeeperOptions {
   readonly savedIn?: { readonly suspended: string; readonly snapshot: string } | undefined;
   /** Where it begins; by default where it was suspended, or by booting. */
   readonly startFrom?: 'snapshot' | undefined;
+  /** A snapshot file that it goes on from. */
+  readonly restoreFrom?: { readonly path: string; readonly keyFile?: string | undefined } | undefined;
   /** Gives the start up; of no effect once the VM runs. */
   readonly signal?: AbortSignal;
   /** Takes protections away so that tests can show that they would notice. Not reachable from a specification. */

@@ -9,7 +9,6 @@ import type { VmMetrics } from '../control/vm-metrics.ts';
 import type { VmStatus } from '../control/vm-status.ts';
 import type { GuestLink } from '../net/guest-link.ts';
 import type { StreamClient } from '../net/stream-end.ts';
-import { checkSpec } from '../qemu/protectability.ts';
 import type { QmpEvent } from '../qemu/qmp-events.ts';
 import {
   DEFAULT_PROTECTION_POLICY,
@@ -22,27 +21,25 @@ import {
   type StopReason,
   stepProtection,
 } from '../shadow/protection.ts';
-import { admit } from './admission.ts';
 import { EffectQueue } from './effect-queue.ts';
 import { GuestClock } from './guest-clock.ts';
 import { GuestLinks } from './guest-links.ts';
 import { Instance, type InstanceSetting } from './instance.ts';
 import { settingOf } from './instance-setting.ts';
 import type { KeeperOptions } from './keeper-options.ts';
+import { MemoryArrival } from './memory-arrival.ts';
 import { lossReasonOf, PrimaryWatch } from './primary-watch.ts';
 import { promoteShadow } from './promotion.ts';
 import { noConsole } from './refusals.ts';
 import { ShadowLife } from './shadow-life.ts';
 import { isShadowWanted, withShadow } from './shadow-wish.ts';
 import { StateKeeping, type StateKeepingOptions } from './state-keeping.ts';
-import { stateToBeginFrom } from './state-restoring.ts';
 import { TakeoverRemains } from './takeover-remains.ts';
 import { TakeoverStats } from './takeover-stats.ts';
-import { type BeginningVm, beginVm, boot } from './vm-beginning.ts';
+import { type BeginningVm, beginVm, boot, prepareBeginning } from './vm-beginning.ts';
 import { describeVm, type KnownVm } from './vm-description.ts';
 import { endVm } from './vm-ending.ts';
 import { VmEvents } from './vm-events.ts';
-import { prepareImages } from './vm-images.ts';
 import { measureVm } from './vm-measures.ts';
 import { type OrderedVm, VmOrders } from './vm-orders.ts';
 import { recordVm } from './vm-record.ts';
@@ -65,6 +62,7 @@ export class Keeper implements KeeperControl {
   #primary: Instance | undefined;
   #watch: PrimaryWatch | undefined;
   readonly #remains = new TakeoverRemains();
+  readonly #memory: MemoryArrival;
   readonly #shadow: ShadowLife;
   readonly #parts: Parts;
   readonly #states: StateKeeping;
@@ -84,6 +82,7 @@ export class Keeper implements KeeperControl {
     this.#setting = settingOf({ ...options, spec: withShadow(spec, this.#state.wanted) });
     const onGuestEvent = (event: QmpEvent) => this.#onGuestEvent(event);
     this.#events = new VmEvents({ ...options, vm: spec.name, onGuestEvent });
+    this.#memory = this.#memoryArrival();
     this.#shadow = this.#shadowLife();
     this.#parts = this.#partsForOthers();
     this.#states = new StateKeeping(this.#parts);
@@ -99,13 +98,7 @@ export class Keeper implements KeeperControl {
 
   /** Starts the VM. Resolves when its guest runs; protection follows. @throws what kept it from starting, or the signal's reason */
   static async start(options: KeeperOptions): Promise<Keeper> {
-    const spec = withShadow(options.spec, isShadowWanted(options));
-    checkSpec(spec);
-    // Where there is a heritage, what is needed was promised already.
-    const isHeir = options.runDirectory.heritage.kind !== 'none';
-    if (!isHeir) admit(spec);
-    const state = await stateToBeginFrom(options);
-    await prepareImages(options, { goesOn: isHeir || state !== undefined });
+    const origin = await prepareBeginning(options);
     const keeper = new Keeper(options);
     try {
       keeper.#links = await GuestLinks.open({
@@ -119,7 +112,7 @@ export class Keeper implements KeeperControl {
       keeper.#agent = keeper.#links.agent?.connect({
         onOutput: (bytes) => keeper.#guestClock.receive(bytes),
       });
-      const begun = await beginVm(keeper.#parts, state);
+      const begun = await beginVm(keeper.#parts, origin);
       if (begun === 'runs') keeper.#noteStarted();
       else keeper.#dispatch({ kind: 'powered-off' });
       return keeper;
@@ -143,25 +136,13 @@ export class Keeper implements KeeperControl {
     return this.#events.journal.onEvent(listener);
   }
 
-  promote(order: { trace?: Trace | undefined } = {}): Promise<void> {
-    return this.#orders.promote(order);
-  }
-
-  protect(): Promise<void> {
-    return this.#orders.protect();
-  }
-
-  unprotect(): Promise<void> {
-    return this.#orders.unprotect();
-  }
-
-  testFailover(): Promise<FailoverReport> {
-    return this.#orders.testFailover();
-  }
-
-  stop(order: StopOrder): Promise<void> {
-    return this.#orders.stop(order);
-  }
+  // What can be ordered is carried out, and explained, elsewhere.
+  readonly promote: KeeperControl['promote'] = (order) => this.#orders.promote(order);
+  readonly protect = (): Promise<void> => this.#orders.protect();
+  readonly unprotect = (): Promise<void> => this.#orders.unprotect();
+  readonly testFailover = (): Promise<FailoverReport> => this.#orders.testFailover();
+  readonly snapshot: KeeperControl['snapshot'] = (order) => this.#orders.snapshot(order);
+  readonly stop = (order: StopOrder): Promise<void> => this.#orders.stop(order);
 
   /** Nothing is decided or begun any more, for whoever ends the processes of this VM by force. */
   freeze(): void {
@@ -316,6 +297,7 @@ export class Keeper implements KeeperControl {
       options: this.#options,
       setting: this.#setting,
       shadow: this.#shadow,
+      memory: this.#memory,
       remains: this.#remains,
       waiters: this.#waiters,
       finished: this.#finished.promise,
@@ -342,12 +324,24 @@ export class Keeper implements KeeperControl {
     };
   }
 
+  #memoryArrival(): MemoryArrival {
+    return new MemoryArrival({
+      publish: (kind, facts) => this.#publish(kind, facts),
+      onWhole: () => this.#record(),
+      onFailed: (cause) => {
+        this.#publish('failed', { during: 'restore', ...errorFacts(cause) });
+        this.#dispatch({ kind: 'start-failed' });
+      },
+    });
+  }
+
   #shadowLife(): ShadowLife {
     return new ShadowLife({
       ...this.#options,
       memoryDirectory: this.#setting.memoryDirectory,
       beforeStart: () => this.#finishTakeover(),
-      startStandby: (signal) => this.#startInstance('standby', { signal }),
+      startStandby: (signal) =>
+        this.#memory.whole(signal).then(() => this.#startInstance('standby', { signal })),
       primary: () => this.#primary,
       beginWith: () => this.#holdOutput(),
       onStarting: () => this.#dispatch({ kind: 'shadow-starting' }),
@@ -481,6 +475,7 @@ export class Keeper implements KeeperControl {
       endSaving: () => this.#states.end(),
       dropShadow: () => this.#shadow.drop(),
     });
+    await this.#memory[Symbol.asyncDispose]();
   }
 
   /** Written down for whoever has to clean up after a keeper that was killed, or can go on from what it left. */
@@ -491,6 +486,7 @@ export class Keeper implements KeeperControl {
       primary: this.#primary,
       acting,
       shadow: this.#shadow.session,
+      isWhole: this.#memory.isWhole,
       isProtected: phase === 'protected' || (phase === 'saving' && shadowBehind),
       token: this.#events.token,
       shadowWanted: wanted,

@@ -10,7 +10,8 @@
  * `{"ok": false, "error": {…}}`; afterwards it is spoken to through the control socket.
  *
  * A host adds `--shadow on|off` when it wants another thing than the specification, `--state DIRECTORY` where the state
- * of its VMs is saved, and `--from snapshot` for a VM that shall go on from there.
+ * of its VMs is saved, and `--from snapshot` for a VM that shall go on from there. `--restore FILE` goes on from a
+ * snapshot file, with `--key-file FILE` from an encrypted one.
  *
  * As the unit understudy-keeper@redis of systemd:
  *
@@ -165,7 +166,8 @@ interface Keeping {
 
 async function keep({ spec, wishes }: Kept, keeping: Keeping): Promise<number> {
   const { directory, log, manager, reportStart } = keeping;
-  const { shadowWanted, stateDirectory, startFrom, endPath } = wishes;
+  const { shadowWanted, stateDirectory, startFrom, restore, keyFile, endPath } = wishes;
+  const restoreFrom = restore === undefined ? undefined : { path: restore, keyFile };
   let failed = false;
   let started = false;
   let reason: StopReason = 'failed';
@@ -179,7 +181,7 @@ async function keep({ spec, wishes }: Kept, keeping: Keeping): Promise<number> {
     });
     const savedIn = stateDirectory === undefined ? undefined : savedStatePaths(stateDirectory, spec.name);
     const keeper = await Keeper.start({
-      ...{ ...host, spec, log, clock, shadowWanted, savedIn, startFrom },
+      ...{ ...host, spec, log, clock, shadowWanted, savedIn, startFrom, restoreFrom },
       runDirectory: directory,
       failpoints: new Failpoints(),
       signal: signals.start,

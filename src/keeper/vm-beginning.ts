@@ -1,19 +1,26 @@
 import { epochId } from '../epoch/epoch-id.ts';
 import type { GuestLink } from '../net/guest-link.ts';
+import { checkSpec } from '../qemu/protectability.ts';
 import type { SavedState } from '../replication/saved-state.ts';
+import { admit } from './admission.ts';
 import type { Instance, InstanceSetting } from './instance.ts';
 import type { KeeperOptions } from './keeper-options.ts';
+import type { MemoryArrival } from './memory-arrival.ts';
 import { attachLinks } from './promotion.ts';
 import type { ShadowLife } from './shadow-life.ts';
-import { restoreState } from './state-restoring.ts';
+import { isShadowWanted, withShadow } from './shadow-wish.ts';
+import { type Restoring, restoreSnapshot, snapshotToRestore } from './snapshot-restoring.ts';
+import { restoreState, stateToBeginFrom } from './state-restoring.ts';
 import { type Succession, succeed } from './succession.ts';
 import type { TakeoverRemains } from './takeover-remains.ts';
+import { prepareImages } from './vm-images.ts';
 
 /** What a beginning needs of the keeper. */
 export interface BeginningVm {
   readonly options: KeeperOptions;
   readonly setting: InstanceSetting;
   readonly shadow: ShadowLife;
+  readonly memory: MemoryArrival;
   readonly remains: TakeoverRemains;
   readonly links: () => readonly GuestLink[];
   readonly startPrimary: (role: 'primary' | 'standby', signal: AbortSignal | undefined) => Promise<Instance>;
@@ -25,15 +32,39 @@ export interface BeginningVm {
   readonly publish: (kind: string, facts?: Readonly<Record<string, unknown>>) => void;
 }
 
+/** What a VM goes on from that was chosen before it began. */
+export interface Origin {
+  readonly state: SavedState | undefined;
+  readonly restoring: Restoring | undefined;
+}
+
+/** Looks at everything that can be looked at before there is a VM. @throws what keeps it from running */
+export async function prepareBeginning(options: KeeperOptions): Promise<Origin> {
+  const spec = withShadow(options.spec, isShadowWanted(options));
+  checkSpec(spec);
+  // Where there is a heritage, what is needed was promised already.
+  const isHeir = options.runDirectory.heritage.kind !== 'none';
+  if (!isHeir) admit(spec);
+  const restoring = snapshotToRestore(options);
+  const state = restoring === undefined ? await stateToBeginFrom(options) : undefined;
+  const goesOn = isHeir || state !== undefined || restoring !== undefined;
+  await prepareImages(options, { goesOn });
+  return { state, restoring };
+}
+
 /**
- * Lets a VM run: from the state that it was saved in, from where a killed keeper left it, or anew. What it sends may
+ * Lets a VM run: from a snapshot, from the state that it was saved in, from where a killed keeper left it, or anew. What it sends may
  * still be held when this resolves. One that was left by a killed keeper may have powered off meanwhile.
  * @throws what keeps it from running
  */
 export async function beginVm(
   vm: BeginningVm,
-  state: SavedState | undefined,
+  { state, restoring }: Origin,
 ): Promise<'runs' | 'powered-off'> {
+  if (restoring !== undefined) {
+    await restoreSnapshot(vm, restoring);
+    return 'runs';
+  }
   if (state !== undefined) {
     await resume(vm, state);
     return 'runs';

@@ -4,6 +4,7 @@ import { disksOf } from '../config/spec-disks.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
 import type { FailoverReport } from '../control/failover-report.ts';
 import type { StopOrder } from '../control/keeper-control.ts';
+import type { SnapshotOrder, SnapshotReport } from '../control/snapshot-report.ts';
 import type { StreamClient } from '../net/stream-end.ts';
 import { checkMachine, checkSpec } from '../qemu/protectability.ts';
 import {
@@ -17,6 +18,7 @@ import { admit } from './admission.ts';
 import { testFailover } from './failover-test.ts';
 import type { Instance } from './instance.ts';
 import type { KeeperOptions } from './keeper-options.ts';
+import type { MemoryArrival } from './memory-arrival.ts';
 import { askToPowerOff } from './power-button.ts';
 import {
   cannotSave,
@@ -25,10 +27,11 @@ import {
   noPlaceToSave,
   notProtected,
   promoteFailed,
-  testUnderWay,
+  shadowIsLent,
 } from './refusals.ts';
 import type { ShadowLife } from './shadow-life.ts';
 import { withShadow } from './shadow-wish.ts';
+import { takeSnapshot } from './snapshot-taking.ts';
 import type { SavedKind, StateKeeping } from './state-keeping.ts';
 
 type Facts = Readonly<Record<string, unknown>>;
@@ -38,6 +41,7 @@ export interface OrderedVm {
   readonly options: KeeperOptions;
   readonly waiters: ConditionWaiters;
   readonly shadow: ShadowLife;
+  readonly memory: MemoryArrival;
   readonly states: StateKeeping;
   readonly finished: Promise<unknown>;
   readonly state: () => ProtectionState;
@@ -59,7 +63,8 @@ export interface OrderedVm {
 /** What people and programs can ask of a VM: each order is checked first, and changes nothing when it is refused. */
 export class VmOrders {
   readonly #vm: OrderedVm;
-  #isTesting = false;
+  /** One that looks at the shadow at a time. */
+  #lentFor: 'test' | 'snapshot' | undefined;
 
   constructor(vm: OrderedVm) {
     this.#vm = vm;
@@ -97,11 +102,11 @@ export class VmOrders {
   async testFailover(): Promise<FailoverReport> {
     const { options, shadow, state, startTest } = this.#vm;
     const { spec, clock, failpoints } = options;
-    if (this.#isTesting) throw testUnderWay(this.#name);
+    if (this.#lentFor !== undefined) throw shadowIsLent(this.#name, this.#lentFor);
     if (state().phase !== 'protected') throw notProtected(this.#name, state().phase);
     if (hasWritableDisk(spec)) throw disksWouldBeWritten(this.#name);
     admit(withShadow(spec, true), { runs: true, besidesBytes: spec.memoryBytes });
-    this.#isTesting = true;
+    this.#lentFor = 'test';
     try {
       const expectsAgent = this.#vm.hasAgent();
       const report = await shadow.lend((loan) =>
@@ -110,7 +115,21 @@ export class VmOrders {
       this.#vm.publish('failover-test', { ...report });
       return report;
     } finally {
-      this.#isTesting = false;
+      this.#lentFor = undefined;
+    }
+  }
+
+  async snapshot(order: SnapshotOrder): Promise<SnapshotReport> {
+    const { options, shadow, state, publish } = this.#vm;
+    if (this.#lentFor !== undefined) throw shadowIsLent(this.#name, this.#lentFor);
+    if (state().phase !== 'protected') throw notProtected(this.#name, state().phase);
+    if (hasWritableDisk(options.spec)) throw cannotSave(this.#name, 'its disks are no part of a snapshot');
+    const token = options.runDirectory.token;
+    this.#lentFor = 'snapshot';
+    try {
+      return await shadow.lend((loan) => takeSnapshot(order, { loan, options, token, publish }));
+    } finally {
+      this.#lentFor = undefined;
     }
   }
 
@@ -131,6 +150,7 @@ export class VmOrders {
     const { options, states } = this.#vm;
     if (options.savedIn === undefined) throw noPlaceToSave(this.#name, kind);
     const { machine } = await this.#acting();
+    await this.#vm.memory.whole();
     try {
       const spec = withShadow(options.spec, true);
       checkSpec(spec);

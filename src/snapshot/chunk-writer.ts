@@ -6,6 +6,7 @@ import { promisify } from 'node:util';
 import { constants, zstdCompress, zstdDecompress } from 'node:zlib';
 import { assert } from '../base/assert.ts';
 import { PAGE_BYTES } from '../base/units.ts';
+import { tryLockExclusive } from '../linux/file.ts';
 import { errnoNameOf } from '../linux/linux-error.ts';
 import { PageHashes } from './page-hashes.ts';
 import { SnapshotError } from './snapshot-error.ts';
@@ -66,6 +67,8 @@ export class ChunkWriter implements AsyncDisposable {
     mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
     const unfinished = `${path}-${randomUUID()}${UNFINISHED}`;
     const handle = await open(unfinished, 'wx+', 0o600);
+    // Whoever clears up tells by it that this one is being written.
+    tryLockExclusive(handle.fd);
     return new ChunkWriter({ path, unfinished, handle }, { memoryBytes, key });
   }
 

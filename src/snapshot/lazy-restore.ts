@@ -1,6 +1,8 @@
 import { once } from 'node:events';
+import { closeSync } from 'node:fs';
 import { Worker } from 'node:worker_threads';
 import { assert } from '../base/assert.ts';
+import { duplicate } from '../linux/file.ts';
 import { LinuxError } from '../linux/linux-error.ts';
 import { UserfaultAnswers } from '../linux/userfault-answers.ts';
 import type { GuestMemory } from '../memory/guest-memory.ts';
@@ -48,7 +50,7 @@ export class LazyRestore implements AsyncDisposable {
     const workerData: FillWork = { path: file.path, key, shared: this.#shared };
     this.#worker = new Worker(new URL('fill-worker.ts', import.meta.url), { workerData });
     this.#worker.on('message', (report: FillReport) => this.#take(report));
-    this.#worker.on('error', (cause) => this.#fail('its thread failed', cause));
+    this.#worker.on('error', (cause) => this.#fail('its thread failed', { cause }));
     this.#worker.on('exit', () => this.#fail('its thread has ended'));
     // Both may be looked at late or never.
     for (const { promise } of [this.#ready, this.#filled]) promise.catch(() => {});
@@ -81,7 +83,10 @@ export class LazyRestore implements AsyncDisposable {
     assert(fileOffset === 0 && lengthBytes === memory.sizeBytes, 'QEMU maps all of its memory at once');
     assert(memory.sizeBytes === this.#file.facts.memoryBytes, 'the snapshot is of a memory of this size');
     await this.#ready.promise;
-    const answers = new UserfaultAnswers(protection.userfaultfd);
+    // The worker may still use it when QEMU's own belongings are closed already, and its number with them.
+    const userfaultfd = duplicate(protection.userfaultfd);
+    this.#worker.once('exit', () => closeSync(userfaultfd));
+    const answers = new UserfaultAnswers(userfaultfd);
     try {
       answers.watchMissing({ address: startAddress, lengthBytes });
     } catch (thrown) {
@@ -92,7 +97,7 @@ export class LazyRestore implements AsyncDisposable {
     // The start-up of QEMU may have left something in it, and from here on nothing comes into it but our answers.
     memory.discardAll();
     Atomics.store(this.#numbers, SHARED.background, onDemandOnly ? 0 : 1);
-    this.#worker.postMessage({ userfaultfd: protection.userfaultfd, startAddress });
+    this.#worker.postMessage({ userfaultfd, startAddress });
   }
 
   fillInBackground(): void {
@@ -118,7 +123,7 @@ export class LazyRestore implements AsyncDisposable {
   #take(report: FillReport): void {
     if (report.kind === 'ready') this.#ready.resolve();
     else if (report.kind === 'done') this.#finish(report.asked);
-    else if (report.kind === 'stopped') this.#fail('the QEMU has ended, or it was stopped');
+    else if (report.kind === 'stopped') this.#fail('the QEMU has ended, or it was stopped', { isOver: true });
     else this.#fail(report.message);
   }
 
@@ -128,7 +133,7 @@ export class LazyRestore implements AsyncDisposable {
     try {
       answers.watchWritesOnly({ address: hello.startAddress, lengthBytes: hello.lengthBytes });
     } catch (cause) {
-      this.#fail('what is written cannot be watched any more', cause);
+      this.#fail('what is written cannot be watched any more', { cause });
       return;
     }
     this.#rememberAsked(asked);
@@ -145,8 +150,9 @@ export class LazyRestore implements AsyncDisposable {
     }
   }
 
-  #fail(why: string, cause?: unknown): void {
-    const hint = this.#isEnding
+  /** `isOver`: there is nobody any more who could miss it. */
+  #fail(why: string, { cause, isOver = this.#isEnding }: { cause?: unknown; isOver?: boolean } = {}): void {
+    const hint = isOver
       ? 'Nothing is wrong: the VM was ended.'
       : 'The VM is ended; go on from the snapshot again, or from another one: `understudy snapshot verify`.';
     const error = new SnapshotError(
@@ -154,7 +160,7 @@ export class LazyRestore implements AsyncDisposable {
       `memory stopped coming from ${this.#file.path}: ${why}`,
       {
         hint,
-        facts: { path: this.#file.path },
+        facts: { path: this.#file.path, isOver },
         cause,
       },
     );

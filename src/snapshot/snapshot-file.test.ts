@@ -164,7 +164,7 @@ describe('a snapshot file', () => {
 describe('an encrypted snapshot', () => {
   it('tells its facts without the key, and opens with no other one', async () => {
     await write(mixture(), KEY);
-    expect(SnapshotFile.factsOf(path)).toMatchObject({ facts: FIXTURE_FACTS, isEncrypted: true });
+    expect(SnapshotFile.outline(path)).toMatchObject({ facts: FIXTURE_FACTS, isEncrypted: true });
     const wrong = expect.objectContaining({ code: 'SNAPSHOT_KEY_WRONG' });
     expect(() => SnapshotFile.open(path)).toThrow(wrong);
     expect(() => SnapshotFile.open(path, { key: randomBytes(32) })).toThrow(wrong);

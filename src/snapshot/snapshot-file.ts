@@ -32,6 +32,12 @@ interface OpenOptions {
   readonly key?: Uint8Array | undefined;
 }
 
+export interface SnapshotOutline {
+  readonly facts: SnapshotFacts;
+  readonly isEncrypted: boolean;
+  readonly sizeBytes: number;
+}
+
 /** A snapshot that is there. Nothing in the file is trusted: every byte that is used was compared with a checksum. */
 export class SnapshotFile implements Disposable {
   readonly path: string;
@@ -58,15 +64,13 @@ export class SnapshotFile implements Disposable {
     }
   }
 
-  /** What can be told without the key: the index is not looked at. @throws as `open` */
-  static factsOf(path: string): {
-    readonly facts: SnapshotFacts;
-    readonly sizeBytes: number;
-    readonly isEncrypted: boolean;
-  } {
+  /** What can be told without the key, of a file that has a beginning and an end. @throws as `open` */
+  static outline(path: string): SnapshotOutline {
     const fd = openForReading(path);
     try {
-      const { facts, isEncrypted } = readPrologue(fd, path);
+      const prologue = readPrologue(fd, path);
+      readStoredIndex(fd, { path, prologue });
+      const { facts, isEncrypted } = prologue;
       return { facts, isEncrypted, sizeBytes: fstatSync(fd).size };
     } finally {
       closeSync(fd);
@@ -138,31 +142,38 @@ export class SnapshotFile implements Disposable {
     return decompressed(opened, record.plainBytes);
   }
 
-  #readIndex({ facts, hash }: Prologue): SnapshotIndex {
+  #readIndex(prologue: Prologue): SnapshotIndex {
     const { path } = this;
-    const trailerAt = this.sizeBytes - TRAILER_BYTES;
-    if (trailerAt < 0) throw damaged(path, 'it is cut short');
-    const trailer = readExactly(this.#fd, { at: trailerAt, bytes: TRAILER_BYTES, path });
-    if (!trailer.subarray(24 + HASH_BYTES).equals(MAGIC)) throw damaged(path, 'it is cut short');
-    const offset = Number(trailer.readBigUInt64LE(0));
-    const storedBytes = Number(trailer.readBigUInt64LE(8));
-    const plainBytes = Number(trailer.readBigUInt64LE(16));
-    const isPlaced = offset + storedBytes === trailerAt && storedBytes <= INDEX_BYTES_MAX;
-    if (!isPlaced || plainBytes > INDEX_BYTES_MAX) throw damaged(path, 'its end makes no sense');
-    const stored = readExactly(this.#fd, { at: offset, bytes: storedBytes, path });
-    const expected = trailerHash(trailer.subarray(0, 24), { stored, prologueHash: hash });
-    if (!expected.equals(trailer.subarray(24, 24 + HASH_BYTES)))
-      throw damaged(path, 'its index does not fit its checksum');
-    const opened =
-      this.#cipher === undefined ? stored : this.#cipher.open(stored, { kind: 'index', prologueHash: hash });
+    const { stored, offset, plainBytes } = readStoredIndex(this.#fd, { path, prologue });
+    const place = { kind: 'index', prologueHash: prologue.hash } as const;
+    const opened = this.#cipher === undefined ? stored : this.#cipher.open(stored, place);
     if (opened === undefined) throw keyWrong(path, 'the key is another one');
-    const pageCount = facts.memoryBytes / PAGE_BYTES;
     const plain = decompressed(opened, plainBytes);
     const index =
-      plain?.length === plainBytes ? decodeIndex(plain, { pageCount, endByte: offset }) : undefined;
+      plain?.length === plainBytes
+        ? decodeIndex(plain, { pageCount: this.pageCount, endByte: offset })
+        : undefined;
     if (index === undefined) throw damaged(path, 'its index makes no sense');
     return index;
   }
+}
+
+/** As it lies in the file, which does not need the key. */
+function readStoredIndex(fd: number, { path, prologue }: { path: string; prologue: Prologue }) {
+  const trailerAt = fstatSync(fd).size - TRAILER_BYTES;
+  if (trailerAt < 0) throw damaged(path, 'it is cut short');
+  const trailer = readExactly(fd, { at: trailerAt, bytes: TRAILER_BYTES, path });
+  if (!trailer.subarray(24 + HASH_BYTES).equals(MAGIC)) throw damaged(path, 'it is cut short');
+  const offset = Number(trailer.readBigUInt64LE(0));
+  const storedBytes = Number(trailer.readBigUInt64LE(8));
+  const plainBytes = Number(trailer.readBigUInt64LE(16));
+  const isPlaced = offset + storedBytes === trailerAt && storedBytes <= INDEX_BYTES_MAX;
+  if (!isPlaced || plainBytes > INDEX_BYTES_MAX) throw damaged(path, 'its end makes no sense');
+  const stored = readExactly(fd, { at: offset, bytes: storedBytes, path });
+  const expected = trailerHash(trailer.subarray(0, 24), { stored, prologueHash: prologue.hash });
+  if (!expected.equals(trailer.subarray(24, 24 + HASH_BYTES)))
+    throw damaged(path, 'its index does not fit its checksum');
+  return { stored, offset, plainBytes };
 }
 
 function openForReading(path: string): number {

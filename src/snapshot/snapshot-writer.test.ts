@@ -85,6 +85,11 @@ class Shadowed implements AsyncDisposable {
   }
 }
 
+const lending =
+  (image: ShadowImage) =>
+  <Result>(work: (image: ShadowImage) => Promise<Result>) =>
+    work(image);
+
 const turn = () => new Promise<void>((resolve) => setImmediate(resolve));
 const ALL_PAGES = [...Array(FIXTURE_PAGES).keys()];
 
@@ -129,7 +134,12 @@ describe('a snapshot of a VM that runs', () => {
         await shadowed.image.settle();
         let ended = false;
         const snapshot = snapshotShadow({
-          ...{ ...common(), image: shadowed.image, facts: FIXTURE_FACTS, nowMs: () => performance.now() },
+          ...{
+            ...common(),
+            use: lending(shadowed.image),
+            facts: FIXTURE_FACTS,
+            nowMs: () => performance.now(),
+          },
           // Some are committed while nothing is applied.
           onHeld: () => shadowed.commit([1, 2]),
         }).finally(() => {
@@ -165,7 +175,7 @@ describe('a snapshot of a VM that runs', () => {
     shadowed.commit([0, 400]);
     await begun.promise;
     const snapshot = snapshotShadow({
-      ...{ ...common(), image: shadowed.image, facts: FIXTURE_FACTS, nowMs: () => 0 },
+      ...{ ...common(), use: lending(shadowed.image), facts: FIXTURE_FACTS, nowMs: () => 0 },
       onProgress: (share) => {
         // Everything was read once before any of the epoch is written.
         if (share === 1) goOn();
@@ -182,7 +192,13 @@ describe('a snapshot of a VM that runs', () => {
     await shadowed.image.settle();
     const abort = new AbortController();
     const snapshot = snapshotShadow({
-      ...{ ...common(), image: shadowed.image, facts: FIXTURE_FACTS, nowMs: () => 0, signal: abort.signal },
+      ...{
+        ...common(),
+        use: lending(shadowed.image),
+        facts: FIXTURE_FACTS,
+        nowMs: () => 0,
+        signal: abort.signal,
+      },
       onHeld: () => {
         shadowed.commit([2]);
         abort.abort(new Error('given up'));

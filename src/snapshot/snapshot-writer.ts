@@ -34,7 +34,8 @@ interface StillOptions extends CommonOptions {
 
 interface ShadowOptions extends CommonOptions {
   readonly facts: Omit<SnapshotFacts, 'epoch'>;
-  readonly image: ShadowImage;
+  /** Lends the image. It is given back before the file is brought to disk: a takeover waits for `work`. */
+  readonly use: <Result>(work: (image: ShadowImage) => Promise<Result>) => Promise<Result>;
   readonly nowMs: () => number;
   /** The image stands still. */
   readonly onHeld?: () => Promise<void> | void;
@@ -62,7 +63,27 @@ export async function snapshotStill(options: StillOptions): Promise<WrittenSnaps
  * @throws SnapshotError; ReplicationError; the signal's reason
  */
 export async function snapshotShadow(options: ShadowOptions): Promise<WrittenSnapshot> {
-  const { image, key, path, signal, nowMs, onProgress, onHeld } = options;
+  const { use, key, path, signal, facts } = options;
+  await using writer = await ChunkWriter.create(path, { memoryBytes: facts.memoryBytes, key });
+  using aside = new PagesAside();
+  const { epoch, deviceState, heldMs } = await use((image) =>
+    copyShadow(image, { ...options, writer, aside }),
+  );
+  await aside.writeTo(writer);
+  signal.throwIfAborted();
+  const sizeBytes = await finish(writer, { ...options, facts: { ...facts, epoch }, deviceState });
+  return { epoch, sizeBytes, heldMs };
+}
+
+interface CopyOptions extends Pick<ShadowOptions, 'signal' | 'onProgress' | 'nowMs' | 'onHeld'> {
+  readonly writer: ChunkWriter;
+  readonly aside: PagesAside;
+}
+
+async function copyShadow(
+  image: ShadowImage,
+  { writer, aside, signal, onProgress, nowMs, onHeld }: CopyOptions,
+): Promise<{ readonly epoch: number; readonly deviceState: Buffer; readonly heldMs: number }> {
   let applied: PageRun[] = [];
   const takeApplied = () => {
     const taken = applied;
@@ -75,7 +96,6 @@ export async function snapshotShadow(options: ShadowOptions): Promise<WrittenSna
       applied = mergeRuns(applied, runs);
     }),
   );
-  await using writer = await ChunkWriter.create(path, { memoryBytes: image.memory.sizeBytes, key });
   using copying = new PageCopy(writer, { memory: image.memory, signal });
   await copying.copy(image.memory.dataRuns(), onProgress);
   let rest: readonly PageRun[] = takeApplied();
@@ -83,20 +103,13 @@ export async function snapshotShadow(options: ShadowOptions): Promise<WrittenSna
     await copying.copy(rest, () => {});
     rest = takeApplied();
   }
-  let heldMs = 0;
-  using aside = new PagesAside();
-  const staged = await image.whileStill(async (still) => {
+  return await image.whileStill(async (still) => {
     const heldAtMs = nowMs();
     await onHeld?.();
     await copyRest(mergeRuns(rest, takeApplied()), { still, image, aside, writer });
-    heldMs = nowMs() - heldAtMs;
-    return { epoch: still.staged.epoch, deviceState: Buffer.from(still.staged.deviceState) };
+    const { epoch, deviceState } = still.staged;
+    return { epoch, deviceState: Buffer.from(deviceState), heldMs: nowMs() - heldAtMs };
   });
-  await aside.writeTo(writer);
-  signal.throwIfAborted();
-  const { epoch, deviceState } = staged;
-  const facts = { ...options.facts, epoch };
-  return { epoch, sizeBytes: await finish(writer, { ...options, facts, deviceState }), heldMs };
 }
 
 async function finish(
