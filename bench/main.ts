@@ -17,8 +17,9 @@ import { type Benchmark, BenchRun } from './harness.ts';
 import { machineFacts, versions } from './machine-facts.ts';
 import { overhead } from './overhead.ts';
 import { reportMarkdown, reportText, targetText } from './report.ts';
+import { restore } from './restore.ts';
 
-const BENCHMARKS: readonly Benchmark[] = [checkpoint, failover, overhead, api, adoption];
+const BENCHMARKS: readonly Benchmark[] = [checkpoint, failover, overhead, api, adoption, restore];
 const KILLS_MAX = 1000;
 
 const USAGE = `\

@@ -1,5 +1,6 @@
 import { messageOf } from '../base/errors.ts';
 import { epochId } from '../epoch/epoch-id.ts';
+import type { GuestLink } from '../net/guest-link.ts';
 import { withFirmware } from '../qemu/firmware.ts';
 import { restoreAll } from '../snapshot/full-restore.ts';
 import { LazyRestore } from '../snapshot/lazy-restore.ts';
@@ -8,9 +9,25 @@ import { SnapshotFile } from '../snapshot/snapshot-file.ts';
 import { readKeyFile } from '../snapshot/snapshot-key.ts';
 import type { Instance } from './instance.ts';
 import type { KeeperOptions } from './keeper-options.ts';
+import type { MemoryArrival } from './memory-arrival.ts';
 import { attachLinks } from './promotion.ts';
+import type { ShadowLife } from './shadow-life.ts';
 import { stateFacts } from './state-restoring.ts';
-import type { BeginningVm } from './vm-beginning.ts';
+
+/** What a restore needs of the keeper. */
+export interface RestoredVm {
+  readonly options: KeeperOptions;
+  readonly shadow: ShadowLife;
+  readonly memory: MemoryArrival;
+  readonly links: () => readonly GuestLink[];
+  readonly startPrimary: (role: 'primary' | 'standby', signal: AbortSignal | undefined) => Promise<Instance>;
+  /** Numbers of instances go on after this one. */
+  readonly countFrom: (instance: number) => void;
+  /** Another QEMU is about to act: to be called before it does anything. */
+  readonly beginToAct: (instance: Instance) => void;
+  readonly makePrimary: (instance: Instance) => void;
+  readonly publish: (kind: string, facts?: Readonly<Record<string, unknown>>) => void;
+}
 
 /** A snapshot that a VM is to go on from. */
 export interface Restoring {
@@ -43,7 +60,7 @@ export function snapshotToRestore(options: KeeperOptions): Restoring | undefined
  * A VM goes on from a snapshot: at once where its faults can be answered, else when all of its memory is there. The
  * snapshot stays. @throws SnapshotError, QemuError; the signal's reason
  */
-export async function restoreSnapshot(vm: BeginningVm, { file, key }: Restoring): Promise<void> {
+export async function restoreSnapshot(vm: RestoredVm, { file, key }: Restoring): Promise<void> {
   const { clock, failpoints, signal, runDirectory } = vm.options;
   const { epoch, savedAtMs } = file.facts;
   const startMs = clock.nowMs();
@@ -82,7 +99,7 @@ export async function restoreSnapshot(vm: BeginningVm, { file, key }: Restoring)
 
 /** Returns whether memory comes while the guest runs; else all of it is there. */
 async function beginFill(
-  vm: BeginningVm,
+  vm: RestoredVm,
   { restore, file, instance }: { restore: LazyRestore; file: SnapshotFile; instance: Instance },
 ): Promise<boolean> {
   const { memory, hello } = instance;

@@ -9,27 +9,16 @@ import type { MemoryArrival } from './memory-arrival.ts';
 import { attachLinks } from './promotion.ts';
 import type { ShadowLife } from './shadow-life.ts';
 import { isShadowWanted, withShadow } from './shadow-wish.ts';
-import { type Restoring, restoreSnapshot, snapshotToRestore } from './snapshot-restoring.ts';
+import { type RestoredVm, type Restoring, restoreSnapshot, snapshotToRestore } from './snapshot-restoring.ts';
 import { restoreState, stateToBeginFrom } from './state-restoring.ts';
 import { type Succession, succeed } from './succession.ts';
 import type { TakeoverRemains } from './takeover-remains.ts';
 import { prepareImages } from './vm-images.ts';
 
 /** What a beginning needs of the keeper. */
-export interface BeginningVm {
-  readonly options: KeeperOptions;
+export interface BeginningVm extends RestoredVm {
   readonly setting: InstanceSetting;
-  readonly shadow: ShadowLife;
-  readonly memory: MemoryArrival;
   readonly remains: TakeoverRemains;
-  readonly links: () => readonly GuestLink[];
-  readonly startPrimary: (role: 'primary' | 'standby', signal: AbortSignal | undefined) => Promise<Instance>;
-  /** Numbers of instances go on after this one. */
-  readonly countFrom: (instance: number) => void;
-  /** Another QEMU is about to act: to be called before it does anything. */
-  readonly beginToAct: (instance: Instance) => void;
-  readonly makePrimary: (instance: Instance) => void;
-  readonly publish: (kind: string, facts?: Readonly<Record<string, unknown>>) => void;
 }
 
 /** What a VM goes on from that was chosen before it began. */

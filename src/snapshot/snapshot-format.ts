@@ -25,10 +25,10 @@ export const HASH_BYTES = 32;
 export const TRAILER_BYTES = 24 + HASH_BYTES + MAGIC.length;
 const HEADER_BYTES_MAX = PROLOGUE_BYTES - FIXED_BYTES - HASH_BYTES;
 
-/** 128 KiB: a fault waits for a whole chunk, about 0.1 ms; smaller ones compress worse. */
+/** 128 KiB: a fault waits for a whole chunk, less than 0.2 ms; smaller ones compress worse. */
 export const CHUNK_PAGES = 32;
 export const CHUNK_BYTES = CHUNK_PAGES * PAGE_BYTES;
-export const ZSTD_LEVEL = 1;
+export const ZSTD_LEVEL = 3;
 
 const BLOBS = ['deviceState', 'firmware', 'spec'] as const;
 export type BlobName = (typeof BLOBS)[number];
