@@ -1,13 +1,10 @@
 import { epochId } from '../epoch/epoch-id.ts';
-import type { GuestLink } from '../net/guest-link.ts';
 import { checkSpec } from '../qemu/protectability.ts';
 import type { SavedState } from '../replication/saved-state.ts';
 import { admit } from './admission.ts';
-import type { Instance, InstanceSetting } from './instance.ts';
+import type { InstanceSetting } from './instance.ts';
 import type { KeeperOptions } from './keeper-options.ts';
-import type { MemoryArrival } from './memory-arrival.ts';
 import { attachLinks } from './promotion.ts';
-import type { ShadowLife } from './shadow-life.ts';
 import { isShadowWanted, withShadow } from './shadow-wish.ts';
 import { type RestoredVm, type Restoring, restoreSnapshot, snapshotToRestore } from './snapshot-restoring.ts';
 import { restoreState, stateToBeginFrom } from './state-restoring.ts';
