@@ -43,6 +43,8 @@ export interface InstanceSetting {
   readonly runDirectory: string;
   readonly memoryDirectory: string;
   readonly cgroups: CgroupTree | undefined;
+  /** What a guest is told that knows generations of itself. */
+  readonly generationId?: string | undefined;
   readonly clock: Clock;
 }
 
@@ -196,7 +198,7 @@ function launch(
   return Machine.start({
     launch: {
       binary: setting.qemu.path,
-      args: buildArguments(spec, { role, paths, accel: setting.accel }),
+      args: buildArguments(spec, { ...setting, role, paths }),
       environment: {
         ...channel.environment(paths.memory, setting.preloadLibrary),
         UNDERSTUDY_KEEPER_PID: String(process.pid),

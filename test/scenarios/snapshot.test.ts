@@ -24,11 +24,12 @@ let folder: string;
 let first: string;
 const nonce = randomUUID();
 let runId: string;
+let generationAtFirst: string;
 
 beforeAll(async () => {
   folder = mkdtempSync(join(tmpdir(), 'us-snapshots-'));
   first = join(folder, 'first.usnap');
-  vm = await TestVm.start({ clients: 1 });
+  vm = await TestVm.start({ clients: 1, yaml: 'generationId: true' });
 });
 afterAll(async () => {
   await vm?.[Symbol.asyncDispose]();
@@ -61,6 +62,19 @@ function memoryIn(path: string): Buffer {
   return memory;
 }
 
+/** VMGenID of a QEMU, by its command line. */
+function generationOf(pid: number): string {
+  return /guid=([0-9a-f-]{36})/.exec(readFileSync(`/proc/${pid}/cmdline`, 'utf8'))?.[1] ?? '';
+}
+
+/** As it lies in a guest's memory: the first three fields are little endian there. */
+function bytesOf(generation: string): Buffer {
+  const bytes = Buffer.from(generation.replaceAll('-', ''), 'hex');
+  bytes.subarray(0, 4).swap32();
+  bytes.subarray(4, 8).swap16();
+  return bytes;
+}
+
 /** Pages that are not the same in both. */
 function differingPages(one: Buffer, other: Buffer): number {
   let count = one.length === other.length ? 0 : Number.POSITIVE_INFINITY;
@@ -72,6 +86,7 @@ function differingPages(one: Buffer, other: Buffer): number {
 describe('a snapshot of a VM that is protected and under load', () => {
   it('is written while it goes on: no connection breaks, and nothing is lost', async () => {
     runId = await askRunId();
+    generationAtFirst = generationOf(vm.primaryPid);
     await vm.load.command('SET', 'nonce', nonce);
     await vm.load.begin();
     const report = await vm.keeper.snapshot({ path: first });
@@ -131,6 +146,14 @@ describe('a VM that goes on from a snapshot when everything of it was killed', (
     expect(Math.abs(await load.guestClockErrorMs())).toBeLessThan(2000);
   });
 
+  it('is told that it is in another future, which it stays in through a takeover', async () => {
+    expect(generationOf(vm.primaryPid)).not.toBe(generationAtFirst);
+    expect(generationOf(vm.standbyPid)).toBe(generationOf(vm.primaryPid));
+    const memory = readFileSync(vm.memoryPath(vm.status.primary));
+    expect(memory.includes(bytesOf(generationOf(vm.primaryPid)))).toBe(true);
+    expect(memoryIn(first).includes(bytesOf(generationAtFirst))).toBe(true);
+  });
+
   it('is protected and snapshotted again without a page lost', async () => {
     // No epoch is committed any more, so that the shadow stands still.
     const hold = vm.holdAt('commit.before-acknowledge');
@@ -145,8 +168,10 @@ describe('a VM that goes on from a snapshot when everything of it was killed', (
 
   it('can be taken over, and gone on from again: a restore of a restore', async () => {
     const promoted = vm.nextEvent('promoted');
+    const generation = generationOf(vm.primaryPid);
     vm.signalPrimary('SIGKILL');
     await promoted;
+    expect(generationOf(vm.primaryPid)).toBe(generation);
     await vm.untilProtected();
     await restore(second());
     const load = await vm.newLoad();
