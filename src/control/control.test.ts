@@ -194,6 +194,7 @@ describe('the control socket', () => {
     await client.unprotect();
     expect(keeper.eventsSince(0).map(({ kind }) => kind)).toEqual(['protect', 'unprotect']);
     expect(await client.testFailover()).toEqual({ ok: true, epoch: 7 });
+    expect(await client.snapshot({ path: '/a' })).toMatchObject({ path: '/a', epoch: 5 });
     await client.stop({ graceful: true, termination: 'suspend' });
     expect(keeper.stops).toEqual([{ graceful: true, termination: 'suspend' }]);
   });

@@ -1,4 +1,4 @@
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { chmodSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, beforeEach, describe, expect, it, onTestFinished } from 'vitest';
 import { systemClock as clock } from '../base/clock.ts';
@@ -8,6 +8,7 @@ import { openDirtyLog } from '../memory/dirty-log-choice.ts';
 import { GuestMemory } from '../memory/guest-memory.ts';
 import { MemoryWriter } from '../memory/memory-writer.ts';
 import { PreloadChannel } from '../memory/preload-channel.ts';
+import { restoreAll } from './full-restore.ts';
 import { LazyRestore } from './lazy-restore.ts';
 import { SnapshotFile } from './snapshot-file.ts';
 import { FIXTURE_FACTS, FIXTURE_PAGES, writePages } from './snapshot-fixture.ts';
@@ -147,6 +148,43 @@ describe('memory that comes from a snapshot while it is used', () => {
     expect(readWorkingSet(path, { snapshotHash: snapshotHash + 1n, chunkCount: 99 })).toEqual([]);
     writeFileSync(`${path}.working-set`, 'nonsense');
     expect(readWorkingSet(path, { snapshotHash, chunkCount: 99 })).toEqual([]);
+  });
+});
+
+describe('memory whose faults cannot be answered', () => {
+  const mayAnswer = readFileSync('/proc/sys/vm/unprivileged_userfaultfd', 'utf8').trim() === '1';
+
+  it.skipIf(mayAnswer)('those of the kernel included, is not restored while it is used', async () => {
+    await snapshot();
+    chmodSync(folder, 0o755);
+    using memory = GuestMemory.create(join(folder, 'vm.ram'), FIXTURE_FACTS.memoryBytes);
+    chmodSync(memory.path, 0o666);
+    using channel = new PreloadChannel();
+    using file = SnapshotFile.open(path);
+    await using restore = new LazyRestore(file, { key: undefined });
+    await using _process = new MemoryWriter({
+      ...{ writerPath: compiled.writerPath, libraryPath: compiled.libraryPath, uid: 65_534 },
+      ...{ memoryPath: memory.path, sizeBytes: memory.sizeBytes, channel },
+    });
+    const hello = await channel.awaitHello({ deadlineMs: 20_000, clock });
+    await expect(restore.begin({ memory, hello })).rejects.toMatchObject({ code: 'SNAPSHOT_FILL_REFUSED' });
+  });
+
+  it('is restored as a whole, or not at all', async () => {
+    const expected = await snapshot();
+    using memory = GuestMemory.create(join(folder, 'vm.ram'), FIXTURE_FACTS.memoryBytes);
+    {
+      using file = SnapshotFile.open(path);
+      await restoreAll(file, { memory, signal: undefined });
+    }
+    expect(readFileSync(memory.path).equals(expected)).toBe(true);
+    const bytes = readFileSync(path);
+    bytes[PROLOGUE_BYTES + 100] = (bytes[PROLOGUE_BYTES + 100] ?? 0) ^ 1;
+    writeFileSync(path, bytes);
+    using file = SnapshotFile.open(path);
+    await expect(restoreAll(file, { memory, signal: undefined })).rejects.toMatchObject({
+      code: 'SNAPSHOT_DAMAGED',
+    });
   });
 });
 

@@ -1,12 +1,12 @@
 import { spawn } from 'node:child_process';
 import { randomUUID } from 'node:crypto';
-import { chmodSync, existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { chmodSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { systemClock as clock } from '../../src/base/clock.ts';
-import { endProcess } from '../../src/control/process-identity.ts';
+import { endProcess, isAlive } from '../../src/control/process-identity.ts';
 import { KeptVm } from '../kit/kept-vm.ts';
 
 const CLI = fileURLToPath(new URL('../../src/cli/main.ts', import.meta.url));
@@ -102,7 +102,7 @@ describe('understudy snapshot', () => {
     expect(vm.found?.orphan).toBe(undefined);
     // The next keeper of the same VM boots it: zeros in the place of memory would be no guest at all.
     await vm.startKeeper();
-    expect(processes.map(({ pid }) => existsSync(`/proc/${pid}`))).toEqual([false]);
+    expect(processes.map(isAlive)).toEqual([false]);
     await vm.untilAnswered();
     expect(await vm.isSameGuest()).toBe(false);
     expect(await vm.kinds()).not.toContain('taken-back');
