@@ -122,7 +122,8 @@ export class ChunkWriter implements AsyncDisposable {
     const trailer = encodeTrailer(place, { stored, prologueHash });
     await this.#write(Buffer.concat([stored, trailer]), this.#endByte);
     await this.#write(prologue.bytes, 0);
-    await this.#handle.sync();
+    // Where room is found only now that it is needed, it may be missing as late as here.
+    await this.#orNoRoom(() => this.#handle.sync());
     await this.#handle.close();
     await rename(this.#unfinished, this.#path);
     await syncDirectory(dirname(this.#path));
@@ -227,11 +228,17 @@ export class ChunkWriter implements AsyncDisposable {
   }
 
   async #write(bytes: Buffer, at: number): Promise<void> {
-    try {
+    await this.#orNoRoom(async () => {
       for (let done = 0; done < bytes.length; ) {
         const { bytesWritten } = await this.#handle.write(bytes, done, bytes.length - done, at + done);
         done += bytesWritten;
       }
+    });
+  }
+
+  async #orNoRoom(work: () => Promise<void>): Promise<void> {
+    try {
+      await work();
     } catch (cause) {
       if (errnoNameOf(cause) !== 'ENOSPC') throw cause;
       const directory = dirname(this.#path);

@@ -218,3 +218,27 @@ describe('a snapshot that is damaged', () => {
     await vm.startAgain({ restoreFrom: { path: first } });
   });
 });
+
+describe('a VM whose memory is still missing', () => {
+  it('is stopped like any other, and leaves nothing behind', async () => {
+    const hold = vm.holdAt('restore.background');
+    await restore(first);
+    await hold.reached;
+    await vm.keeper.stop({ graceful: false, termination: 'remove' });
+    expect(await vm.keeper.finished).toEqual({ reason: 'requested' });
+    expect(vm.traces).toEqual([]);
+  });
+
+  it('and whose QEMU dies begins anew, like any VM without a shadow', async () => {
+    const hold = vm.holdAt('restore.background');
+    await vm.startAgain({ restoreFrom: { path: first } });
+    await hold.reached;
+    const restarted = vm.nextEvent('restarted-cold');
+    vm.signalPrimary('SIGKILL');
+    await restarted;
+    await vm.untilProtected();
+    const load = await vm.newLoad();
+    expect(await load.command('GET', 'nonce')).toBe(null);
+    expect(vm.eventKinds).not.toContain('memory-whole');
+  });
+});
