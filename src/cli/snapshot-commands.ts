@@ -27,10 +27,10 @@ interface KeyOptions {
 
 const givenSpec = z.object({ text: z.string(), source: z.string() });
 
-/** Writes a snapshot of a protected VM, which goes on meanwhile. */
+/** Writes a snapshot of a protected VM, which goes on meanwhile, or of another one that may pause. */
 export async function createSnapshot(
   name: string,
-  { store, keyFile }: StoreOptions & KeyOptions,
+  { store, keyFile, pause }: StoreOptions & KeyOptions & { pause: boolean },
   out: Output,
 ): Promise<number> {
   using control = await connectTo(name);
@@ -38,7 +38,7 @@ export async function createSnapshot(
   target.removeUnfinished();
   using progress = await followProgress(name, out);
   const key = keyFile === undefined ? undefined : resolve(keyFile);
-  const report = await control.snapshot({ path: target.newPath(clock.wallMs()), keyFile: key });
+  const report = await control.snapshot({ path: target.newPath(clock.wallMs()), keyFile: key, pause });
   progress[Symbol.dispose]();
   out.result({ name, ...report }, () => {
     const { epoch, sizeBytes, tookMs } = report;

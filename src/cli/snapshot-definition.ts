@@ -17,6 +17,7 @@ export function addSnapshot(program: Command, out: Output, finish: Finish): void
     command(group, usage, description).option('--store <directory>', STORE);
   added('create <name>', 'write a snapshot of a protected VM; it goes on meanwhile')
     .option('--key-file <file>', 'encrypt it with the 32 bytes in this file, which only its owner may open')
+    .option('--pause', 'a VM without a shadow in sync stands still while it is written', false)
     .addHelpText(
       'after',
       examples(

@@ -44,7 +44,11 @@ export const requestSchema = z.discriminatedUnion('method', [
     id,
     trace,
     method: z.literal('snapshot'),
-    params: z.strictObject({ path: absolutePath, keyFile: absolutePath.optional() }),
+    params: z.strictObject({
+      path: absolutePath,
+      keyFile: absolutePath.optional(),
+      pause: z.boolean().optional(),
+    }),
   }),
   z.strictObject({
     id,

@@ -18,4 +18,6 @@ export interface SnapshotOrder {
   readonly path: string;
   /** Encrypted with the key in this file. */
   readonly keyFile?: string | undefined;
+  /** A VM without a shadow in sync stands still for it. */
+  readonly pause?: boolean | undefined;
 }

@@ -31,7 +31,7 @@ import {
 } from './refusals.ts';
 import type { ShadowLife } from './shadow-life.ts';
 import { withShadow } from './shadow-wish.ts';
-import { takeSnapshot } from './snapshot-taking.ts';
+import { takeSnapshot, takeStandingSnapshot } from './snapshot-taking.ts';
 import type { SavedKind, StateKeeping } from './state-keeping.ts';
 
 type Facts = Readonly<Record<string, unknown>>;
@@ -120,14 +120,17 @@ export class VmOrders {
   }
 
   async snapshot(order: SnapshotOrder): Promise<SnapshotReport> {
-    const { options, shadow, state, publish } = this.#vm;
+    const { options, shadow, state, states, publish } = this.#vm;
     if (this.#lentFor !== undefined) throw shadowIsLent(this.#name, this.#lentFor);
-    if (state().phase !== 'protected') throw notProtected(this.#name, state().phase);
     if (hasWritableDisk(options.spec)) throw cannotSave(this.#name, 'its disks are no part of a snapshot');
-    const token = options.runDirectory.token;
+    const taking = { options, token: options.runDirectory.token, publish };
+    const isProtected = state().phase === 'protected';
+    if (!isProtected && !order.pause) throw notProtected(this.#name, state().phase);
     this.#lentFor = 'snapshot';
     try {
-      return await shadow.lend((loan) => takeSnapshot(order, { loan, options, token, publish }));
+      if (isProtected) return await shadow.lend((loan) => takeSnapshot(order, { loan, ...taking }));
+      await this.#assertSavable();
+      return await takeStandingSnapshot(order, { epoch: shadow.committed, states, ...taking });
     } finally {
       this.#lentFor = undefined;
     }
@@ -149,19 +152,24 @@ export class VmOrders {
   async #save(kind: SavedKind): Promise<void> {
     const { options, states } = this.#vm;
     if (options.savedIn === undefined) throw noPlaceToSave(this.#name, kind);
+    await this.#assertSavable();
+    // A disk that went on meanwhile would not fit the memory of a snapshot.
+    if (kind === 'snapshot' && hasWritableDisk(options.spec))
+      throw cannotSave(this.#name, 'its disks are no part of a snapshot');
+    await states.save(kind);
+  }
+
+  /** All of its memory is there, and nothing that a state cannot hold. */
+  async #assertSavable(): Promise<void> {
     const { machine } = await this.#acting();
     await this.#vm.memory.whole();
     try {
-      const spec = withShadow(options.spec, true);
+      const spec = withShadow(this.#vm.options.spec, true);
       checkSpec(spec);
       await checkMachine(machine, spec);
     } catch (cause) {
       throw cannotSave(this.#name, cause);
     }
-    // A disk that went on meanwhile would not fit the memory of a snapshot.
-    if (kind === 'snapshot' && hasWritableDisk(options.spec))
-      throw cannotSave(this.#name, 'its disks are no part of a snapshot');
-    await states.save(kind);
   }
 
   async #powerOff(trace: Trace | undefined): Promise<void> {

@@ -181,6 +181,30 @@ describe('a VM that goes on from a snapshot when everything of it was killed', (
   });
 });
 
+describe('a snapshot of a VM without a shadow', () => {
+  it('is written while it stands still, if it may, and is that VM to the last page', async () => {
+    const third = join(folder, 'third.usnap');
+    const load = await vm.newLoad();
+    await load.begin();
+    await vm.keeper.unprotect();
+    await expect(vm.keeper.snapshot({ path: third })).rejects.toMatchObject({ code: 'KEEPER_NOT_PROTECTED' });
+    const hold = vm.holdAt('save.paused');
+    const snapshot = vm.keeper.snapshot({ path: third, pause: true });
+    await hold.reached;
+    const memory = readFileSync(vm.memoryPath(vm.status.primary));
+    hold.release();
+    await snapshot;
+    expect(differingPages(memoryIn(third), memory)).toBe(0);
+    const { connections } = await load.end();
+    expect(connections).toMatchObject({ survived: 1, total: 1 });
+    expect(await load.verify()).toMatchObject({ lostWrites: 0 });
+    await restore(third);
+    const again = await vm.newLoad();
+    expect(await again.command('GET', 'nonce')).toBe(nonce);
+    await vm.untilProtected();
+  });
+});
+
 describe('a snapshot that is damaged', () => {
   const copy = () => join(folder, 'copy.usnap');
 
