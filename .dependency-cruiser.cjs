@@ -27,6 +27,7 @@ const ROOMS = [
   'telemetry',
   'forecast',
   'replication',
+  'snapshot',
   'lease',
   'shadow',
   'offload',

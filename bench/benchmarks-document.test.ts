@@ -5,6 +5,7 @@ import { api } from './api.ts';
 import { checkpoint } from './checkpoint.ts';
 import { failover } from './failover.ts';
 import { overhead } from './overhead.ts';
+import { restore } from './restore.ts';
 import { wire } from './wire.ts';
 
 const DOCUMENT = readFileSync(new URL('../docs/benchmarks.md', import.meta.url), 'utf8');
@@ -16,7 +17,7 @@ function figuresOfSection(name: string): string[] {
 }
 
 describe('docs/benchmarks.md', () => {
-  it.each([checkpoint, failover, overhead, api, adoption, wire])(
+  it.each([checkpoint, failover, overhead, api, adoption, wire, restore])(
     'has the figures of $name, all of them',
     ({ name, figures }) => {
       expect(figuresOfSection(name)).toEqual(Object.keys(figures));

@@ -217,18 +217,23 @@ export class EpochRig implements AsyncDisposable {
   /**
    * Makes all memory resident, as if the guest had used it all: fills what it has not used yet with bytes that do not
    * compress, and lets QEMU read all of it, which brings it into QEMU's page tables. The shadow need not have these
-   * bytes: the guest's kernel clears a page before it hands it out.
+   * bytes: the guest's kernel clears a page before it hands it out. `unique`: no two pages get the same ones.
    */
-  async makeResident(): Promise<void> {
+  async makeResident({ unique = false } = {}): Promise<void> {
     const { memory } = this.primary;
     await this.machine.stop();
     using noise = Mapping.anonymous(FILL_PAGES * PAGE_BYTES);
-    for (let at = 0; at < noise.bytes.length; at += RANDOM_BYTES_MAX)
-      crypto.getRandomValues(noise.bytes.subarray(at, at + RANDOM_BYTES_MAX));
+    const refill = () => {
+      for (let at = 0; at < noise.bytes.length; at += RANDOM_BYTES_MAX)
+        crypto.getRandomValues(noise.bytes.subarray(at, at + RANDOM_BYTES_MAX));
+    };
+    refill();
     for (const run of holes(memory.dataRuns(), memory.pageCount)) {
       const end = run.firstPage + run.pageCount;
-      for (let firstPage = run.firstPage; firstPage < end; firstPage += FILL_PAGES)
+      for (let firstPage = run.firstPage; firstPage < end; firstPage += FILL_PAGES) {
+        if (unique) refill();
         memory.writeRuns([{ firstPage, pageCount: Math.min(FILL_PAGES, end - firstPage) }], noise);
+      }
     }
     for (const { start, size } of guestPhysicalRanges(this.spec.memoryBytes)) {
       for (let val = start; val < start + size; val += READ_BYTES) {

@@ -17,9 +17,10 @@ import { type Benchmark, BenchRun } from './harness.ts';
 import { machineFacts, versions } from './machine-facts.ts';
 import { overhead } from './overhead.ts';
 import { reportMarkdown, reportText, targetText } from './report.ts';
+import { restore } from './restore.ts';
 import { wire } from './wire.ts';
 
-const BENCHMARKS: readonly Benchmark[] = [checkpoint, failover, overhead, api, adoption, wire];
+const BENCHMARKS: readonly Benchmark[] = [checkpoint, failover, overhead, api, adoption, wire, restore];
 const KILLS_MAX = 1000;
 
 const USAGE = `\

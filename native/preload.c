@@ -49,10 +49,13 @@ enum kind { HELLO = 1, DISCARD = 2 };
 /* What a hello reached: the step that failed with `error`, or READY. */
 enum step { READY = 0, FIND_FILE = 1, OPEN_UFFD = 2, FEATURES = 3, REGISTER = 4, PROTECT = 5 };
 
+/* Faults that the kernel meets on behalf of QEMU (KVM, reading from a file) cannot be answered with the second one. */
+enum reach { NOTHING = 0, EVERY_FAULT = 1, OWN_FAULTS = 2 };
+
 /* Read by src/memory/preload-channel.ts. Offsets are from the start of the guest memory file. */
 struct message {
     uint32_t kind, version;
-    int32_t pid, step, error, unused;
+    int32_t pid, step, error, reach; /* of a hello: which faults its userfaultfd can answer */
     uint64_t address; /* of a hello: where the mapping starts */
     uint64_t length, offset;
 };
@@ -63,6 +66,7 @@ static dev_t memory_device;
 static ino_t memory_inode;
 static char *memory_address;
 static uint64_t memory_length, memory_offset;
+static enum reach uffd_reach;
 
 /* Waits for room: a discard must not get lost. Once the peer is gone there is nobody to lose it for. */
 static void tell(const struct message *message, int fd)
@@ -89,7 +93,7 @@ static void tell(const struct message *message, int fd)
 
 static void tell_hello(enum step step, int error, int uffd)
 {
-    struct message hello = { HELLO, VERSION, getpid(), step, error, 0,
+    struct message hello = { HELLO, VERSION, getpid(), step, error, uffd >= 0 ? uffd_reach : NOTHING,
                              (uintptr_t)memory_address, memory_length, memory_offset };
     tell(&hello, uffd);
 }
@@ -104,6 +108,7 @@ static void tell_discard(uint64_t offset, uint64_t length)
 static int open_userfaultfd(void)
 {
     int fd = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+    uffd_reach = EVERY_FAULT;
     if (fd >= 0)
         return fd;
     int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
@@ -111,7 +116,10 @@ static int open_userfaultfd(void)
         fd = ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
         close(device);
     }
-    return fd >= 0 ? fd : (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
+    if (fd >= 0)
+        return fd;
+    uffd_reach = OWN_FAULTS;
+    return syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
 }
 
 static enum step protect(int *uffd)

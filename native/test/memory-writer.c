@@ -8,6 +8,7 @@
  *   n PAGE COUNT   MADV_DONTNEED
  *   p PAGE COUNT   fallocate PUNCH_HOLE
  *   m              map the file once more
+ *   h PAGE         read the page, and answer with "ok" and its FNV-1a of 64 bits
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -17,6 +18,14 @@
 #include <sys/random.h>
 
 enum { PAGE = 4096 };
+
+static unsigned long long hash(const unsigned char *page)
+{
+    unsigned long long hash = 0xcbf29ce484222325;
+    for (int i = 0; i < PAGE; i++)
+        hash = (hash ^ page[i]) * 0x100000001b3;
+    return hash;
+}
 
 int main(int argc, char **argv)
 {
@@ -42,6 +51,7 @@ int main(int argc, char **argv)
         case 'n': failed = madvise(at, number * PAGE, MADV_DONTNEED); break;
         case 'p': failed = fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, page * PAGE, number * PAGE); break;
         case 'm': failed = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) == MAP_FAILED; break;
+        case 'h': printf("ok %llx\n", hash((unsigned char *)at)); fflush(stdout); continue;
         default: failed = 1;
         }
         puts(failed ? "failed" : "ok");

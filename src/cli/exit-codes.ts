@@ -29,6 +29,8 @@ const BY_ERROR_CODE: Readonly<Record<string, keyof typeof EXIT_CODES>> = {
   CLI_TENANT_UNKNOWN: 'notFound',
   HOST_POLICY_UNKNOWN: 'notFound',
   KEEPER_NO_SNAPSHOT: 'notFound',
+  SNAPSHOT_MISSING: 'notFound',
+  SNAPSHOT_KEY_REFUSED: 'usage',
   HOST_NAME_FIXED: 'usage',
   HOST_BACKUP_EXISTS: 'usage',
   API_UNREACHABLE: 'impossible',

@@ -16,6 +16,7 @@ import {
 import { EXIT_CODES, exitCodeOf, exitCodesText } from './exit-codes.ts';
 import { addInstallation } from './installation-definition.ts';
 import { Output } from './output.ts';
+import { addSnapshot } from './snapshot-definition.ts';
 
 /** Runs the command line `args` and returns the exit code. Never throws. */
 export async function main(args: readonly string[]): Promise<number> {
@@ -255,6 +256,7 @@ function addDeclared(program: Command, out: Output, finish: Finish): void {
       finish(await change(name, { specPath, restart, wait, timeoutMs: timeout * 1000 }, out));
     });
   addSnapshots(program, out, finish);
+  addSnapshot(program, out, finish);
   command(program, 'delete <name>', 'have the host end a declared VM and forget it')
     .addHelpText('after', examples('understudy delete redis-demo'))
     .action(async (name: string) => finish(await (await import('./declared-commands.ts')).remove(name, out)));

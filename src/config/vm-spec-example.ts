@@ -33,6 +33,7 @@ nics:
       # hostLoopback: false    # default true: the guest reaches the host's loopback
 console: true                  # serial console
 agent: true                    # channel org.qemu.guest_agent.0, needed to set the guest's clock
+generationId: true             # tell the guest when it was taken back to a snapshot: VMGenID; default: no such device
 qemu:
   binary: qemu-system-x86_64
   # user: libvirt-qemu         # run QEMU as this user; with KVM its primary group must be kvm

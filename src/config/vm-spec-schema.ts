@@ -216,6 +216,8 @@ export const vmSpecSchema = z
     nics: nics.default([]),
     console: z.boolean().default(true),
     agent: z.boolean().default(true),
+    /** No default: specifications on record, of older releases, have to stay equal to those that are read anew. */
+    generationId: z.boolean().optional(),
     qemu: qemu.prefault({}),
     shadow: shadowSchema.prefault({}),
     clock: clockSchema.prefault({}),

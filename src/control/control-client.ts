@@ -17,6 +17,7 @@ import {
 import type { FailoverReport } from './failover-report.ts';
 import type { StopOrder } from './keeper-control.ts';
 import { KeeperError, type KeeperErrorCode } from './keeper-error.ts';
+import { type SnapshotOrder, type SnapshotReport, snapshotReportSchema } from './snapshot-report.ts';
 import type { VmEvent } from './vm-event.ts';
 import { type VmMetrics, vmMetricsSchema } from './vm-metrics.ts';
 import type { VmStatus } from './vm-status.ts';
@@ -101,6 +102,15 @@ export class ControlClient implements Disposable {
   /** Tries the shadow out on a copy. */
   async testFailover(): Promise<FailoverReport> {
     return (await this.#ask({ method: 'test-failover' }, TEST_DEADLINE_MS)) as FailoverReport;
+  }
+
+  /** Writes a snapshot of the VM while it goes on. */
+  async snapshot(order: SnapshotOrder): Promise<SnapshotReport> {
+    const answer = snapshotReportSchema.safeParse(
+      await this.#ask({ method: 'snapshot', params: order }, SAVE_DEADLINE_MS),
+    );
+    if (!answer.success) throw noAnswer(this.#options.vm);
+    return answer.data;
   }
 
   /** Resolves when nothing is left of the VM. */

@@ -126,6 +126,9 @@ export class ControlConnection {
         return null;
       case 'test-failover':
         return await control.testFailover();
+      case 'snapshot':
+        log.info('a snapshot is asked for', { ...request.params, ...traceFacts(request.trace) });
+        return await control.snapshot(request.params);
       case 'stop':
         log.info('stop is asked for', { ...request.params, ...traceFacts(request.trace) });
         await control.stop({ ...request.params, trace: request.trace });

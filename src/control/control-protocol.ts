@@ -21,6 +21,8 @@ export const ANSWER_BYTES_MAX = MIB;
 const id = z.int().nonnegative();
 const trace = z.string().refine(isTrace, 'expected 1 to 64 of A-Z a-z 0-9 _ . : -').optional();
 
+const absolutePath = z.string().startsWith('/').max(1024);
+
 export const requestSchema = z.discriminatedUnion('method', [
   z.strictObject({ id, method: z.literal('status') }),
   z.strictObject({ id, method: z.literal('metrics') }),
@@ -38,6 +40,16 @@ export const requestSchema = z.discriminatedUnion('method', [
   z.strictObject({ id, trace, method: z.literal('protect') }),
   z.strictObject({ id, trace, method: z.literal('unprotect') }),
   z.strictObject({ id, trace, method: z.literal('test-failover') }),
+  z.strictObject({
+    id,
+    trace,
+    method: z.literal('snapshot'),
+    params: z.strictObject({
+      path: absolutePath,
+      keyFile: absolutePath.optional(),
+      pause: z.boolean().optional(),
+    }),
+  }),
   z.strictObject({
     id,
     trace,

@@ -40,6 +40,8 @@ const measured: VmMetrics = {
 
 /** Answers without a VM behind it: what is tested here is the wire. */
 class ScriptedKeeper implements KeeperControl {
+  snapshot = async ({ path }: { path: string }) => ({ path, epoch: 5, sizeBytes: 6, tookMs: 7, heldMs: 1 });
+
   readonly #events: VmEvent[] = [];
   readonly #listeners = new Set<(event: VmEvent) => void>();
   readonly stops: StopOrder[] = [];
@@ -192,6 +194,7 @@ describe('the control socket', () => {
     await client.unprotect();
     expect(keeper.eventsSince(0).map(({ kind }) => kind)).toEqual(['protect', 'unprotect']);
     expect(await client.testFailover()).toEqual({ ok: true, epoch: 7 });
+    expect(await client.snapshot({ path: '/a' })).toMatchObject({ path: '/a', epoch: 5 });
     await client.stop({ graceful: true, termination: 'suspend' });
     expect(keeper.stops).toEqual([{ graceful: true, termination: 'suspend' }]);
   });

@@ -7,7 +7,16 @@ const spec = { name: 'redis', memoryBytes: 1 } as VmSpec;
 const acting = { instance: 3, process: { pid: 30, startTicks: 300 } };
 const record: KeeperRecord = {
   ...{ bootId: 'boot', keeper: { pid: 1, startTicks: 1 }, processes: [], cgroups: [] },
-  ...{ spec, shadow: 4, acting, committed: 17, token: 5, shadowWanted: null, failed: false },
+  ...{
+    spec,
+    shadow: 4,
+    acting,
+    committed: 17,
+    token: 5,
+    shadowWanted: null,
+    failed: false,
+    generationId: null,
+  },
 };
 const now = { spec, bootId: 'boot', lives: () => true };
 

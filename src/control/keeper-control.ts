@@ -1,6 +1,7 @@
 import type { Trace } from '../base/trace.ts';
 import type { Termination } from '../config/vm-spec-schema.ts';
 import type { FailoverReport } from './failover-report.ts';
+import type { SnapshotOrder, SnapshotReport } from './snapshot-report.ts';
 import type { VmEvent } from './vm-event.ts';
 import type { VmMetrics } from './vm-metrics.ts';
 import type { VmStatus } from './vm-status.ts';
@@ -20,6 +21,8 @@ export interface KeeperControl {
   unprotect(): Promise<void>;
   /** Tries the shadow out on a copy. Rejects with KEEPER_NOT_PROTECTED and the like; a shadow that fails is an answer. */
   testFailover(): Promise<FailoverReport>;
+  /** Writes a snapshot, from the shadow: the VM goes on meanwhile. Rejects with KEEPER_NOT_PROTECTED and the like. */
+  snapshot(order: SnapshotOrder): Promise<SnapshotReport>;
   /**
    * Ends the VM: saves its state if that is wanted, powers it off if `graceful` (bounded wait), then kills it. Resolves
    * when nothing is left of it. Rejects when its state cannot be saved, and the VM goes on.

@@ -24,6 +24,8 @@ const recordSchema = z.object({
   acting: recordedQemuSchema.nullable().default(null),
   /** The last epoch that was committed when this was written: numbers go on from it. */
   committed: z.int().nonnegative().default(0),
+  /** What its guest was told which future it is in; kept as long as the VM goes on. */
+  generationId: z.uuid().nullable().default(null),
   /** The VM ended by a failure, and what is left are its logs. */
   failed: z.boolean(),
 });

@@ -9,6 +9,9 @@ export const keeperWishesSchema = z.object({
   stateDirectory: z.string().optional(),
   /** Where the VM begins; by default where it was suspended, or by booting. */
   startFrom: z.literal('snapshot').optional(),
+  /** A snapshot file that it goes on from, and the file with its key. */
+  restore: z.string().optional(),
+  keyFile: z.string().optional(),
   /** Its tokens begin above this number. */
   tokenAbove: z.int().nonnegative().optional(),
   /** Where it leaves how it ended; by default nowhere. */
@@ -28,6 +31,8 @@ export const WISH_OPTIONS = {
   shadow: { type: 'string' },
   state: { type: 'string' },
   from: { type: 'string' },
+  restore: { type: 'string' },
+  'key-file': { type: 'string' },
   'token-above': { type: 'string' },
   end: { type: 'string' },
   directories: { type: 'string' },
@@ -36,12 +41,14 @@ export const WISH_OPTIONS = {
 } as const;
 
 export function wordsOf(wishes: KeeperWishes): string[] {
-  const { shadowWanted, stateDirectory, startFrom, tokenAbove, endPath, trace } = wishes;
+  const { shadowWanted, stateDirectory, startFrom, restore, keyFile, tokenAbove, endPath, trace } = wishes;
   const { directories, cpuShareMax } = wishes;
   const said = {
     shadow: shadowWanted === undefined ? undefined : shadowWanted ? 'on' : 'off',
     state: stateDirectory,
     from: startFrom,
+    restore,
+    'key-file': keyFile,
     'token-above': tokenAbove?.toString(),
     end: endPath,
     directories: directories && JSON.stringify(directories),
@@ -53,12 +60,14 @@ export function wordsOf(wishes: KeeperWishes): string[] {
 
 /** @throws ZodError, SyntaxError for words that mean nothing */
 export function wishesFrom(values: { readonly [Word in keyof typeof WISH_OPTIONS]?: string }): KeeperWishes {
-  const { shadow, state, from, 'token-above': tokenAbove, end, trace } = values;
+  const { shadow, state, from, restore, 'key-file': keyFile, 'token-above': tokenAbove, end, trace } = values;
   const { directories, 'cpu-share-max': cpuShareMax } = values;
   return keeperWishesSchema.parse({
     shadowWanted: shadow === undefined ? undefined : shadow === 'on',
     stateDirectory: state,
     startFrom: from,
+    restore,
+    keyFile,
     tokenAbove: tokenAbove === undefined ? undefined : Number(tokenAbove),
     endPath: end,
     directories: directories === undefined ? undefined : JSON.parse(directories),

@@ -1,3 +1,4 @@
+import { randomUUID } from 'node:crypto';
 import { readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { z } from 'zod';
@@ -61,9 +62,10 @@ export class RunDirectory implements Disposable {
   readonly committed: number;
   /** What was last wished for while another keeper kept this VM; undefined when that is not known. */
   readonly shadowWanted: boolean | undefined;
+  #generationId: string;
 
   private constructor(name: string, lock: NameLock, heir: Heir) {
-    const { heritage, spec, committed, shadowWanted, token } = heir;
+    const { heritage, spec, committed, shadowWanted, token, generationId } = heir;
     const keeper = identityOf(process.pid);
     assert(keeper !== undefined, 'this process exists');
     this.name = name;
@@ -72,6 +74,7 @@ export class RunDirectory implements Disposable {
     this.heritage = heritage;
     this.committed = committed;
     this.shadowWanted = shadowWanted ?? undefined;
+    this.#generationId = generationId ?? randomUUID();
     // The heritage stays on record: this keeper may be killed as well before it has come into it.
     const orphan = orphanOf(heritage) ?? null;
     this.#record = {
@@ -79,6 +82,7 @@ export class RunDirectory implements Disposable {
       processes: orphan === null ? [] : [orphan.process],
       shadow: heritage.kind === 'shadow' ? heritage.instance : null,
       acting: orphan,
+      generationId: this.#generationId,
     };
     writeRecord(this.#paths.record, this.#record);
   }
@@ -168,6 +172,26 @@ export class RunDirectory implements Disposable {
     const path = join(this.path, SPEC_FILE);
     writeFileSync(`${path}.new`, JSON.stringify(given), { mode: 0o600 });
     renameSync(`${path}.new`, path);
+  }
+
+  /** Tells futures of this VM apart: another one after each time that it was taken back to a snapshot. */
+  get generationId(): string {
+    return this.#generationId;
+  }
+
+  renewGeneration(): string {
+    this.#generationId = randomUUID();
+    this.#update({ generationId: this.#generationId });
+    return this.#generationId;
+  }
+
+  /** What was kept. */
+  get givenSpec(): GivenSpec | undefined {
+    try {
+      return givenSpecSchema.parse(JSON.parse(readFileSync(join(this.path, SPEC_FILE), 'utf8')));
+    } catch {
+      return undefined;
+    }
   }
 
   get path(): string {
@@ -301,7 +325,7 @@ interface OpenOptions {
   readonly tokenAbove?: number;
 }
 
-interface Heir extends Pick<KeeperRecord, 'spec' | 'committed' | 'shadowWanted' | 'token'> {
+interface Heir extends Pick<KeeperRecord, 'spec' | 'committed' | 'shadowWanted' | 'token' | 'generationId'> {
   readonly heritage: Heritage;
 }
 
@@ -311,10 +335,12 @@ function heirOf(name: string, { spec, tokenAbove }: { spec: VmSpec | undefined; 
   const heritage = heritageOf(record, { spec, bootId: bootId(), lives: isAlive });
   const token = Math.max(tokenAbove, record?.token ?? 0);
   if (record === undefined || !isHeir(record, { spec, bootId: bootId() }))
-    return { heritage, spec: null, committed: 0, shadowWanted: null, token };
+    return { heritage, spec: null, committed: 0, shadowWanted: null, token, generationId: null };
   const { shadowWanted } = record;
-  if (heritage.kind === 'none') return { heritage, spec: null, committed: 0, shadowWanted, token };
-  return { heritage, spec: record.spec, committed: record.committed, shadowWanted, token };
+  if (heritage.kind === 'none')
+    return { heritage, spec: null, committed: 0, shadowWanted, token, generationId: null };
+  const { committed, generationId } = record;
+  return { heritage, spec: record.spec, committed, shadowWanted, token, generationId };
 }
 
 function orphanOf(heritage: Heritage): RecordedQemu | undefined {

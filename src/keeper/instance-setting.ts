@@ -11,6 +11,9 @@ export function settingOf(options: KeeperOptions): InstanceSetting {
     ...options,
     runDirectory: runDirectory.path,
     memoryDirectory: runDirectory.memoryPath,
+    // Who goes back in time begins another future.
+    generationId:
+      options.restoreFrom === undefined ? runDirectory.generationId : runDirectory.renewGeneration(),
     cgroups: cgroups.kind === 'usable' ? cgroups.tree : undefined,
   };
 }

@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto';
 import { chmodSync, copyFileSync, lchownSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';
 import { basename, join } from 'node:path';
+import { assert } from '../base/assert.ts';
 import type { Clock } from '../base/clock.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
 import type { Cgroup, CgroupTree } from '../linux/cgroup.ts';
@@ -8,7 +9,7 @@ import { LinuxError } from '../linux/linux-error.ts';
 import type { DirtyLog } from '../memory/dirty-log.ts';
 import { openDirtyLog } from '../memory/dirty-log-choice.ts';
 import { GuestMemory } from '../memory/guest-memory.ts';
-import { PreloadChannel } from '../memory/preload-channel.ts';
+import { PreloadChannel, type PreloadHello } from '../memory/preload-channel.ts';
 import { frameFraming } from '../net/frame-codec.ts';
 import { byteFraming, type Framing } from '../net/framing.ts';
 import { QemuPort } from '../net/qemu-port.ts';
@@ -48,6 +49,8 @@ export interface InstanceSetting {
   readonly cpuShareMax?: number | undefined;
   /** See {@link ensureFilesWithin}. */
   readonly directories?: readonly string[] | undefined;
+  /** What a guest is told that knows generations of itself. */
+  readonly generationId?: string | undefined;
   readonly clock: Clock;
 }
 
@@ -65,6 +68,8 @@ export class Instance implements AsyncDisposable {
   readonly ports: ReadonlyMap<string, QemuPort>;
   readonly cgroup: Cgroup | undefined;
   readonly #cpuShareMax: number | null;
+  /** Where QEMU has mapped its memory. */
+  readonly hello: PreloadHello;
   readonly #owned: AsyncDisposableStack;
 
   private constructor(parts: Parts) {
@@ -76,6 +81,7 @@ export class Instance implements AsyncDisposable {
     this.ports = parts.ports;
     this.cgroup = parts.cgroup;
     this.#cpuShareMax = parts.cpuShareMax;
+    this.hello = parts.hello;
     this.#owned = parts.owned;
     this.limitCpu(null);
   }
@@ -121,6 +127,8 @@ export class Instance implements AsyncDisposable {
     const orAborted = untilAborted(signal);
     await orAborted(cgroup?.addProcess(machine.process.pid).catch(ignoreRefusal));
     await orAborted(channel.awaitHello({ deadlineMs: HELLO_DEADLINE_MS, clock }));
+    const { hello } = channel;
+    assert(hello !== undefined, 'it was waited for');
     if (role === 'standby' || spec.shadow.enabled) await orAborted(checkMachine(machine, spec));
     const { log: dirtyLog } = openDirtyLog({ method: spec.shadow.dirtyLog, memory, channel });
     starting.use(dirtyLog);
@@ -128,7 +136,7 @@ export class Instance implements AsyncDisposable {
       await orAborted(port.awaitConnection({ deadlineMs: CONNECT_DEADLINE_MS, clock }));
     if (role === 'standby') await orAborted(machine.beginIncoming(paths.incoming));
     owned = true;
-    const parts = { number, machine, memory, dirtyLog, paths, ports, cgroup, cpuShareMax };
+    const parts = { number, machine, memory, dirtyLog, paths, ports, cgroup, cpuShareMax, hello };
     return new Instance({ ...parts, owned: starting.move() });
   }
 
@@ -170,7 +178,10 @@ export class Instance implements AsyncDisposable {
   }
 }
 
-type Parts = Pick<Instance, 'number' | 'machine' | 'memory' | 'dirtyLog' | 'paths' | 'ports' | 'cgroup'> & {
+type Parts = Pick<
+  Instance,
+  'number' | 'machine' | 'memory' | 'dirtyLog' | 'paths' | 'ports' | 'cgroup' | 'hello'
+> & {
   readonly cpuShareMax: number | null;
   readonly owned: AsyncDisposableStack;
 };
@@ -207,7 +218,7 @@ function launch(
   return Machine.start({
     launch: {
       binary: setting.qemu.path,
-      args: buildArguments(spec, { role, paths, accel: setting.accel }),
+      args: buildArguments(spec, { ...setting, role, paths }),
       environment: {
         ...channel.environment(paths.memory, setting.preloadLibrary),
         UNDERSTUDY_KEEPER_PID: String(process.pid),

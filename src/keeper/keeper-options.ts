@@ -34,6 +34,8 @@ export interface KeeperOptions {
   readonly remote?: RemoteSite | undefined;
   /** The shadow that this keeper has kept for another host, and that is to act now. */
   readonly promised?: PromisedShadow | undefined;
+  /** A snapshot file that it goes on from. */
+  readonly restoreFrom?: { readonly path: string; readonly keyFile?: string | undefined } | undefined;
   /** Gives the start up; of no effect once the VM runs. */
   readonly signal?: AbortSignal;
   /** Takes protections away so that tests can show that they would notice. Not reachable from a specification. */

@@ -9,7 +9,6 @@ import type { VmMetrics } from '../control/vm-metrics.ts';
 import type { VmStatus } from '../control/vm-status.ts';
 import type { GuestLink } from '../net/guest-link.ts';
 import type { StreamClient } from '../net/stream-end.ts';
-import { checkSpec } from '../qemu/protectability.ts';
 import type { QmpEvent } from '../qemu/qmp-events.ts';
 import {
   DEFAULT_PROTECTION_POLICY,
@@ -22,13 +21,13 @@ import {
   type StopReason,
   stepProtection,
 } from '../shadow/protection.ts';
-import { admit } from './admission.ts';
 import { EffectQueue } from './effect-queue.ts';
 import { GuestClock } from './guest-clock.ts';
 import { GuestLinks } from './guest-links.ts';
 import { Instance, type InstanceSetting } from './instance.ts';
 import { settingOf } from './instance-setting.ts';
 import type { KeeperOptions } from './keeper-options.ts';
+import { MemoryArrival } from './memory-arrival.ts';
 import { lossReasonOf, PrimaryWatch } from './primary-watch.ts';
 import { isSuperseded, noConsole } from './refusals.ts';
 import type { Shadow } from './shadow.ts';
@@ -36,14 +35,12 @@ import { ShadowLife } from './shadow-life.ts';
 import { openLocalShadow, openRemoteShadow } from './shadow-opening.ts';
 import { isShadowWanted, withShadow } from './shadow-wish.ts';
 import { StateKeeping, type StateKeepingOptions } from './state-keeping.ts';
-import { stateToBeginFrom } from './state-restoring.ts';
 import { TakeoverRemains } from './takeover-remains.ts';
 import { TakeoverStats } from './takeover-stats.ts';
-import { type BeginningVm, beginVm, boot } from './vm-beginning.ts';
+import { type BeginningVm, beginVm, boot, prepareBeginning } from './vm-beginning.ts';
 import { describeVm, type KnownVm } from './vm-description.ts';
 import { endVm } from './vm-ending.ts';
 import { VmEvents } from './vm-events.ts';
-import { prepareImages } from './vm-images.ts';
 import { measureVm } from './vm-measures.ts';
 import { type OrderedVm, VmOrders } from './vm-orders.ts';
 import { recordVm } from './vm-record.ts';
@@ -67,6 +64,7 @@ export class Keeper implements KeeperControl {
   #primary: Instance | undefined;
   #watch: PrimaryWatch | undefined;
   readonly #remains = new TakeoverRemains();
+  readonly #memory: MemoryArrival;
   readonly #shadow: ShadowLife;
   readonly #parts: Parts;
   readonly #states: StateKeeping;
@@ -86,6 +84,7 @@ export class Keeper implements KeeperControl {
     this.#setting = settingOf({ ...options, spec: withShadow(spec, this.#state.wanted) });
     const onGuestEvent = (event: QmpEvent) => this.#onGuestEvent(event);
     this.#events = new VmEvents({ ...options, vm: spec.name, onGuestEvent });
+    this.#memory = this.#memoryArrival();
     this.#shadow = this.#shadowLife();
     this.#parts = this.#partsForOthers();
     this.#states = new StateKeeping(this.#parts);
@@ -101,13 +100,7 @@ export class Keeper implements KeeperControl {
 
   /** Starts the VM. Resolves when its guest runs; protection follows. @throws what kept it from starting, or the signal's reason */
   static async start(options: KeeperOptions): Promise<Keeper> {
-    const spec = withShadow(options.spec, isShadowWanted(options));
-    checkSpec(spec);
-    // Where there is a heritage, what is needed was promised already.
-    const isHeir = options.runDirectory.heritage.kind !== 'none' || options.promised !== undefined;
-    if (!isHeir) admit(spec);
-    const state = options.promised === undefined ? await stateToBeginFrom(options) : undefined;
-    await prepareImages(options, { goesOn: isHeir || state !== undefined });
+    const origin = await prepareBeginning(options);
     const keeper = new Keeper(options);
     try {
       keeper.#links = await GuestLinks.open({
@@ -121,7 +114,7 @@ export class Keeper implements KeeperControl {
       keeper.#agent = keeper.#links.agent?.connect({
         onOutput: (bytes) => keeper.#guestClock.receive(bytes),
       });
-      const begun = await beginVm(keeper.#parts, state);
+      const begun = await beginVm(keeper.#parts, origin);
       if (begun === 'runs') keeper.#noteStarted();
       else keeper.#dispatch({ kind: 'powered-off' });
       return keeper;
@@ -145,25 +138,13 @@ export class Keeper implements KeeperControl {
     return this.#events.journal.onEvent(listener);
   }
 
-  promote(order: { trace?: Trace | undefined } = {}): Promise<void> {
-    return this.#orders.promote(order);
-  }
-
-  protect(): Promise<void> {
-    return this.#orders.protect();
-  }
-
-  unprotect(): Promise<void> {
-    return this.#orders.unprotect();
-  }
-
-  testFailover(): Promise<FailoverReport> {
-    return this.#orders.testFailover();
-  }
-
-  stop(order: StopOrder): Promise<void> {
-    return this.#orders.stop(order);
-  }
+  // What can be ordered is carried out, and explained, elsewhere.
+  readonly promote: KeeperControl['promote'] = (order) => this.#orders.promote(order);
+  readonly protect = (): Promise<void> => this.#orders.protect();
+  readonly unprotect = (): Promise<void> => this.#orders.unprotect();
+  readonly testFailover = (): Promise<FailoverReport> => this.#orders.testFailover();
+  readonly snapshot: KeeperControl['snapshot'] = (order) => this.#orders.snapshot(order);
+  readonly stop = (order: StopOrder): Promise<void> => this.#orders.stop(order);
 
   /** Nothing is decided or begun any more, for whoever ends the processes of this VM by force. */
   freeze(): void {
@@ -319,6 +300,7 @@ export class Keeper implements KeeperControl {
       options: this.#options,
       setting: this.#setting,
       shadow: this.#shadow,
+      memory: this.#memory,
       remains: this.#remains,
       takeovers: this.#takeovers,
       waiters: this.#waiters,
@@ -347,6 +329,17 @@ export class Keeper implements KeeperControl {
       publish: (kind, facts) => this.#publish(kind, facts),
       record: () => this.#record(),
     };
+  }
+
+  #memoryArrival(): MemoryArrival {
+    return new MemoryArrival({
+      publish: (kind, facts) => this.#publish(kind, facts),
+      onWhole: () => this.#record(),
+      onFailed: (cause) => {
+        this.#publish('failed', { during: 'restore', ...errorFacts(cause) });
+        this.#dispatch({ kind: 'start-failed' });
+      },
+    });
   }
 
   #shadowLife(): ShadowLife {
@@ -407,12 +400,14 @@ export class Keeper implements KeeperControl {
     this.#dispatch({ kind: 'fenced' });
   }
 
-  #openShadow(signal: AbortSignal, onLost: (error: string) => void): Promise<Shadow> {
+  async #openShadow(signal: AbortSignal, onLost: (error: string) => void): Promise<Shadow> {
+    await this.#memory.whole(signal);
     const parts = { ...this.#options, ...this.#setting, onLost };
     const { remote } = this.#options;
-    if (remote !== undefined) return openRemoteShadow({ ...parts, remote, known: this.#known() }, signal);
+    if (remote !== undefined)
+      return await openRemoteShadow({ ...parts, remote, known: this.#known() }, signal);
     const startStandby = (given: AbortSignal) => this.#startInstance('standby', { signal: given });
-    return openLocalShadow({ ...parts, startStandby }, signal);
+    return await openLocalShadow({ ...parts, startStandby }, signal);
   }
 
   /** What a promotion leaves for later, once those who waited for an answer have had it. */
@@ -459,6 +454,7 @@ export class Keeper implements KeeperControl {
       endSaving: () => this.#states.end(),
       dropShadow: () => this.#shadow.drop(),
     });
+    await this.#memory[Symbol.asyncDispose]();
   }
 
   /** Written down for whoever has to clean up after a keeper that was killed, or can go on from what it left. */
@@ -469,6 +465,7 @@ export class Keeper implements KeeperControl {
       primary: this.#primary,
       acting,
       shadow: this.#shadow.session,
+      isWhole: this.#memory.isWhole,
       isProtected: phase === 'protected' || (phase === 'saving' && shadowBehind),
       token: this.#events.token,
       shadowWanted: wanted,

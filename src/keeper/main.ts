@@ -11,7 +11,8 @@
  *
  * A host adds `--shadow on|off` when it wants another thing than the specification, `--state DIRECTORY` where the state
  * of its VMs is saved, `--from snapshot` for a VM that shall go on from there, and for that of a tenant `--directories` (a
- * list in JSON) and `--cpu-share-max`.
+ * list in JSON) and `--cpu-share-max`. `--restore FILE` goes on from a snapshot file, with `--key-file FILE` from an
+ * encrypted one.
  *
  * As the unit understudy-keeper@redis of systemd:
  *
@@ -117,7 +118,9 @@ interface Keeping {
 
 async function keep({ spec, given, wishes }: Kept, keeping: Keeping): Promise<number> {
   const { directory, log, manager, reportStart } = keeping;
-  const { shadowWanted, stateDirectory, startFrom, endPath, directories, cpuShareMax } = wishes;
+  const { shadowWanted, stateDirectory, startFrom, restore, keyFile, endPath } = wishes;
+  const { directories, cpuShareMax } = wishes;
+  const restoreFrom = restore === undefined ? undefined : { path: restore, keyFile };
   let failed = false;
   let started = false;
   let reason: StopReason = 'failed';
@@ -135,18 +138,8 @@ async function keep({ spec, given, wishes }: Kept, keeping: Keeping): Promise<nu
     remote = await joinSite(kept);
     const savedIn = stateDirectory === undefined ? undefined : savedStatePaths(stateDirectory, spec.name);
     const keeper = await Keeper.start({
-      ...{
-        ...host,
-        spec,
-        log,
-        clock,
-        shadowWanted,
-        savedIn,
-        startFrom,
-        directories,
-        cpuShareMax,
-        failpoints,
-      },
+      ...{ ...host, spec, log, clock, shadowWanted, savedIn, startFrom, restoreFrom },
+      ...{ directories, cpuShareMax, failpoints },
       runDirectory: directory,
       remote,
       signal: signals.start,

@@ -22,9 +22,13 @@ export function cutShort(): KeeperError {
   });
 }
 
-export function testUnderWay(vm: string): KeeperError {
-  return new KeeperError('KEEPER_TEST_UNDER_WAY', `the failover of ${vm} is being tested already`, {
-    hint: 'Wait for the event failover-test.',
+export function shadowIsLent(vm: string, to: 'test' | 'snapshot'): KeeperError {
+  if (to === 'test')
+    return new KeeperError('KEEPER_TEST_UNDER_WAY', `the failover of ${vm} is being tested`, {
+      hint: 'Wait for the event failover-test.',
+    });
+  return new KeeperError('KEEPER_SNAPSHOT_UNDER_WAY', `a snapshot of ${vm} is being written`, {
+    hint: 'Wait for the event snapshot or snapshot-failed.',
   });
 }
 

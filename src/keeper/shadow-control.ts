@@ -75,6 +75,10 @@ export class ShadowControl implements KeeperControl {
     return this.#refuse();
   }
 
+  snapshot(): Promise<never> {
+    return this.#refuse();
+  }
+
   testFailover(): Promise<never> {
     return this.#refuse();
   }

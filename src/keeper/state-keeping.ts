@@ -1,4 +1,5 @@
 import { readFileSync } from 'node:fs';
+import { assert } from '../base/assert.ts';
 import { messageOf } from '../base/errors.ts';
 import type { GuestLink } from '../net/guest-link.ts';
 import { readFirmware } from '../qemu/firmware.ts';
@@ -27,8 +28,18 @@ export interface StateKeepingOptions {
   readonly notePause: (pausedMs: number) => void;
 }
 
+/** A VM that stands still, with all of its state but its memory read. */
+export interface StandingVm {
+  readonly memory: Instance['memory'];
+  readonly deviceState: Uint8Array;
+  readonly firmware: Uint8Array;
+  readonly signal: AbortSignal;
+}
+
 interface Order {
-  readonly kind: SavedKind;
+  readonly kind: SavedKind | 'file';
+  /** Of a snapshot file: writes it, and the VM runs on. */
+  readonly write?: (still: StandingVm) => Promise<void>;
   readonly abort: AbortController;
   readonly done: PromiseWithResolvers<void>;
   /** Resolves when it holds nothing of the VM any more. */
@@ -50,13 +61,19 @@ export class StateKeeping {
    */
   async save(kind: SavedKind): Promise<void> {
     const present = this.#order;
-    if (present !== undefined) {
-      if (present.kind !== kind) throw saveFailed(this.#name, 'it is being saved in another way');
-      await present.done.promise;
-      return;
-    }
+    if (present?.kind === kind) await present.done.promise;
+    else await this.#request({ kind });
+  }
+
+  /** Has `write` write a snapshot file while the VM stands still; it runs on when this resolves. */
+  async whileStanding(write: (still: StandingVm) => Promise<void>): Promise<void> {
+    await this.#request({ kind: 'file', write });
+  }
+
+  async #request(order: Pick<Order, 'kind' | 'write'>): Promise<void> {
+    if (this.#order !== undefined) throw saveFailed(this.#name, 'it is being saved in another way');
     const done = Promise.withResolvers<void>();
-    this.#order = { kind, abort: new AbortController(), done, work: Promise.resolve() };
+    this.#order = { ...order, abort: new AbortController(), done, work: Promise.resolve() };
     this.#vm.dispatch({ kind: 'save-requested' });
     const state = this.#vm.state();
     if (state.phase !== 'saving')
@@ -81,7 +98,15 @@ export class StateKeeping {
   begin(): void {
     const order = this.#order;
     if (order === undefined) return;
-    order.work = this.#carryOut(order).then(
+    const { kind, write } = order;
+    const working =
+      kind !== 'file'
+        ? this.#carryOut(kind, order)
+        : write
+          ? this.#carryOutStanding(write, order)
+          : undefined;
+    assert(working !== undefined, 'who orders a file says how it is written');
+    order.work = working.then(
       () => this.#finish(undefined),
       (cause) => this.#finish(cause),
     );
@@ -94,7 +119,30 @@ export class StateKeeping {
     else order?.done.reject(cause);
   }
 
-  async #carryOut({ kind, abort: { signal } }: Order): Promise<void> {
+  /** As if nothing had been asked, the VM runs afterwards, and a shadow that is wanted is made anew. */
+  async #carryOutStanding(write: NonNullable<Order['write']>, { abort: { signal } }: Order): Promise<void> {
+    const { options, shadow, primary, dispatch } = this.#vm;
+    const instance = primary();
+    const startMs = options.clock.nowMs();
+    try {
+      if (instance === undefined) throw isStopping(this.#name);
+      await shadow.halt();
+      signal.throwIfAborted();
+      try {
+        const state = await this.#standStill(instance);
+        await write({ ...state, memory: instance.memory, signal });
+        signal.throwIfAborted();
+        for (const link of this.#vm.links()) link.drainOutput();
+      } finally {
+        // One that was lost is taken over, and one that is stopped is stopped.
+        if (!signal.aborted) await this.#goOn(instance, startMs);
+      }
+    } finally {
+      if (!signal.aborted) dispatch({ kind: 'save-failed' });
+    }
+  }
+
+  async #carryOut(kind: SavedKind, { abort: { signal } }: Order): Promise<void> {
     const { options, shadow, primary, dispatch, publish } = this.#vm;
     const { clock, failpoints } = options;
     const instance = primary();
@@ -136,22 +184,13 @@ export class StateKeeping {
   ): Promise<SavedState> {
     const { options, shadow, publish } = this.#vm;
     const { clock, failpoints } = options;
-    const { machine, paths, memory } = instance;
-    const firmware = await readFirmware(machine, paths.firmware);
-    // As in a cut: what QEMU could still write into the guest's memory once its device state is saved stays away.
-    for (const link of this.#vm.links()) link.leaveUnread();
-    await machine.wake();
-    for (const link of this.#vm.links()) link.pauseInput();
-    const { stopped, saved } = machine.stopAndSave(paths.deviceState);
-    await stopped;
-    await saved;
-    await failpoints.hit('save.paused');
+    const { deviceState, firmware } = await this.#standStill(instance);
     let told = 0;
     publish('saving', { kind, share: 0 });
     return await SavedState.save(this.#place(kind), {
       facts: { ...stateFacts(options), kind, savedAtMs: clock.wallMs(), epoch: shadow.committed },
-      memory,
-      deviceState: readFileSync(paths.deviceState),
+      memory: instance.memory,
+      deviceState,
       firmware,
       signal,
       failpoints,
@@ -161,6 +200,23 @@ export class StateKeeping {
         publish('saving', { kind, share });
       },
     });
+  }
+
+  /** From here on the guest stands still, also when this fails. */
+  async #standStill({
+    machine,
+    paths,
+  }: Instance): Promise<{ readonly deviceState: Buffer; readonly firmware: Uint8Array }> {
+    const firmware = await readFirmware(machine, paths.firmware);
+    // As in a cut: what QEMU could still write into the guest's memory once its device state is saved stays away.
+    for (const link of this.#vm.links()) link.leaveUnread();
+    await machine.wake();
+    for (const link of this.#vm.links()) link.pauseInput();
+    const { stopped, saved } = machine.stopAndSave(paths.deviceState);
+    await stopped;
+    await saved;
+    await this.#vm.options.failpoints.hit('save.paused');
+    return { deviceState: readFileSync(paths.deviceState), firmware };
   }
 
   async #goOn({ machine }: Instance, sinceMs: number): Promise<void> {

@@ -37,9 +37,11 @@ export function stateFacts({
 
 /** What QEMU builds the machine from; who protects it, and where its frames go, does not matter to its state. */
 function machineHash(spec: VmSpec): string {
-  const { vcpus, memoryBytes, machine, boot, disks, console, agent, qemu } = spec;
+  const { vcpus, memoryBytes, machine, boot, disks, console, agent, generationId, qemu } = spec;
   const macs = spec.nics.map(({ mac }) => mac);
-  const parts = [vcpus, memoryBytes, machine, boot, disks, macs, console, agent, qemu.extraArgs];
+  const parts: unknown[] = [vcpus, memoryBytes, machine, boot, disks, macs, console, agent, qemu.extraArgs];
+  // States that were saved before there was such a device fit a machine without one.
+  if (generationId) parts.push('vmgenid');
   return createHash('sha256').update(JSON.stringify(parts)).digest('hex');
 }
 

@@ -1,45 +1,63 @@
 import { traceFacts } from '../base/trace.ts';
 import { epochId } from '../epoch/epoch-id.ts';
-import type { GuestLink } from '../net/guest-link.ts';
+import { checkSpec } from '../qemu/protectability.ts';
 import type { SavedState } from '../replication/saved-state.ts';
-import type { Instance, InstanceSetting } from './instance.ts';
+import { admit } from './admission.ts';
+import type { InstanceSetting } from './instance.ts';
 import type { KeeperOptions, PromisedShadow } from './keeper-options.ts';
 import { attachLinks, promoteShadow } from './promotion.ts';
-import type { ShadowLife } from './shadow-life.ts';
-import { restoreState } from './state-restoring.ts';
+import { isShadowWanted, withShadow } from './shadow-wish.ts';
+import { type RestoredVm, type Restoring, restoreSnapshot, snapshotToRestore } from './snapshot-restoring.ts';
+import { restoreState, stateToBeginFrom } from './state-restoring.ts';
 import { type Succession, succeed } from './succession.ts';
 import type { TakeoverRemains } from './takeover-remains.ts';
 import type { TakeoverStats } from './takeover-stats.ts';
+import { prepareImages } from './vm-images.ts';
 
 /** What a beginning needs of the keeper. */
-export interface BeginningVm {
-  readonly options: KeeperOptions;
+export interface BeginningVm extends RestoredVm {
   readonly setting: InstanceSetting;
-  readonly shadow: ShadowLife;
   readonly remains: TakeoverRemains;
   readonly takeovers: TakeoverStats;
-  readonly links: () => readonly GuestLink[];
-  readonly startPrimary: (role: 'primary' | 'standby', signal: AbortSignal | undefined) => Promise<Instance>;
-  /** Numbers of instances go on after this one. */
-  readonly countFrom: (instance: number) => void;
-  /** Another QEMU is about to act: to be called before it does anything. */
-  readonly beginToAct: (instance: Instance) => void;
-  readonly makePrimary: (instance: Instance) => void;
-  readonly publish: (kind: string, facts?: Readonly<Record<string, unknown>>) => void;
+}
+
+/** What a VM goes on from that was chosen before it began. */
+export interface Origin {
+  readonly state: SavedState | undefined;
+  readonly restoring: Restoring | undefined;
+}
+
+/** Looks at everything that can be looked at before there is a VM. @throws what keeps it from running */
+export async function prepareBeginning(options: KeeperOptions): Promise<Origin> {
+  const spec = withShadow(options.spec, isShadowWanted(options));
+  checkSpec(spec);
+  // Where there is a heritage, what is needed was promised already.
+  const isHeir = options.runDirectory.heritage.kind !== 'none' || options.promised !== undefined;
+  if (!isHeir) admit(spec);
+  if (options.promised !== undefined) return { state: undefined, restoring: undefined };
+  const restoring = snapshotToRestore(options);
+  const state = restoring === undefined ? await stateToBeginFrom(options) : undefined;
+  const goesOn = isHeir || state !== undefined || restoring !== undefined;
+  await prepareImages(options, { goesOn });
+  return { state, restoring };
 }
 
 /**
- * Lets a VM run: from the state that it was saved in, from where a killed keeper left it, or anew. What it sends may
+ * Lets a VM run: from a snapshot, from the state that it was saved in, from where a killed keeper left it, or anew. What it sends may
  * still be held when this resolves. One that was left by a killed keeper may have powered off meanwhile.
  * @throws what keeps it from running
  */
 export async function beginVm(
   vm: BeginningVm,
-  state: SavedState | undefined,
+  { state, restoring }: Origin,
 ): Promise<'runs' | 'powered-off'> {
   const { promised } = vm.options;
   if (promised !== undefined) {
     await become(vm, promised);
+    return 'runs';
+  }
+  if (restoring !== undefined) {
+    await restoreSnapshot(vm, restoring);
     return 'runs';
   }
   if (state !== undefined) {

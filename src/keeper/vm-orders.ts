@@ -4,6 +4,7 @@ import { disksOf } from '../config/spec-disks.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
 import type { FailoverReport } from '../control/failover-report.ts';
 import type { StopOrder } from '../control/keeper-control.ts';
+import type { SnapshotOrder, SnapshotReport } from '../control/snapshot-report.ts';
 import type { StreamClient } from '../net/stream-end.ts';
 import { checkMachine, checkSpec } from '../qemu/protectability.ts';
 import {
@@ -17,6 +18,7 @@ import { admit } from './admission.ts';
 import { testFailover } from './failover-test.ts';
 import type { Instance } from './instance.ts';
 import type { KeeperOptions } from './keeper-options.ts';
+import type { MemoryArrival } from './memory-arrival.ts';
 import { askToPowerOff } from './power-button.ts';
 import {
   cannotSave,
@@ -26,11 +28,14 @@ import {
   notProtected,
   onAnotherHost,
   promoteFailed,
-  testUnderWay,
+  shadowIsLent,
 } from './refusals.ts';
 import type { ShadowLife } from './shadow-life.ts';
 import { withShadow } from './shadow-wish.ts';
+import { takeSnapshot, takeStandingSnapshot } from './snapshot-taking.ts';
 import type { SavedKind, StateKeeping } from './state-keeping.ts';
+
+const ELSEWHERE = 'its shadow is on another host';
 
 type Facts = Readonly<Record<string, unknown>>;
 
@@ -39,6 +44,7 @@ export interface OrderedVm {
   readonly options: KeeperOptions;
   readonly waiters: ConditionWaiters;
   readonly shadow: ShadowLife;
+  readonly memory: MemoryArrival;
   readonly states: StateKeeping;
   readonly finished: Promise<unknown>;
   readonly state: () => ProtectionState;
@@ -60,7 +66,8 @@ export interface OrderedVm {
 /** What people and programs can ask of a VM: each order is checked first, and changes nothing when it is refused. */
 export class VmOrders {
   readonly #vm: OrderedVm;
-  #isTesting = false;
+  /** One that looks at the shadow at a time. */
+  #lentFor: 'test' | 'snapshot' | undefined;
 
   constructor(vm: OrderedVm) {
     this.#vm = vm;
@@ -98,12 +105,12 @@ export class VmOrders {
   async testFailover(): Promise<FailoverReport> {
     const { options, shadow, state, startTest } = this.#vm;
     const { spec, clock, failpoints } = options;
-    if (this.#isTesting) throw testUnderWay(this.#name);
+    if (this.#lentFor !== undefined) throw shadowIsLent(this.#name, this.#lentFor);
     if (state().phase !== 'protected') throw notProtected(this.#name, state().phase);
     if (hasWritableDisk(spec)) throw disksWouldBeWritten(this.#name);
     if (shadow.session === undefined) throw onAnotherHost(this.#name);
     admit(withShadow(spec, true), { runs: true, besidesBytes: spec.memoryBytes });
-    this.#isTesting = true;
+    this.#lentFor = 'test';
     try {
       const expectsAgent = this.#vm.hasAgent();
       const report = await shadow.lend((loan) =>
@@ -112,7 +119,25 @@ export class VmOrders {
       this.#vm.publish('failover-test', { ...report });
       return report;
     } finally {
-      this.#isTesting = false;
+      this.#lentFor = undefined;
+    }
+  }
+
+  async snapshot(order: SnapshotOrder): Promise<SnapshotReport> {
+    const { options, shadow, state, states, publish } = this.#vm;
+    if (this.#lentFor !== undefined) throw shadowIsLent(this.#name, this.#lentFor);
+    if (hasWritableDisk(options.spec)) throw cannotSave(this.#name, 'its disks are no part of a snapshot');
+    const taking = { options, token: options.runDirectory.token, publish };
+    const isProtected = state().phase === 'protected';
+    if (!isProtected && !order.pause) throw notProtected(this.#name, state().phase);
+    if (isProtected && shadow.session === undefined) throw cannotSave(this.#name, ELSEWHERE);
+    this.#lentFor = 'snapshot';
+    try {
+      if (isProtected) return await shadow.lend((loan) => takeSnapshot(order, { loan, ...taking }));
+      await this.#assertSavable();
+      return await takeStandingSnapshot(order, { epoch: shadow.committed, states, ...taking });
+    } finally {
+      this.#lentFor = undefined;
     }
   }
 
@@ -133,19 +158,25 @@ export class VmOrders {
     const { options, states } = this.#vm;
     if (options.savedIn === undefined) throw noPlaceToSave(this.#name, kind);
     // Until it is on disk that one could take over, and would go on from before.
-    if (options.remote !== undefined) throw cannotSave(this.#name, 'its shadow is on another host');
+    if (options.remote !== undefined) throw cannotSave(this.#name, ELSEWHERE);
+    await this.#assertSavable();
+    // A disk that went on meanwhile would not fit the memory of a snapshot.
+    if (kind === 'snapshot' && hasWritableDisk(options.spec))
+      throw cannotSave(this.#name, 'its disks are no part of a snapshot');
+    await states.save(kind);
+  }
+
+  /** All of its memory is there, and nothing that a state cannot hold. */
+  async #assertSavable(): Promise<void> {
     const { machine } = await this.#acting();
+    await this.#vm.memory.whole();
     try {
-      const spec = withShadow(options.spec, true);
+      const spec = withShadow(this.#vm.options.spec, true);
       checkSpec(spec);
       await checkMachine(machine, spec);
     } catch (cause) {
       throw cannotSave(this.#name, cause);
     }
-    // A disk that went on meanwhile would not fit the memory of a snapshot.
-    if (kind === 'snapshot' && hasWritableDisk(options.spec))
-      throw cannotSave(this.#name, 'its disks are no part of a snapshot');
-    await states.save(kind);
   }
 
   async #powerOff(trace: Trace | undefined): Promise<void> {

@@ -13,6 +13,8 @@ interface RecordedVm {
   /** Who acts: the primary, or a standby that is about to become it. */
   readonly acting: Instance | undefined;
   readonly shadow: ShadowSession | undefined;
+  /** All of its memory is there: a next keeper can take it back. */
+  readonly isWhole: boolean;
   /** All output waits for the shadow. Else the shadow is behind what the world has seen, and must not be gone on from. */
   readonly isProtected: boolean;
   readonly token: number;
@@ -23,7 +25,7 @@ interface RecordedVm {
 /** Writes down what whoever comes after a killed keeper has to know. Never fails: a VM does not depend on it. */
 export function recordVm(
   directory: RunDirectory,
-  { log, spec, primary, acting, shadow, isProtected, token, shadowWanted, committed }: RecordedVm,
+  { log, spec, primary, acting, shadow, isWhole, isProtected, token, shadowWanted, committed }: RecordedVm,
 ): void {
   const all = [primary, shadow?.standby, acting].filter((instance) => instance !== undefined);
   const living = [...new Set(all)];
@@ -35,7 +37,7 @@ export function recordVm(
       shadow: isProtected ? (shadow?.standby.number ?? null) : null,
       token,
       shadowWanted,
-      acting: acting === undefined ? null : { instance: acting.number, pid: acting.pid },
+      acting: acting === undefined || !isWhole ? null : { instance: acting.number, pid: acting.pid },
       committed,
     });
   } catch (cause) {

@@ -9,6 +9,7 @@ const SEEK_DATA = 3;
 const SEEK_HOLE = 4;
 const FALLOC_FL_KEEP_SIZE = 1;
 const FALLOC_FL_PUNCH_HOLE = 2;
+const F_DUPFD_CLOEXEC = 1030;
 const LOCK_EX = 2;
 const LOCK_NB = 4;
 
@@ -107,6 +108,11 @@ export function tryLockExclusive(fd: number): boolean {
   const errno = lastErrno();
   if (errno === 'EAGAIN') return false;
   throw callFailed('flock', errno);
+}
+
+/** A second descriptor of the same open file, for this process only; the caller closes it. */
+export function duplicate(fd: number): number {
+  return checked('fcntl F_DUPFD_CLOEXEC', libc.fcntl(fd, F_DUPFD_CLOEXEC, 0));
 }
 
 /**

@@ -35,6 +35,11 @@ export const libc = {
     offset: number,
     lengthBytes: number,
   ) => number,
+  fcntl: library.func('fcntl', 'int', ['int', 'int', 'int']) as (
+    fd: number,
+    command: number,
+    argument: number,
+  ) => number,
   flock: library.func('flock', 'int', ['int', 'int']) as (fd: number, operation: number) => number,
   poll: library.func('poll', 'int', ['void *', 'ulong', 'int']) as (
     pollfds: Uint8Array,

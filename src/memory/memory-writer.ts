@@ -55,6 +55,13 @@ export class MemoryWriter implements AsyncDisposable {
     }
   }
 
+  /** FNV-1a of 64 bits over a page, as the process reads it. */
+  async hash(page: number): Promise<string> {
+    this.#child.stdin?.write(`h ${page}\n`);
+    const { value } = await this.#answers.next();
+    return String(value).replace('ok ', '');
+  }
+
   async kill(): Promise<void> {
     if (this.#child.exitCode !== null || this.#child.signalCode !== null) return;
     const exited = once(this.#child, 'exit');

@@ -15,6 +15,7 @@ const MESSAGE_BYTES = 48;
 const VERSION = 1;
 const HELLO = 1;
 const DISCARD = 2;
+const EVERY_FAULT = 1;
 const STEPS = [
   'ready',
   'find the memory file',
@@ -36,7 +37,12 @@ export interface PreloadHello {
   /** Where in the memory file the mapping starts. */
   readonly fileOffset: number;
   readonly protection: /** Writes can be found by a pagemap scan. The descriptor belongs to the channel. */
-    | { readonly kind: 'ready'; readonly userfaultfd: number }
+    | {
+        readonly kind: 'ready';
+        readonly userfaultfd: number;
+        /** Also faults that the kernel meets on behalf of QEMU can be answered. */
+        readonly answersEveryFault: boolean;
+      }
     /** The kernel does not have it, or refuses it. Discards are logged all the same. */
     | { readonly kind: 'refused'; readonly step: string; readonly errnoName: string };
 }
@@ -207,7 +213,9 @@ function helloOf(fields: DataView, fds: readonly number[]): PreloadHello {
     lengthBytes: Number(fields.getBigUint64(32, true)),
     fileOffset: Number(fields.getBigUint64(40, true)),
     protection:
-      userfaultfd === undefined ? { kind: 'refused', step, errnoName } : { kind: 'ready', userfaultfd },
+      userfaultfd === undefined
+        ? { kind: 'refused', step, errnoName }
+        : { kind: 'ready', userfaultfd, answersEveryFault: fields.getInt32(20, true) === EVERY_FAULT },
   };
 }
 

@@ -27,7 +27,15 @@ async function guestOn(hostLoopback: boolean | undefined) {
   const ip = (...words: string[]) => execFileSync('ip', ['-n', netns, ...words]);
   execFileSync('ip', ['netns', 'add', netns]);
   open.defer(() => void execFileSync('ip', ['netns', 'del', netns]));
-  const tap = open.use(await TapUplink.open({ device: 'tap0', netns, address: `${GUEST}/24`, onLost: fail }));
+  const tap = open.use(
+    await TapUplink.open({
+      nicMac: '52:54:00:12:34:56',
+      device: 'tap0',
+      netns,
+      address: `${GUEST}/24`,
+      onLost: fail,
+    }),
+  );
   execFileSync('ip', ['netns', 'exec', netns, 'sysctl', '-qw', 'net.ipv4.conf.all.route_localnet=1']);
   ip('link', 'set', 'lo', 'up');
   ip('address', 'del', '127.0.0.1/8', 'dev', 'lo');

@@ -11,6 +11,8 @@ export interface ArgumentOptions {
   readonly role: 'primary' | 'standby';
   readonly paths: InstancePaths;
   readonly accel: Accelerator;
+  /** Of a VM that has such a number, the same for its primary and standby: VMGenID. */
+  readonly generationId?: string | undefined;
 }
 
 /** The name of guest memory among QEMU's RAM blocks. */
@@ -31,7 +33,10 @@ const WITHOUT = 'vmport=off,sata=off,smbus=off,usb=off';
  * only understood by a machine that was built in the same way. Neither runs before `cont`, so that what has to
  * be proven first (dirty log, RAM blocks) is proven before the guest's first instruction.
  */
-export function buildArguments(spec: VmSpec, { role, paths, accel }: ArgumentOptions): string[] {
+export function buildArguments(
+  spec: VmSpec,
+  { role, paths, accel, generationId }: ArgumentOptions,
+): string[] {
   assert(paths.nics.length === spec.nics.length, 'every nic has a socket');
   const memory = `${spec.memoryBytes / MIB}M`;
   return [
@@ -49,6 +54,7 @@ export function buildArguments(spec: VmSpec, { role, paths, accel }: ArgumentOpt
     ...['-action', 'shutdown=pause,panic=pause', '-device', 'pvpanic-pci'],
     // Without it a guest without a history of its own waits seconds for entropy while it boots.
     ...['-device', `virtio-rng-pci,${LEGACY_VIRTIO}`],
+    ...(spec.generationId ? generationArguments(generationId) : []),
     ...bootArguments(spec.boot),
     ...disksOf(spec).flatMap(diskArguments),
     ...spec.nics.flatMap(({ mac }, index) => nicArguments(mac, { index, path: paths.nics[index] ?? '' })),
@@ -151,6 +157,15 @@ function nicArguments(mac: string, { index, path }: { index: number; path: strin
     '-device',
     `virtio-net-pci,netdev=nic${index},mac=${mac},romfile=,guest_announce=off,${LEGACY_VIRTIO}`,
   ];
+}
+
+/**
+ * The number is no part of device state: after loading, QEMU writes that of its own command line into the guest's memory,
+ * and tells the guest, which looks whether it is another one (vmgenid_post_load in hw/acpi/vmgenid.c).
+ */
+function generationArguments(generationId: string | undefined): string[] {
+  assert(generationId !== undefined, 'a VM that is to have a generation has one');
+  return ['-device', `vmgenid,guid=${generationId}`];
 }
 
 function agentArguments(path: string): string[] {

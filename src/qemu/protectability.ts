@@ -19,7 +19,14 @@ const FOREIGN_WRITER = 'another process writes guest memory unseen by the dirty 
 const DISCARDS = 'it takes pages from the guest unseen by the dirty log';
 
 /** Devices whose state is wholly in main memory and device state. Any other one is refused: on doubt, no protection. */
-const KNOWN_DEVICES = new Set(['virtio-rng-pci', 'i6300esb', 'pcie-root-port', 'pvpanic', 'pvpanic-pci']);
+const KNOWN_DEVICES = new Set([
+  'virtio-rng-pci',
+  'i6300esb',
+  'pcie-root-port',
+  'pvpanic',
+  'pvpanic-pci',
+  'vmgenid',
+]);
 
 /** Why well-known devices cannot be protected, by the beginning of their names. */
 const DEVICE_OBSTACLES: readonly (readonly [RegExp, string])[] = [

@@ -119,6 +119,31 @@ describe('a copy of an image', () => {
     expect(readFileSync(to.path).equals(readFileSync(shadowed.vm.path))).toBe(true);
   });
 
+  it('has the pages of an epoch whose application was under way when it began', async () => {
+    const failpoints = new Failpoints();
+    await using shadowed = new Shadowed(failpoints);
+    shadowed.commit([...Array(PAGES).keys()]);
+    await shadowed.image.settle();
+    const mayGoOn = Promise.withResolvers<void>();
+    const begun = Promise.withResolvers<void>();
+    failpoints.arm('apply.before', () => {
+      begun.resolve();
+      return mayGoOn.promise;
+    });
+    shadowed.commit([0, PAGES - 1]);
+    await begun.promise;
+    const to = newMemory();
+    const copy = copyImage({
+      ...{ image: shadowed.image, to, signal: new AbortController().signal },
+      ...{ nowMs: () => 0, onHeld: () => {} },
+    });
+    // Everything was copied once before any of the epoch is written.
+    for (let passed = 0; passed <= PAGES / 256; passed += 1) await turn();
+    mayGoOn.resolve();
+    await copy;
+    expect(readFileSync(to.path).equals(readFileSync(shadowed.vm.path))).toBe(true);
+  });
+
   it('lets epochs be committed and the image be settled as soon as it is given up', async () => {
     await using shadowed = new Shadowed(new Failpoints());
     shadowed.commit([1]);

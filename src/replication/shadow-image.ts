@@ -35,6 +35,8 @@ export class ShadowImage implements EpochStore, Disposable, AsyncDisposable {
   #applying: Promise<void> | undefined;
   /** The application of one epoch; between two of them the memory is as of an epoch. */
   #inApplication: Promise<void> | undefined;
+  /** What the one under way writes; of one that was cut short, until it is repeated. */
+  #runsInApplication: readonly PageRun[] = [];
   /** As long as it is there no application is begun. */
   #hold: Promise<void> | undefined;
   readonly #onApplied = new Set<(runs: readonly PageRun[]) => void>();
@@ -156,9 +158,13 @@ export class ShadowImage implements EpochStore, Disposable, AsyncDisposable {
     return staged;
   }
 
-  /** Tells which pages applications write, before they do, until the returned function is called. */
+  /**
+   * Tells which pages applications write, before they do, until the returned function is called: at once those of one
+   * under way, which has written only a part of them yet.
+   */
   onApplied(listener: (runs: readonly PageRun[]) => void): () => void {
     this.#onApplied.add(listener);
+    if (this.#runsInApplication.length > 0) listener(this.#runsInApplication);
     return () => this.#onApplied.delete(listener);
   }
 
@@ -232,6 +238,7 @@ export class ShadowImage implements EpochStore, Disposable, AsyncDisposable {
   async #apply(slot: EpochSlot, staged: StagedEpoch): Promise<void> {
     let offset = staged.pagesOffset;
     let pagesInTurn = 0;
+    this.#runsInApplication = staged.runs;
     for (const listener of this.#onApplied) listener(staged.runs);
     await this.#failpoints.hit('apply.before');
     for (const piece of piecesOf(staged.runs, APPLY_CHUNK_PAGES)) {
@@ -244,6 +251,7 @@ export class ShadowImage implements EpochStore, Disposable, AsyncDisposable {
         await new Promise<void>((resolve) => setImmediate(resolve));
       }
     }
+    this.#runsInApplication = [];
     await this.#failpoints.hit('apply.after');
   }
 }

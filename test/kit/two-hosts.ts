@@ -174,7 +174,7 @@ export class TwoHosts implements AsyncDisposable {
 
   /** What is on record in etcd about who acts. */
   async record(): Promise<LeaseRecord | undefined> {
-    const key = Buffer.from(`/understudy/acting/${this.vm}`).toString('base64');
+    const key = Buffer.from(`understudy/lease/${this.vm}/record`).toString('base64');
     const stdout = await this.#askEtcd('-d', JSON.stringify({ key }), `${ETCD}/v3/kv/range`);
     const { kvs = [] } = JSON.parse(stdout) as { kvs?: { value: string }[] };
     const value = kvs[0]?.value;

@@ -1,0 +1,101 @@
+import { messageOf } from '../base/errors.ts';
+import type { SnapshotOrder, SnapshotReport } from '../control/snapshot-report.ts';
+import type { SnapshotFacts } from '../snapshot/snapshot-format.ts';
+import { readKeyFile } from '../snapshot/snapshot-key.ts';
+import { snapshotShadow, snapshotStill, type WrittenSnapshot } from '../snapshot/snapshot-writer.ts';
+import type { KeeperOptions } from './keeper-options.ts';
+import { saveFailed } from './refusals.ts';
+import type { ShadowLoan } from './shadow-life.ts';
+import type { StateKeeping } from './state-keeping.ts';
+import { stateFacts } from './state-restoring.ts';
+
+/** Progress is told at these steps of it. */
+const SHARE_STEP = 0.1;
+
+interface TakingOptions {
+  readonly options: KeeperOptions;
+  readonly token: number;
+  readonly publish: (kind: string, facts?: Readonly<Record<string, unknown>>) => void;
+}
+
+/** Writes a snapshot of a VM from its shadow. @throws SnapshotError; KeeperError KEEPER_SAVE_FAILED */
+export async function takeSnapshot(
+  order: SnapshotOrder,
+  { loan, ...taking }: TakingOptions & { readonly loan: ShadowLoan },
+): Promise<SnapshotReport> {
+  const { clock, failpoints, spec } = taking.options;
+  return await toldOf(order, taking, async (common) => {
+    try {
+      return await snapshotShadow({
+        ...common,
+        firmware: await loan.use(async ({ firmware }) => firmware),
+        signal: loan.signal,
+        use: (work) => loan.use(({ image }) => work(image)),
+        nowMs: () => clock.nowMs(),
+        onHeld: () => failpoints.hit('snapshot.held'),
+      });
+    } catch (cause) {
+      if (loan.signal.aborted) throw saveFailed(spec.name, 'its shadow was needed, or ended, meanwhile');
+      throw cause;
+    }
+  });
+}
+
+interface StandingOptions extends TakingOptions {
+  readonly epoch: number;
+  readonly states: StateKeeping;
+}
+
+/** The same of a VM without a shadow in sync, which stands still for it. */
+export async function takeStandingSnapshot(
+  order: SnapshotOrder,
+  { epoch, states, ...taking }: StandingOptions,
+): Promise<SnapshotReport> {
+  return await toldOf(order, taking, async (common) => {
+    const written = Promise.withResolvers<WrittenSnapshot>();
+    await states.whileStanding(async (still) => {
+      written.resolve(await snapshotStill({ ...common, ...still, facts: { ...common.facts, epoch } }));
+    });
+    return await written.promise;
+  });
+}
+
+interface Common {
+  readonly path: string;
+  readonly key: Uint8Array | undefined;
+  readonly facts: Omit<SnapshotFacts, 'epoch'>;
+  readonly spec: Uint8Array;
+  readonly onProgress: (share: number) => void;
+}
+
+/** Tells in events how far it is and how it ended. */
+async function toldOf(
+  { path, keyFile }: SnapshotOrder,
+  { options, token, publish }: TakingOptions,
+  write: (common: Common) => Promise<WrittenSnapshot>,
+): Promise<SnapshotReport> {
+  const { clock, runDirectory } = options;
+  const key = keyFile === undefined ? undefined : readKeyFile(keyFile);
+  const startMs = clock.nowMs();
+  let told = 0;
+  publish('snapshotting', { path, share: 0 });
+  try {
+    const written = await write({
+      path,
+      key,
+      facts: { ...stateFacts(options), savedAtMs: clock.wallMs(), token },
+      spec: Buffer.from(JSON.stringify(runDirectory.givenSpec ?? null)),
+      onProgress: (share) => {
+        if (share < told + SHARE_STEP) return;
+        told = share;
+        publish('snapshotting', { path, share });
+      },
+    });
+    const report = { path, ...written, tookMs: clock.nowMs() - startMs };
+    publish('snapshot', report);
+    return report;
+  } catch (cause) {
+    publish('snapshot-failed', { path, error: messageOf(cause) });
+    throw cause;
+  }
+}

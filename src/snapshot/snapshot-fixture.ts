@@ -1,0 +1,29 @@
+/** For tests: guest memory with content, and what is told of a snapshot of it. */
+import { randomBytes } from 'node:crypto';
+import { MIB, PAGE_BYTES } from '../base/units.ts';
+import { Mapping } from '../linux/mapping.ts';
+import type { GuestMemory } from '../memory/guest-memory.ts';
+import type { SnapshotFacts } from './snapshot-format.ts';
+
+export const FIXTURE_PAGES = (2 * MIB) / PAGE_BYTES;
+
+export const FIXTURE_FACTS: SnapshotFacts = {
+  vm: 'vm',
+  savedAtMs: 1,
+  epoch: 7,
+  token: 3,
+  memoryBytes: FIXTURE_PAGES * PAGE_BYTES,
+  qemuVersion: '7.2.22',
+  accel: 'tcg',
+  machineHash: 'a'.repeat(64),
+};
+
+/** Each page filled with one byte, or with noise. */
+export function writePages(memory: GuestMemory, pages: ReadonlyMap<number, number | 'noise'>): void {
+  using page = Mapping.anonymous(PAGE_BYTES);
+  for (const [firstPage, content] of pages) {
+    if (content === 'noise') page.bytes.set(randomBytes(PAGE_BYTES));
+    else page.bytes.fill(content);
+    memory.writeRuns([{ firstPage, pageCount: 1 }], page);
+  }
+}
