@@ -60,7 +60,13 @@ function diskText({ path, format, readOnly }: VmStatus['disks'][number]): string
 function shadowText(shadow: VmStatus['shadow']): string {
   if (shadow === null) return 'none';
   const copied = shadow.copiedShare < 1 ? `, ${Math.floor(100 * shadow.copiedShare)} % copied` : '';
-  return `${shadow.host === undefined ? `process ${shadow.pid}` : `on ${shadow.host}`}${copied}`;
+  return `${shadow.host === undefined ? `process ${shadow.pid}` : `on ${shadow.host}`}${copied}${sentText(shadow)}`;
+}
+
+function sentText({ sent }: NonNullable<VmStatus['shadow']>): string {
+  if (sent === undefined || sent.dirtyBytes === 0) return '';
+  const share = ((100 * sent.wireBytes) / sent.dirtyBytes).toFixed(1);
+  return `; ${formatBytes(sent.dirtyBytes)} of pages were sent as ${share} % of that`;
 }
 
 function clockText({ errorMs, answeredAgoMs, corrections }: VmStatus['clock']): string {

@@ -56,6 +56,8 @@ export interface ShadowStatus {
   readonly pid: number | null;
   /** Left out for a shadow on this host. */
   readonly host?: string;
+  /** What pages of epochs took on the way to another host, since the connection began. */
+  readonly sent?: { readonly dirtyBytes: number; readonly wireBytes: number };
 }
 
 export interface LinkStatus {

@@ -115,7 +115,8 @@ export class RemoteShadow implements Shadow {
   }
 
   describe(): ShadowDescription {
-    return { instance: this.#instance, pid: null, host: this.#options.host };
+    const { sentBytes: sent } = this.#pages;
+    return { instance: this.#instance, pid: null, host: this.#options.host, sent };
   }
 
   async fill({ primary, signal }: { primary: Instance; signal: AbortSignal }): Promise<void> {

@@ -89,7 +89,7 @@ export class ShadowSession implements Shadow {
   }
 
   describe(): ShadowDescription {
-    return { instance: this.standby.number, pid: this.standby.pid, host: undefined };
+    return { instance: this.standby.number, pid: this.standby.pid, host: undefined, sent: undefined };
   }
 
   get copiedShare(): number {

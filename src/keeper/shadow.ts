@@ -1,4 +1,5 @@
 import type { EpochPipeline, PipelineOptions, PipelineSource } from '../replication/epoch-pipeline.ts';
+import type { SentBytes } from '../replication/page-sender.ts';
 import type { Instance } from './instance.ts';
 
 /** What the epochs of a shadow need of the VM. */
@@ -14,6 +15,7 @@ export interface ShadowDescription {
   readonly pid: number | null;
   /** Undefined for this one. */
   readonly host: string | undefined;
+  readonly sent: SentBytes | undefined;
 }
 
 /** What stands behind a VM that acts here: a standby on this host, or the way to one on another. */

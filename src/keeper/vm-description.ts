@@ -65,6 +65,6 @@ export function describeVm(vm: KnownVm): VmStatus {
 }
 
 function describeShadow(shadow: Shadow): ShadowStatus {
-  const { instance, pid, host } = shadow.describe();
-  return { instance, pid, ...(host !== undefined && { host }) };
+  const { instance, pid, host, sent } = shadow.describe();
+  return { instance, pid, ...(host !== undefined && { host }), ...(sent !== undefined && { sent }) };
 }

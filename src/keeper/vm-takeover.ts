@@ -69,7 +69,7 @@ async function handOver(vm: TakenOverVm, shadow: RemoteShadow): Promise<void> {
   const outcome = await shadow.handOver({ reason: reason ?? 'planned', trace });
   switch (outcome.kind) {
     case 'acts':
-      vm.publish('moved', { ...shadow.describe(), promoteMs: outcome.tookMs, ...traceFacts(trace) });
+      vm.publish('moved', { host: shadow.describe().host, promoteMs: outcome.tookMs, ...traceFacts(trace) });
       return vm.dispatch({ kind: 'moved' });
     case 'superseded':
       return vm.dispatch({ kind: 'superseded' });
