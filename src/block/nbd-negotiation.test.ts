@@ -34,7 +34,7 @@ describe('a client that negotiates', () => {
     expect(info.types).toEqual([...new Array(4).fill(OPTION_REPLY.info), OPTION_REPLY.ack]);
     expect(info.data[0]?.readBigUInt64BE(2)).toBe(8192n);
     expect(info.data[3]?.subarray(2).toString()).toBe('of a test');
-    expect(info.then).toBe('go-on');
+    expect(info.next).toBe('go-on');
   });
 
   test('goes on to the export that exists, and to no other', () => {
