@@ -34,6 +34,8 @@ const PROGRAM_OF_PACKAGE: Record<string, string> = {
   jq: 'jq',
   curl: 'curl',
   'redis-tools': 'redis-benchmark',
+  'libnbd-bin': 'nbdcopy',
+  fio: 'fio',
 };
 const PACKAGES = Object.keys(PROGRAM_OF_PACKAGE);
 
