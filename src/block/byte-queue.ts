@@ -25,6 +25,16 @@ export class ByteQueue {
     return bytes;
   }
 
+  /** The next four bytes as a number, which stay where they are. */
+  peekUint32(): number | undefined {
+    if (this.#lengthBytes < 4) return undefined;
+    const first = this.#chunks[0];
+    if (first !== undefined && first.length >= 4) return first.readUInt32BE(0);
+    const joined = Buffer.concat(this.#chunks);
+    this.#chunks.splice(0, this.#chunks.length, joined);
+    return joined.readUInt32BE(0);
+  }
+
   /** Fills the target from its beginning with what is there, and returns how much that was. */
   takeInto(target: Uint8Array): number {
     let done = 0;
