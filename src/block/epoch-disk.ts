@@ -80,8 +80,9 @@ export class EpochDisk implements BlockDevice, EpochParticipant, AsyncDisposable
     return this.#overlay.heldBytes;
   }
 
-  get mode(): DiskMode {
-    return this.#mode;
+  /** Something is on its way to the image. */
+  get isWriting(): boolean {
+    return this.#writing !== undefined;
   }
 
   async read(offset: number, into: Uint8Array): Promise<void> {
