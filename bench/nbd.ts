@@ -17,7 +17,7 @@ import type { Benchmark, BenchRun, FigureInfo } from './harness.ts';
 
 const IMAGE_MIB = 512;
 const HELD_BYTES_MAX = 128 * MIB;
-const ROUNDS = 7;
+const ROUNDS = 5;
 const QUICK_ROUNDS = 2;
 const WAIT_MS = 10;
 const START_DEADLINE_MS = 10_000;
@@ -27,12 +27,12 @@ interface Load {
   readonly meaning: string;
   readonly count: number;
   readonly words: readonly string[];
-  readonly atLeast: number;
+  readonly atLeast?: number;
 }
 
 /** Steps that are no multiple of what is read, so that requests are not next to each other. */
 const SMALL = ['-s', '4096', '-S', '12288'];
-const LOADS: readonly Load[] = (['read', 'write'] as const).flatMap((direction) => {
+const SERVED: readonly Load[] = (['read', 'write'] as const).flatMap((direction) => {
   const write = direction === 'write' ? ['-w'] : [];
   const name = (rest: string) => `${direction}${rest}`;
   return [
@@ -60,13 +60,25 @@ const LOADS: readonly Load[] = (['read', 'write'] as const).flatMap((direction) 
   ];
 });
 
+/** Here qemu-nbd syncs too. */
+const FLUSHED: Load = {
+  name: 'write1MiBFlushed',
+  count: 1000,
+  meaning: 'writes of 1 MiB, 32 in flight, a flush after each 64',
+  words: ['-d', '32', '-s', '1M', '-w', '--flush-interval=64'],
+};
+const LOADS: readonly Load[] = [...SERVED, FLUSHED];
+
 export const nbd: Benchmark = {
   name: 'nbd',
   summary: 'Throughput of a disk that commits with epochs, against qemu-nbd on the same file.',
   figures: Object.fromEntries(
     LOADS.map(({ name, meaning, atLeast }): [string, FigureInfo] => [
       `${name}Ratio`,
-      { meaning: `${meaning}: requests a second / those of qemu-nbd; medians`, target: { atLeast } },
+      {
+        meaning: `${meaning}: requests a second / those of qemu-nbd; medians`,
+        ...(atLeast !== undefined && { target: { atLeast } }),
+      },
     ]),
   ),
   run: async (run) => {
@@ -93,9 +105,9 @@ export const nbd: Benchmark = {
       `image of ${IMAGE_MIB} MiB in the page cache; the client is qemu-img bench in a process of its own`,
     );
     run.note(
-      `ours: in sync, cut whenever ${HELD_BYTES_MAX / MIB / 2} MiB are held, so that all that is written goes through the journal into the image meanwhile, both synced; ${peers.epochs} epochs`,
+      `ours: in sync, cut whenever ${HELD_BYTES_MAX / MIB / 2} MiB are held, so that all that is written goes through the journal into the image meanwhile, both synced; flushes answered at once; ${peers.epochs} epochs`,
     );
-    run.note('qemu-nbd writes to the page cache and syncs nothing, as no flush is sent');
+    run.note('qemu-nbd writes to the page cache, once, and syncs nothing unless a flush is sent');
   },
 };
 
