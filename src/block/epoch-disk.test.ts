@@ -287,6 +287,15 @@ describe('a disk whose memory is full', () => {
   });
 });
 
+test('a small write keeps no more memory than it counts for', async () => {
+  const disk = await diskOn(new PowerLog(NOTHING));
+  const all = Buffer.alloc(64 * BLOCK_BYTES, 5);
+  await disk.write(0, all.subarray(0, BLOCK_BYTES));
+  disk.seal(epochId(1));
+  const [write] = disk.sealedWrites(epochId(1));
+  expect(write?.kind === 'data' && write.bytes.buffer.byteLength).toBe(BLOCK_BYTES);
+});
+
 test('a disk whose image cannot be written fails all that follows, and says so once', async () => {
   const log = new PowerLog(NOTHING);
   const image = await imageOn(log);

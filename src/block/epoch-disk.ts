@@ -116,7 +116,8 @@ export class EpochDisk implements BlockDevice, EpochParticipant, AsyncDisposable
     const parts = aligned(offset, bytes.length, { diskBytes: this.sizeBytes });
     if (parts.count > 0) {
       const start = parts.firstBlock * BLOCK_BYTES - offset;
-      this.#overlay.open.put(parts.firstBlock, bytes.subarray(start, start + parts.count * BLOCK_BYTES));
+      const blocks = bytes.subarray(start, start + parts.count * BLOCK_BYTES);
+      this.#overlay.open.put(parts.firstBlock, ownMemory(blocks));
     }
     for (const { at, lengthBytes } of parts.edges) {
       await this.#patch(at, bytes.subarray(at - offset, at - offset + lengthBytes));
@@ -379,6 +380,11 @@ function aligned(offset: number, lengthBytes: number, { diskBytes }: { diskBytes
     { at: endBlock * BLOCK_BYTES, lengthBytes: endByte - endBlock * BLOCK_BYTES },
   ];
   return { firstBlock, count: endBlock - firstBlock, edges: edges.filter((edge) => edge.lengthBytes > 0) };
+}
+
+/** Bytes that keep no more memory than they count for: a small write may be a view of all that came with it. */
+function ownMemory(bytes: Uint8Array): Uint8Array {
+  return bytes.buffer.byteLength > 2 * bytes.length ? new Uint8Array(bytes) : bytes;
 }
 
 function copyContent(content: BlockContent, into: Uint8Array, from: number): void {
