@@ -39,7 +39,7 @@ describe('npm run bench', () => {
   it('lists the benchmarks without a name', async () => {
     const ended = await end(start());
     expect(ended.code).toBe(0);
-    expect(ended.stdout).toMatch(/^checkpoint .*\nfailover .*\noverhead .*\napi .*\nadoption .*\n$/);
+    expect(ended.stdout).toMatch(/^checkpoint .*\nfailover .*\noverhead .*\napi .*\nadoption .*\nnbd .*\n$/);
   });
 
   it('explains every figure and ratio with --help', async () => {
@@ -51,7 +51,7 @@ describe('npm run bench', () => {
   });
 
   it.each([
-    [['nonsense'], 'checkpoint, failover, overhead, api, adoption'],
+    [['nonsense'], 'checkpoint, failover, overhead, api, adoption, nbd'],
     [['failover', '--kills', '0'], '--help'],
     [['failover', 'overhead'], '--help'],
     [['failover', '--fast'], '--help'],
