@@ -39,7 +39,9 @@ describe('npm run bench', () => {
   it('lists the benchmarks without a name', async () => {
     const ended = await end(start());
     expect(ended.code).toBe(0);
-    expect(ended.stdout).toMatch(/^checkpoint .*\nfailover .*\noverhead .*\napi .*\nadoption .*\nwire .*\n$/);
+    expect(ended.stdout).toMatch(
+      /^checkpoint .*\nfailover .*\noverhead .*\napi .*\nadoption .*\nwire .*\nrestore .*\nnbd .*\n$/,
+    );
   });
 
   it('explains every figure and ratio with --help', async () => {
@@ -51,7 +53,7 @@ describe('npm run bench', () => {
   });
 
   it.each([
-    [['nonsense'], 'checkpoint, failover, overhead, api, adoption, wire'],
+    [['nonsense'], 'checkpoint, failover, overhead, api, adoption, wire, restore, nbd'],
     [['failover', '--kills', '0'], '--help'],
     [['failover', 'overhead'], '--help'],
     [['failover', '--fast'], '--help'],

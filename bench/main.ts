@@ -15,12 +15,16 @@ import { checkpoint } from './checkpoint.ts';
 import { failover } from './failover.ts';
 import { type Benchmark, BenchRun } from './harness.ts';
 import { machineFacts, versions } from './machine-facts.ts';
+import { nbd } from './nbd.ts';
 import { overhead } from './overhead.ts';
 import { reportMarkdown, reportText, targetText } from './report.ts';
 import { restore } from './restore.ts';
 import { wire } from './wire.ts';
 
-const BENCHMARKS: readonly Benchmark[] = [checkpoint, failover, overhead, api, adoption, wire, restore];
+const BENCHMARKS: readonly Benchmark[] = [
+  ...[checkpoint, failover, overhead, api, adoption],
+  ...[wire, restore, nbd],
+];
 const KILLS_MAX = 1000;
 
 const USAGE = `\

@@ -5,7 +5,16 @@ export type BlockErrorCode =
   | 'BLOCK_IMAGE_UNFIT'
   | 'BLOCK_IMAGE_FOREIGN'
   | 'BLOCK_CREATE_FAILED'
-  | 'BLOCK_TOOL_MISSING';
+  | 'BLOCK_TOOL_MISSING'
+  | 'BLOCK_NBD_VIOLATION'
+  | 'BLOCK_NBD_REFUSED'
+  | 'BLOCK_NBD_LOST'
+  | 'BLOCK_JOURNAL_UNFIT'
+  | 'BLOCK_TOKEN_STALE'
+  | 'BLOCK_EPOCH_ORDER'
+  | 'BLOCK_ROLLBACK_TOO_LATE'
+  | 'BLOCK_DISK_FAILED'
+  | 'BLOCK_DISK_CLOSED';
 
-/** An image that a VM names as its disk cannot be used as it is, or cannot be made. Nothing was changed. */
+/** A disk of a VM, its image or its journal cannot be used as it is, or somebody asked of it what it must not do. */
 export class BlockError extends UnderstudyError<BlockErrorCode> {}

@@ -10,6 +10,8 @@ const SEEK_HOLE = 4;
 const FALLOC_FL_KEEP_SIZE = 1;
 const FALLOC_FL_PUNCH_HOLE = 2;
 const F_DUPFD_CLOEXEC = 1030;
+const FALLOC_FL_ZERO_RANGE = 16;
+const RWF_NOWAIT = 8;
 const LOCK_EX = 2;
 const LOCK_NB = 4;
 
@@ -52,6 +54,15 @@ export function preadInto(fd: number, target: Mapping, place: ReadPlace): void {
   }
 }
 
+/**
+ * Reads what the page cache has, without waiting for a disk: the number of bytes, or undefined where nothing is there,
+ * or the file system cannot tell.
+ */
+export function readCached(fd: number, into: Uint8Array, fileOffset: number): number | undefined {
+  const count = libc.preadv2(fd, { base: into, lengthBytes: into.length }, 1, fileOffset, RWF_NOWAIT);
+  return count > 0 ? count : undefined;
+}
+
 /** Writes exactly `lengthBytes`. @throws LinuxError LINUX_CALL_FAILED (`ENOSPC`, …). */
 export function pwriteFrom(fd: number, source: Mapping, place: WritePlace): void {
   const { sourceOffset, lengthBytes, fileOffset } = place;
@@ -65,12 +76,15 @@ export function pwriteFrom(fd: number, source: Mapping, place: WritePlace): void
 }
 
 /**
- * Where a file has data, in order, up to `endBytes`. What lies between is holes. Moves the file offset of
+ * Where a file has data, in order, from `startByte` (its beginning) up to `endBytes`. What lies between is holes. Moves the file offset of
  * `fd`, which nothing here reads by.
  */
-export function dataExtents(fd: number, options: { endBytes: number }): Extent[] {
+export function dataExtents(
+  fd: number,
+  options: { readonly startByte?: number; readonly endBytes: number },
+): Extent[] {
   const extents: Extent[] = [];
-  for (let at = 0; at < options.endBytes; ) {
+  for (let at = options.startByte ?? 0; at < options.endBytes; ) {
     const startByte = libc.lseek(fd, at, SEEK_DATA);
     if (startByte === -1) {
       const errno = lastErrno();
@@ -92,6 +106,12 @@ export function dataExtents(fd: number, options: { endBytes: number }): Extent[]
 export function punchHole(fd: number, startByte: number, options: { lengthBytes: number }): void {
   const mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
   checked('fallocate PUNCH_HOLE', libc.fallocate(fd, mode, startByte, options.lengthBytes));
+}
+
+/** The bytes read as zeros, and their room stays theirs. @throws LinuxError `EOPNOTSUPP`: not in this file system */
+export function zeroRange(fd: number, startByte: number, options: { lengthBytes: number }): void {
+  const mode = FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE;
+  checked('fallocate ZERO_RANGE', libc.fallocate(fd, mode, startByte, options.lengthBytes));
 }
 
 /**

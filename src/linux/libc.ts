@@ -7,6 +7,8 @@ import { callFailed } from './linux-error.ts';
  */
 const library = koffi.load('libc.so.6');
 
+const IOVEC = koffi.struct({ base: 'void *', lengthBytes: 'size_t' });
+
 export const libc = {
   mmap: library.func('mmap', 'intptr_t', ['uintptr_t', 'size_t', 'int', 'int', 'int', 'int64_t']) as (
     address: number,
@@ -22,6 +24,14 @@ export const libc = {
   ) => number,
   pread: library.func('pread', 'intptr_t', ['int', 'uintptr_t', 'size_t', 'int64_t']) as PositionedTransfer,
   pwrite: library.func('pwrite', 'intptr_t', ['int', 'uintptr_t', 'size_t', 'int64_t']) as PositionedTransfer,
+  /** pread with flags, into one buffer. */
+  preadv2: library.func('preadv2', 'intptr_t', ['int', koffi.pointer(IOVEC), 'int', 'int64_t', 'int']) as (
+    fd: number,
+    place: { readonly base: Uint8Array; readonly lengthBytes: number },
+    count: 1,
+    fileOffset: number,
+    flags: number,
+  ) => number,
   read: library.func('read', 'intptr_t', ['int', 'void *', 'size_t']) as Transfer,
   write: library.func('write', 'intptr_t', ['int', 'void *', 'size_t']) as Transfer,
   lseek: library.func('lseek', 'int64_t', ['int', 'int64_t', 'int']) as (

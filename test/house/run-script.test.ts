@@ -35,6 +35,8 @@ const PROGRAM_OF_PACKAGE: Record<string, string> = {
   curl: 'curl',
   'redis-tools': 'redis-benchmark',
   'etcd-server': 'etcd',
+  'libnbd-bin': 'nbdcopy',
+  fio: 'fio',
 };
 const PACKAGES = Object.keys(PROGRAM_OF_PACKAGE);
 
