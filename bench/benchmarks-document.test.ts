@@ -4,6 +4,7 @@ import { adoption } from './adoption.ts';
 import { api } from './api.ts';
 import { checkpoint } from './checkpoint.ts';
 import { failover } from './failover.ts';
+import { nbd } from './nbd.ts';
 import { overhead } from './overhead.ts';
 import { restore } from './restore.ts';
 import { wire } from './wire.ts';
@@ -17,7 +18,7 @@ function figuresOfSection(name: string): string[] {
 }
 
 describe('docs/benchmarks.md', () => {
-  it.each([checkpoint, failover, overhead, api, adoption, wire, restore])(
+  it.each([checkpoint, failover, overhead, api, adoption, wire, restore, nbd])(
     'has the figures of $name, all of them',
     ({ name, figures }) => {
       expect(figuresOfSection(name)).toEqual(Object.keys(figures));
