@@ -6,6 +6,7 @@ import {
   isTakeable,
   type LeaseRecord,
   recordAlone,
+  recordEnded,
   type StoredLease,
   type SwapOutcome,
 } from './lease-record.ts';
@@ -89,9 +90,30 @@ function decide(state: LeaseState, event: LeaseEvent, moment: Moment): LeaseStep
       return stay({ ...state, isStoreAway: true });
     case 'vm-stopped':
       return state.phase === 'stopping' ? stay({ ...state, phase: 'idle', body: 'none' }) : stay(state);
+    case 'vm-ended':
+      return endVm(state);
+    case 'start-wanted':
+      return lookIfIdle({ ...state, mayStartCold: true, isStartWanted: true });
     default:
       return unreachable(event);
   }
+}
+
+/** Without a word in the record the shadow would take this for a failure, and start the VM again. */
+function endVm(state: LeaseState): LeaseStep {
+  const acts = state.body === 'runs' || state.body === 'paused';
+  if (!acts || state.phase === 'stopping') return stay(state);
+  return look({
+    ...state,
+    phase: 'idle',
+    body: 'none',
+    copy: undefined,
+    shadowHost: undefined,
+    joinEpoch: undefined,
+    heldSinceMs: undefined,
+    isStartWanted: false,
+    isEnding: true,
+  });
 }
 
 function tick(state: LeaseState, { nowMs, policy }: Moment): LeaseStep {
@@ -285,6 +307,8 @@ function succeed(
   moment: Moment,
 ): LeaseStep {
   const next: LeaseState = { ...state, pending: undefined, revision, token: pending.record.token };
+  // The VM ended while this was under way: there is nothing to act with, and the record has to say so.
+  if (state.isEnding && pending.goal !== 'end') return look({ ...next, phase: 'idle' });
   switch (pending.goal) {
     case 'claim':
       return act(next, { sinceMs: pending.sentAtMs }, moment);
@@ -297,6 +321,8 @@ function succeed(
     }
     case 'disown':
       return lookIfIdle(next);
+    case 'end':
+      return lookIfIdle({ ...next, isEnding: false });
     default:
       return unreachable(pending.goal);
   }
@@ -320,6 +346,7 @@ function act(state: LeaseState, { sinceMs }: { sinceMs: number }, { nowMs, polic
     heldSinceMs: sinceMs,
     renewalSentMs: sinceMs,
     provenDeadToken: undefined,
+    isStartWanted: false,
   };
   return stay(next, ...beginning(state), { kind: 'release-everything' });
 }
@@ -419,6 +446,16 @@ function pursueAsShadow(state: LeaseState, stored: StoredLease, moment: Moment):
 function pursueAsIdle(state: LeaseState, stored: StoredLease, { nowMs }: Moment): LeaseStep {
   const { record, revision } = stored;
   const idle: LeaseState = { ...state, phase: 'idle', token: Math.max(state.token, record?.token ?? 0) };
+  if (state.isEnding && record?.holder === state.self && record.mode !== 'ended')
+    return write(idle, {
+      goal: 'end',
+      record: recordEnded(record),
+      expectedRevision: revision,
+      onlyIfUnheld: false,
+      nowMs,
+    });
+  // The shadow was faster, or it is done.
+  if (state.isEnding) return stay({ ...idle, isEnding: false });
   const how = state.mayStartCold ? coldStart(stored, state) : 'never';
   if (how !== 'never') return claim(idle, stored, { nowMs, onlyIfUnheld: how === 'if-unheld' });
   if (!isCountedOn(record, state.self) || record?.shadow === undefined) return stay(idle);
