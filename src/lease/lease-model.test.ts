@@ -7,7 +7,7 @@ import type { LeaseEvent, LeasePolicy, LeaseState, LeaseStep } from './lease-sta
 import { type Found, search } from './state-search.ts';
 
 // The short form is to fit into every run of the tests; the long one goes as deep as memory lets it.
-const STATES_MAX = soaking ? 600_000 : 20_000;
+const STATES_MAX = soaking ? 600_000 : 15_000;
 const CONTROL_STATES_MAX = 300_000;
 /** In every n-th world that is found, everything calms down, and somebody has to act in the end. */
 const CALM_EVERY = soaking ? 10 : 25;
