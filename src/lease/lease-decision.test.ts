@@ -247,7 +247,7 @@ describe('a VM that ends', () => {
     const side = primary().hears({ kind: 'vm-ended' }, read(IN_SYNC, 20));
     expect(side.effects.at(-1)).toMatchObject({ kind: 'swap', record: ended });
     const behind = shadow().hears({ kind: 'peer-lost' }, read(ended, 21));
-    expect(behind.kinds).toEqual(['read']);
+    expect(behind.kinds).toEqual(['read', 'mark-stale']);
     expect(behind.state.pending).toBeUndefined();
   });
 

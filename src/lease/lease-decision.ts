@@ -147,7 +147,8 @@ function hear(state: LeaseState, { token, holder }: { token: number; holder: str
 }
 
 function beginCopy(state: LeaseState, { copy, token }: { copy: number; token: number }): LeaseStep {
-  const isFree = state.phase === 'idle' || state.phase === 'shadow';
+  // A host that has an end to write down yet does that first.
+  const isFree = (state.phase === 'idle' && !state.isEnding) || state.phase === 'shadow';
   if (!isFree || token < state.token) return stay(state);
   return stay({ ...state, phase: 'shadow', body: 'copy', copy, token, isPeerLost: false });
 }

@@ -144,7 +144,8 @@ function pursueAsShadow(state: LeaseState, stored: StoredLease, moment: Moment):
   if (isTakeable(record, { self, copy: copy ?? -1 }))
     return state.isPeerLost ? claim(state, stored, { nowMs: moment.nowMs }) : stay(following);
   const isStale = record?.shadow?.host === self && record.shadow.copy === copy;
-  if (isStale || (state.isPeerLost && coldStart(stored, state) !== 'never')) {
+  const isOver = record?.mode === 'ended' && record.token > state.token;
+  if (isStale || isOver || (state.isPeerLost && coldStart(stored, state) !== 'never')) {
     const dropped = pursueAsIdle(forgetCopy(state), stored, moment);
     return { next: dropped.next, effects: [{ kind: 'mark-stale' }, ...dropped.effects] };
   }
