@@ -46,7 +46,7 @@ export class RecordedRight implements ActingRight {
   static async begin(options: RightOptions, signal?: AbortSignal): Promise<RecordedRight> {
     const { host, vm } = options;
     const mayBegin = ({ record }: StoredLease) =>
-      record === undefined || record.mode === 'released' || record.holder === host;
+      record === undefined || record.mode === 'ended' || record.holder === host;
     const change: Change = (stored) => (mayBegin(stored) ? recordAlone(stored, host) : 'refused');
     const { outcome, record } = await changeRecord(options, { change, signal });
     if (outcome === 'refused' || record === undefined) throw superseded(vm, record?.holder ?? 'another host');
@@ -86,7 +86,7 @@ export class RecordedRight implements ActingRight {
   }
 
   async release(): Promise<void> {
-    await this.#change(({ record }) => record && { ...record, mode: 'released', shadow: undefined });
+    await this.#change(({ record }) => record && { ...record, mode: 'ended', shadow: undefined });
   }
 
   /** False when the right has passed on to somebody else. */

@@ -3,8 +3,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { itIsALeaseStore, record } from '../../test/kit/lease-store-contract.ts';
 import { EmbeddedLeaseStore } from './embedded-lease-store.ts';
-import { itIsALeaseStore, record } from './lease-store-contract.ts';
 
 const HOLD_TTL_MS = 2_000;
 

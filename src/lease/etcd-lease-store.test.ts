@@ -1,10 +1,9 @@
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
-import { EtcdCluster } from '../../test/kit/etcd-cluster.ts';
+import { EtcdCluster, foreignTls } from '../../test/kit/etcd-cluster.ts';
+import { itIsALeaseStore, record } from '../../test/kit/lease-store-contract.ts';
 import { systemClock as clock } from '../base/clock.ts';
-import { issue, makeAuthority, readAuthority } from '../pki/certificate.ts';
 import { EtcdGateway } from './etcd-gateway.ts';
 import type { EtcdLeaseStore } from './etcd-lease-store.ts';
-import { itIsALeaseStore, record } from './lease-store-contract.ts';
 
 let cluster: EtcdCluster;
 let store: EtcdLeaseStore;
@@ -42,9 +41,7 @@ describe('a store in an etcd of three nodes', () => {
   });
 
   it('is nobody’s whose certificate another CA has signed', async () => {
-    const wallMs = Date.now();
-    const ca = await readAuthority(await makeAuthority('somebody else', { wallMs }));
-    const { certificate, key } = await issue({ name: 'host', isServer: false, years: 1 }, { ca, wallMs });
+    const { certificate, key } = await foreignTls();
     await using foreign = cluster.store({ tls: { ca: cluster.tls.ca, certificate, key } });
     await expect(foreign.read('vm')).rejects.toMatchObject({ code: 'LEASE_STORE_AWAY' });
     const write = { expectedRevision: 0, record: record(1), onlyIfUnheld: false };
@@ -53,7 +50,7 @@ describe('a store in an etcd of three nodes', () => {
   });
 
   it('trusts no node whose certificate another CA has signed', async () => {
-    const ca = (await makeAuthority('somebody else', { wallMs: Date.now() })).certificate;
+    const { ca } = await foreignTls();
     await using wary = cluster.store({ tls: { ...cluster.tls, ca } });
     await expect(wary.read('vm')).rejects.toMatchObject({ code: 'LEASE_STORE_AWAY' });
     // An authenticated connection never came to be, so nothing can have been done.

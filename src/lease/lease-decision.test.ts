@@ -240,6 +240,26 @@ describe('a primary that is alone', () => {
   });
 });
 
+describe('a VM that ends', () => {
+  const ended = { token: 5, holder: 'A', mode: 'ended', shadow: undefined } as const;
+
+  it('has that on record, so that its shadow does not take it for a failure', () => {
+    const side = primary().hears({ kind: 'vm-ended' }, read(IN_SYNC, 20));
+    expect(side.effects.at(-1)).toMatchObject({ kind: 'swap', record: ended });
+    const behind = shadow().hears({ kind: 'peer-lost' }, read(ended, 21));
+    expect(behind.kinds).toEqual(['read', 'mark-stale']);
+    expect(behind.state.pending).toBeUndefined();
+  });
+
+  it('is started again by nobody who was not told since', () => {
+    const side = new Side(initialLease('B', { mayStartCold: true }));
+    expect(side.hears({ kind: 'tick' }, read(ended, 21)).kinds).toEqual(['read']);
+    side.hears({ kind: 'start-wanted' }, read(ended, 21), swapped(21));
+    expect(side.kinds).toEqual(['read', 'swap', 'start-cold', 'release-everything']);
+    expect(side.state.token).toBe(6);
+  });
+});
+
 describe('a host that was started', () => {
   const held = { token: 7, holder: 'A', mode: 'alone', shadow: undefined } as const;
 

@@ -1,14 +1,16 @@
 import { unreachable } from '../base/assert.ts';
 import {
-  coldStart,
-  isCountedOn,
-  isSameRecord,
-  isTakeable,
-  type LeaseRecord,
-  recordAlone,
-  type StoredLease,
-  type SwapOutcome,
-} from './lease-record.ts';
+  forgetCopy,
+  inSync,
+  look,
+  type Moment,
+  pursue,
+  send,
+  stay,
+  write,
+  yieldTo,
+} from './lease-pursuit.ts';
+import { isSameRecord, type SwapOutcome } from './lease-record.ts';
 import {
   ageLimitMs,
   type LeaseEffect,
@@ -19,11 +21,6 @@ import {
   type PendingSwap,
   rightEndsMs,
 } from './lease-state.ts';
-
-interface Moment {
-  readonly nowMs: number;
-  readonly policy: LeasePolicy;
-}
 
 /**
  * Who may act for one VM, decided on one of its two hosts. Pure: a driver reports facts and carries the effects out in
@@ -37,10 +34,6 @@ export function stepLease(state: LeaseState, event: LeaseEvent, policy: LeasePol
   const decided = decide(aged.next, event, moment);
   const settled = withdraw(decided.next, moment);
   return { next: settled.next, effects: [...aged.effects, ...decided.effects, ...settled.effects] };
-}
-
-function stay(next: LeaseState, ...effects: LeaseEffect[]): LeaseStep {
-  return { next, effects };
 }
 
 /** The right ran out, or may have: the VM stands still until there is a new one. Its memory is not lost by that. */
@@ -89,9 +82,30 @@ function decide(state: LeaseState, event: LeaseEvent, moment: Moment): LeaseStep
       return stay({ ...state, isStoreAway: true });
     case 'vm-stopped':
       return state.phase === 'stopping' ? stay({ ...state, phase: 'idle', body: 'none' }) : stay(state);
+    case 'vm-ended':
+      return endVm(state);
+    case 'start-wanted':
+      return lookIfIdle({ ...state, mayStartCold: true, isStartWanted: true });
     default:
       return unreachable(event);
   }
+}
+
+/** Without a word in the record the shadow would take this for a failure, and start the VM again. */
+function endVm(state: LeaseState): LeaseStep {
+  const acts = state.body === 'runs' || state.body === 'paused';
+  if (!acts || state.phase === 'stopping') return stay(state);
+  return look({
+    ...state,
+    phase: 'idle',
+    body: 'none',
+    copy: undefined,
+    shadowHost: undefined,
+    joinEpoch: undefined,
+    heldSinceMs: undefined,
+    isStartWanted: false,
+    isEnding: true,
+  });
 }
 
 function tick(state: LeaseState, { nowMs, policy }: Moment): LeaseStep {
@@ -105,16 +119,6 @@ function tick(state: LeaseState, { nowMs, policy }: Moment): LeaseStep {
   }
   const looks = look(next);
   return { next: looks.next, effects: [...effects, ...looks.effects] };
-}
-
-/** Asks the store when the answer could change anything. */
-function look(state: LeaseState): LeaseStep {
-  if (state.isReading || state.pending !== undefined) return stay(state);
-  const wants =
-    state.phase === 'idle' ||
-    state.phase === 'claiming' ||
-    ((state.phase === 'shadow' || state.phase === 'in-sync') && state.isPeerLost);
-  return wants ? stay({ ...state, isReading: true }, { kind: 'read' }) : stay(state);
 }
 
 function lookIfIdle(state: LeaseState): LeaseStep {
@@ -142,29 +146,11 @@ function hear(state: LeaseState, { token, holder }: { token: number; holder: str
   return stay({ ...state, token });
 }
 
-/** Another host acts. Nothing of this VM may go on here, and no write under way is of interest any more. */
-function yieldTo(state: LeaseState, token: number): LeaseStep {
-  const next: LeaseState = {
-    ...state,
-    phase: 'stopping',
-    token,
-    copy: undefined,
-    shadowHost: undefined,
-    joinEpoch: undefined,
-    heldSinceMs: undefined,
-    pending: undefined,
-  };
-  return stay(next, { kind: 'hold-output' }, { kind: 'stop-vm' });
-}
-
 function beginCopy(state: LeaseState, { copy, token }: { copy: number; token: number }): LeaseStep {
-  const isFree = state.phase === 'idle' || state.phase === 'shadow';
+  // A host that has an end to write down yet does that first.
+  const isFree = (state.phase === 'idle' && !state.isEnding) || state.phase === 'shadow';
   if (!isFree || token < state.token) return stay(state);
   return stay({ ...state, phase: 'shadow', body: 'copy', copy, token, isPeerLost: false });
-}
-
-function forgetCopy(state: LeaseState): LeaseState {
-  return { ...state, phase: 'idle', body: 'none', copy: undefined };
 }
 
 /** From here on everything waits for the shadow. What left before belongs to epochs up to this one. */
@@ -192,46 +178,6 @@ function join(
     { ...state, phase: 'joining', joinEpoch: undefined },
     { goal: 'join', record, expectedRevision: state.revision, onlyIfUnheld: false, nowMs },
   );
-}
-
-function inSync(state: LeaseState, { host, copy }: { host: string; copy: number }): LeaseRecord {
-  return { token: state.token, holder: state.self, mode: 'in-sync', shadow: { host, copy, state: 'fresh' } };
-}
-
-function write(
-  state: LeaseState,
-  swap: Pick<PendingSwap, 'goal' | 'record' | 'expectedRevision' | 'onlyIfUnheld'> & { nowMs: number },
-): LeaseStep {
-  const { nowMs, ...rest } = swap;
-  const pending: PendingSwap = { ...rest, sentAtMs: nowMs, isUncertain: false, isWaiting: false };
-  return send(state, pending, { nowMs });
-}
-
-function send(state: LeaseState, pending: PendingSwap, { nowMs }: { nowMs: number }): LeaseStep {
-  const sentAtMs = pending.isUncertain ? pending.sentAtMs : nowMs;
-  const { expectedRevision, record, onlyIfUnheld } = pending;
-  return stay(
-    { ...state, pending: { ...pending, sentAtMs, isWaiting: false } },
-    { kind: 'swap', expectedRevision, record, onlyIfUnheld },
-  );
-}
-
-function claim(state: LeaseState, stored: StoredLease, options: ClaimOptions): LeaseStep {
-  return write(
-    { ...state, phase: 'claiming' },
-    {
-      goal: 'claim',
-      record: recordAlone(stored, state.self),
-      expectedRevision: stored.revision,
-      onlyIfUnheld: options.onlyIfUnheld ?? false,
-      nowMs: options.nowMs,
-    },
-  );
-}
-
-interface ClaimOptions {
-  readonly nowMs: number;
-  readonly onlyIfUnheld?: boolean;
 }
 
 function settle(
@@ -285,6 +231,8 @@ function succeed(
   moment: Moment,
 ): LeaseStep {
   const next: LeaseState = { ...state, pending: undefined, revision, token: pending.record.token };
+  // The VM ended while this was under way: there is nothing to act with, and the record has to say so.
+  if (state.isEnding && pending.goal !== 'end') return look({ ...next, phase: 'idle' });
   switch (pending.goal) {
     case 'claim':
       return act(next, { sinceMs: pending.sentAtMs }, moment);
@@ -297,6 +245,8 @@ function succeed(
     }
     case 'disown':
       return lookIfIdle(next);
+    case 'end':
+      return lookIfIdle({ ...next, isEnding: false });
     default:
       return unreachable(pending.goal);
   }
@@ -320,6 +270,7 @@ function act(state: LeaseState, { sinceMs }: { sinceMs: number }, { nowMs, polic
     heldSinceMs: sinceMs,
     renewalSentMs: sinceMs,
     provenDeadToken: undefined,
+    isStartWanted: false,
   };
   return stay(next, ...beginning(state), { kind: 'release-everything' });
 }
@@ -351,84 +302,4 @@ function refuseRenewal(state: LeaseState, event: { token: number }, { nowMs, pol
   const isHolder = state.phase === 'alone' || state.phase === 'closing';
   if (!isHolder || event.token !== state.token) return stay(state);
   return stay({ ...state, heldSinceMs: nowMs - ageLimitMs(policy) });
-}
-
-/** What follows from the record as the store has it. */
-function pursue(state: LeaseState, stored: StoredLease, moment: Moment): LeaseStep {
-  // The record may be older than what is known here: it was read before a write of ours.
-  if (state.pending !== undefined || stored.revision < state.revision) return stay(state);
-  const known: LeaseState = { ...state, revision: stored.revision };
-  switch (state.body) {
-    case 'runs':
-    case 'paused':
-      return state.phase === 'stopping' ? stay(known) : pursueAsPrimary(known, stored, moment);
-    case 'copy':
-      return pursueAsShadow(known, stored, moment);
-    case 'none':
-      return pursueAsIdle(known, stored, moment);
-    default:
-      return unreachable(state.body);
-  }
-}
-
-function pursueAsPrimary(state: LeaseState, stored: StoredLease, { nowMs }: Moment): LeaseStep {
-  const { record } = stored;
-  if (record === undefined || record.holder !== state.self)
-    return yieldTo(state, record?.token ?? state.token);
-  const isDisowned = record.mode === 'in-sync' && record.shadow?.state === 'stale';
-  switch (state.phase) {
-    case 'claiming':
-      return claim(state, stored, { nowMs });
-    case 'in-sync':
-      return state.isPeerLost || isDisowned ? claim(state, stored, { nowMs }) : stay(state);
-    case 'joining': {
-      const { shadowHost: host, copy } = state;
-      if (isDisowned || state.body === 'paused' || host === undefined || copy === undefined)
-        return claim(state, stored, { nowMs });
-      const record = inSync(state, { host, copy });
-      return write(state, {
-        goal: 'join',
-        record,
-        expectedRevision: stored.revision,
-        onlyIfUnheld: false,
-        nowMs,
-      });
-    }
-    default:
-      return stay(state);
-  }
-}
-
-function pursueAsShadow(state: LeaseState, stored: StoredLease, moment: Moment): LeaseStep {
-  const { record } = stored;
-  const { self, copy } = state;
-  // "Alone" was written when this copy was to be promoted, but took too long: nobody has acted since.
-  const isOwn = record?.holder === self && record.token === state.token;
-  if (isOwn) return claim(state, stored, { nowMs: moment.nowMs });
-  const following: LeaseState = { ...state, phase: 'shadow' };
-  if (isTakeable(record, { self, copy: copy ?? -1 }))
-    return state.isPeerLost ? claim(state, stored, { nowMs: moment.nowMs }) : stay(following);
-  const isStale = record?.shadow?.host === self && record.shadow.copy === copy;
-  if (isStale || (state.isPeerLost && coldStart(stored, state) !== 'never')) {
-    const dropped = pursueAsIdle(forgetCopy(state), stored, moment);
-    return { next: dropped.next, effects: [{ kind: 'mark-stale' }, ...dropped.effects] };
-  }
-  return stay(following);
-}
-
-function pursueAsIdle(state: LeaseState, stored: StoredLease, { nowMs }: Moment): LeaseStep {
-  const { record, revision } = stored;
-  const idle: LeaseState = { ...state, phase: 'idle', token: Math.max(state.token, record?.token ?? 0) };
-  const how = state.mayStartCold ? coldStart(stored, state) : 'never';
-  if (how !== 'never') return claim(idle, stored, { nowMs, onlyIfUnheld: how === 'if-unheld' });
-  if (!isCountedOn(record, state.self) || record?.shadow === undefined) return stay(idle);
-  // Others rely on a copy that is not here any more. Its primary learns it from the record, should it still run.
-  const disowned: LeaseRecord = { ...record, shadow: { ...record.shadow, state: 'stale' } };
-  return write(idle, {
-    goal: 'disown',
-    record: disowned,
-    expectedRevision: revision,
-    onlyIfUnheld: false,
-    nowMs,
-  });
 }

@@ -40,6 +40,7 @@ export class LeaseDriver implements AsyncDisposable {
   readonly #options: LeaseDriverOptions;
   readonly #watch: Disposable;
   readonly #calls = new Set<Promise<void>>();
+  readonly #facts: LeaseFact[] = [];
   #state: LeaseState;
   #cancelTick = () => {};
   #probedMs: number;
@@ -67,14 +68,13 @@ export class LeaseDriver implements AsyncDisposable {
     return !this.#isOver && mayAcknowledge(this.#state, epoch);
   }
 
+  /** What is reported while effects are carried out waits for the last of them. */
   report(fact: LeaseFact): void {
-    if (this.#isOver) return;
-    const { policy, bootTimeMs, carryOut } = this.#options;
-    const { next, effects } = stepLease(this.#state, { ...fact, nowMs: bootTimeMs() }, policy);
-    this.#state = next;
-    for (const effect of effects) {
-      if (effect.kind === 'read' || effect.kind === 'swap' || effect.kind === 'renew') this.#start(effect);
-      else carryOut(effect);
+    this.#facts.push(fact);
+    if (this.#facts.length > 1) return;
+    for (let now = this.#facts[0]; now !== undefined; now = this.#facts[0]) {
+      this.#step(now);
+      this.#facts.shift();
     }
   }
 
@@ -84,6 +84,17 @@ export class LeaseDriver implements AsyncDisposable {
     this.#cancelTick();
     this.#watch[Symbol.dispose]();
     await Promise.all(this.#calls);
+  }
+
+  #step(fact: LeaseFact): void {
+    if (this.#isOver) return;
+    const { policy, bootTimeMs, carryOut } = this.#options;
+    const { next, effects } = stepLease(this.#state, { ...fact, nowMs: bootTimeMs() }, policy);
+    this.#state = next;
+    for (const effect of effects) {
+      if (effect.kind === 'read' || effect.kind === 'swap' || effect.kind === 'renew') this.#start(effect);
+      else carryOut(effect);
+    }
   }
 
   #tick(): void {

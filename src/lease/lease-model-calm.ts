@@ -13,6 +13,7 @@ const NO_MORE = {
   cuts: 0,
   copies: 0,
   proofs: 0,
+  ends: 0,
 };
 
 /** Who is there when everything calms down. */
@@ -96,6 +97,9 @@ function detect(player: Player): void {
 
 /** A VM releases everything, or what a shadow acknowledges that does acknowledge. */
 function isServed(player: Player): boolean {
+  // Or it has ended, and none of those who are there was told to start it.
+  const isTold = [0, 1].some((index) => player.host(index).lease.isStartWanted);
+  if (player.world.record?.mode === 'ended' && !isTold) return true;
   return [0, 1].some((index) => {
     const { condition, lease, run } = player.host(index);
     const other = player.host(1 - index);

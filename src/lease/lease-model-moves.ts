@@ -215,11 +215,25 @@ function caresForPeer({ phase }: LeaseState): boolean {
 }
 
 /** What goes as it should. */
-function life({ budget, hosts, copies }: World, { lease, run }: Host, index: number): Move[] {
+function life({ budget, hosts, copies, record }: World, { lease, run }: Host, index: number): Move[] {
   const name = NAMES[index] ?? '';
   const other = hosts[1 - index];
+  if (budget.ends > 0 && record?.mode === 'ended' && lease.phase === 'idle' && !lease.isStartWanted)
+    return [
+      spending('ends', `${name} is told to start the VM`, (player) => {
+        player.change({ isWanted: true });
+        player.tell(index, { kind: 'start-wanted' });
+      }),
+    ];
   if (run === undefined || lease.body !== 'runs' || other === undefined) return [];
   const moves: Move[] = [];
+  if (budget.ends > 0)
+    moves.push(
+      spending('ends', `the VM on ${name} powers off`, (player) => {
+        player.setHost(index, { run: undefined, gate: 'nothing' });
+        player.tell(index, { kind: 'vm-ended' });
+      }),
+    );
   if (budget.cuts > 0 && run.copy !== undefined)
     moves.push(spending('cuts', `${name} cuts epoch ${run.open}`, (player) => cut(player, index, run)));
   const isFree = other.lease.phase === 'idle' || other.lease.phase === 'shadow';

@@ -12,6 +12,7 @@ const NOTHING: Budget = {
   cuts: 0,
   copies: 0,
   proofs: 0,
+  ends: 0,
 };
 
 const EMPTY: World = {
@@ -24,6 +25,7 @@ const EMPTY: World = {
   released: 0,
   staleCopy: 0,
   copies: 0,
+  isWanted: false,
   budget: NOTHING,
 };
 

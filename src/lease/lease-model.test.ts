@@ -7,7 +7,7 @@ import type { LeaseEvent, LeasePolicy, LeaseState, LeaseStep } from './lease-sta
 import { type Found, search } from './state-search.ts';
 
 // The short form is to fit into every run of the tests; the long one goes as deep as memory lets it.
-const STATES_MAX = soaking ? 600_000 : 20_000;
+const STATES_MAX = soaking ? 600_000 : 15_000;
 const CONTROL_STATES_MAX = 300_000;
 /** In every n-th world that is found, everything calms down, and somebody has to act in the end. */
 const CALM_EVERY = soaking ? 10 : 25;
@@ -51,6 +51,12 @@ const CASES: readonly Case[] = [
     'the right of a holder that is alone runs out',
     'A is alone',
     { ticks: 7, pauses: 1, crashes: 1, unanswered: 1 },
+  ],
+  ['the VM ends', 'A and B are in sync', { ticks: 4, alarms: 2, unanswered: 1, ends: 2, crashes: 1 }],
+  [
+    'the VM ends while a shadow gets in sync',
+    'A is alone',
+    { ticks: 4, alarms: 1, copies: 1, cuts: 1, unanswered: 1, ends: 2 },
   ],
   [
     'two hosts start the same VM',
@@ -162,6 +168,18 @@ const CONTROLS: readonly (readonly [string, Start, Partial<Budget>, Partial<Rule
     { step: trustRecord },
   ],
   [
+    'a VM that has ended is taken for one whose holder is gone',
+    'A is alone',
+    { ticks: 1, ends: 1 },
+    {
+      step: hearing((event) => {
+        if (event.kind !== 'read' || event.stored.record?.mode !== 'ended') return event;
+        const record = { ...event.stored.record, mode: 'alone' } as const;
+        return { ...event, stored: { ...event.stored, record } };
+      }),
+    },
+  ],
+  [
     'the age of the right is counted from the answer instead of the sending',
     'A is alone',
     { ticks: 7, crashes: 0 },
@@ -247,7 +265,9 @@ describe('the search finds a counterexample (control) when', () => {
       rules: { ...RULES, ...change },
       statesMax: CONTROL_STATES_MAX,
     });
-    expect(found.trace?.at(-1)).toMatch(/^▸ .*(?:two act|forgets output|stale copy|does not have|knows \d)/);
+    expect(found.trace?.at(-1)).toMatch(
+      /^▸ .*(?:two act|forgets output|stale copy|does not have|had ended|knows \d)/,
+    );
     console.info([`${name}:`, ...(found.trace ?? [])].join('\n  '));
   });
 

@@ -94,6 +94,7 @@ export interface Budget {
   readonly cuts: number;
   readonly copies: number;
   readonly proofs: number;
+  readonly ends: number;
 }
 
 export interface World {
@@ -108,6 +109,8 @@ export interface World {
   /** Copies up to this one have been declared stale. */
   readonly staleCopy: number;
   readonly copies: number;
+  /** Somebody wants the VM, though it had ended. */
+  readonly isWanted: boolean;
   readonly budget: Budget;
 }
 
@@ -264,6 +267,8 @@ export class Player {
     if (message.expectedRevision !== revision || (message.onlyIfUnheld && stored.isHeld))
       return { kind: 'lost', stored };
     const { token, holder, mode, shadow } = message.record;
+    if (record?.mode === 'ended' && !this.#world.isWanted)
+      throw new Violation(`${holder} starts what had ended`);
     const grows = token > (record?.token ?? 0);
     if (record !== undefined && (token < record.token || (holder !== record.holder && !grows)))
       throw new Violation(`token ${token} of ${holder} follows token ${record.token} of ${record.holder}`);

@@ -10,9 +10,9 @@ export interface LeaseRecord {
   /**
    * `in-sync`: the holder releases nothing that the shadow has not acknowledged; no expiry.
    * `alone`: it releases everything; the right ends when it is not renewed.
-   * `released`: the VM has ended in good order, and whoever wants to may start it.
+   * `ended`: the VM has ended, by itself or because somebody said so. Nobody starts it until somebody says so.
    */
-  readonly mode: 'in-sync' | 'alone' | 'released';
+  readonly mode: 'in-sync' | 'alone' | 'ended';
   readonly shadow: LeaseShadow | undefined;
 }
 
@@ -78,9 +78,11 @@ export function isCountedOn(record: LeaseRecord | undefined, self: string): bool
  */
 export function coldStart(
   { record, isHeld }: StoredLease,
-  { self, provenDeadToken }: { self: string; provenDeadToken: number | undefined },
+  host: { self: string; provenDeadToken: number | undefined; isStartWanted: boolean },
 ): 'never' | 'if-unheld' | 'at-once' {
-  if (record === undefined || record.mode === 'released') return 'at-once';
+  const { self, provenDeadToken, isStartWanted } = host;
+  if (record === undefined) return 'at-once';
+  if (record.mode === 'ended') return isStartWanted ? 'at-once' : 'never';
   // Whoever proved it has seen that the other host of this pair is off, and what it did under this token is over.
   if (provenDeadToken === record.token) return 'at-once';
   const hasFreshShadow = record.mode === 'in-sync' && record.shadow?.state === 'fresh';
@@ -88,6 +90,11 @@ export function coldStart(
   // What ran here before is over: this host was started since.
   if (record.holder === self) return 'at-once';
   return record.mode === 'alone' && !isHeld ? 'if-unheld' : 'never';
+}
+
+/** The record of a VM that has ended. A later start gets a higher token. */
+export function recordEnded(record: LeaseRecord): LeaseRecord {
+  return { token: record.token + 1, holder: record.holder, mode: 'ended', shadow: undefined };
 }
 
 /** No copy has this number. */

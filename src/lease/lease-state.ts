@@ -30,7 +30,7 @@ export type LeaseBody = 'none' | 'copy' | 'runs' | 'paused';
 
 /** A write that may have reached the store. There is one at a time, and it is repeated until its outcome is known. */
 export interface PendingSwap {
-  readonly goal: 'claim' | 'join' | 'disown';
+  readonly goal: 'claim' | 'join' | 'disown' | 'end';
   readonly expectedRevision: number;
   readonly record: LeaseRecord;
   readonly onlyIfUnheld: boolean;
@@ -59,6 +59,10 @@ export interface LeaseState {
   readonly isStoreAway: boolean;
   readonly isReading: boolean;
   readonly mayStartCold: boolean;
+  /** Somebody has asked for the VM since it ended. */
+  readonly isStartWanted: boolean;
+  /** The VM here has ended, and the record does not say so yet. */
+  readonly isEnding: boolean;
   /** The other host was proven dead, and with it whatever acted under this token. */
   readonly provenDeadToken: number | undefined;
   /** While alone: from when the right is counted, on CLOCK_BOOTTIME. */
@@ -109,7 +113,12 @@ export type LeaseFact =
   | { readonly kind: 'renewed'; readonly token: number; readonly sentAtMs: number }
   | { readonly kind: 'renewal-refused'; readonly token: number }
   | { readonly kind: 'renewal-failed' }
-  | { readonly kind: 'vm-stopped' };
+  /** After `stop-vm`: it is gone. */
+  | { readonly kind: 'vm-stopped' }
+  /** The VM that acted here ended, by itself or at somebody's wish, and all of its output has left. */
+  | { readonly kind: 'vm-ended' }
+  /** Somebody wants the VM started on this host, also when it had ended. */
+  | { readonly kind: 'start-wanted' };
 
 export type LeaseEffect =
   /** Read the record as it is now: linearizable. Answered by `read` or `read-failed`. */
@@ -153,6 +162,8 @@ export function initialLease(self: string, { mayStartCold }: { mayStartCold: boo
     isStoreAway: false,
     isReading: false,
     mayStartCold,
+    isStartWanted: false,
+    isEnding: false,
     provenDeadToken: undefined,
     heldSinceMs: undefined,
     renewalSentMs: 0,

@@ -11,7 +11,7 @@ export interface LeaseStore extends AsyncDisposable {
   read(vm: string): Promise<StoredLease>;
   /**
    * Writes the record if the revision is still the expected one. `alone` begins a hold of the store's TTL, which is not
-   * over before that time has passed since the call; `in-sync` ends it.
+   * over before that time has passed since the call; other modes end it.
    */
   swap(vm: string, write: LeaseWrite): Promise<SwapOutcome>;
   /**
@@ -38,7 +38,7 @@ const VM_NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$/;
 const recordSchema = z.strictObject({
   token: z.int().min(1),
   holder: z.string().min(1).max(255),
-  mode: z.enum(['in-sync', 'alone', 'released']),
+  mode: z.enum(['in-sync', 'alone', 'ended']),
   shadow: z
     .strictObject({
       host: z.string().min(1).max(255),

@@ -115,6 +115,7 @@ class KeyMaker {
     released,
     staleCopy,
     copies,
+    isWanted,
     budget,
   }: World): string {
     const messages = wire.map((message) => this.#number(message)).sort();
@@ -122,7 +123,16 @@ class KeyMaker {
       ...hosts.map((host) => this.#hostKey(host)),
       record === undefined ? '' : this.#number(record),
     ];
-    const figures = [revision, holdTicks, line, released, staleCopy, copies, this.#number(budget)];
+    const figures = [
+      revision,
+      holdTicks,
+      line,
+      released,
+      staleCopy,
+      copies,
+      Number(isWanted),
+      this.#number(budget),
+    ];
     return `${parts.join(',')};${figures.join(',')};${messages.join(',')}`;
   }
 

@@ -1,8 +1,8 @@
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import type { EtcdLeaseStore } from '../../src/lease/etcd-lease-store.ts';
-import { record } from '../../src/lease/lease-store-contract.ts';
 import { AnswerThief } from '../kit/answer-thief.ts';
 import { EtcdCluster } from '../kit/etcd-cluster.ts';
+import { record } from '../kit/lease-store-contract.ts';
 import { soaking } from '../kit/soak.ts';
 import { type Attempt, faultsOf, type Reading, TokenWriter } from '../kit/token-history.ts';
 

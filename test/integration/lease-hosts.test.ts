@@ -32,7 +32,7 @@ class Host implements AsyncDisposable {
         this.orders.push(effect.kind);
         this.#changed.resolve();
         this.#changed = Promise.withResolvers();
-        if (effect.kind === 'stop-vm') queueMicrotask(() => this.driver.report({ kind: 'vm-stopped' }));
+        if (effect.kind === 'stop-vm') this.driver.report({ kind: 'vm-stopped' });
       },
     });
   }
@@ -95,6 +95,20 @@ describe('two hosts and a real etcd', () => {
     // The primary learns it from the store, which it watches.
     await a.hasOrder('stop-vm');
     expect(a.driver.outputRight).toBe('nothing');
+    expect(a.driver.state.phase).toBe('idle');
+    expect(a.orders.slice(-2)).toEqual(['hold-output', 'stop-vm']);
+  });
+
+  it('leave a VM that has ended alone, until somebody wants it', async () => {
+    await getInSync();
+    a.driver.report({ kind: 'vm-ended' });
+    await until(() => !a.driver.state.isEnding);
+    b.driver.report({ kind: 'peer-lost' });
+    await b.is('idle');
+    expect(b.orders).not.toContain('promote');
+    b.driver.report({ kind: 'start-wanted' });
+    await b.hasOrder('start-cold');
+    expect(b.driver.state.token).toBe(3);
   });
 
   it('that both hear nothing of each other give the VM to exactly one', async () => {

@@ -15,6 +15,15 @@ const ASK_AGAIN_MS = 50;
 const HEARTBEAT_MS = 100;
 const ELECTION_MS = 1_000;
 
+/** What a host has whose CA is another one. */
+export async function foreignTls(): Promise<EtcdCluster['tls']> {
+  const wallMs = Date.now();
+  const made = await makeAuthority('somebody else', { wallMs });
+  const ca = await readAuthority(made);
+  const issued = await issue({ name: 'host', isServer: false, years: 1 }, { ca, wallMs });
+  return { ca: made.certificate, ...issued };
+}
+
 interface Node {
   readonly name: string;
   readonly clientUrl: string;

@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { record } from '../../src/lease/lease-store-contract.ts';
+import { record } from './lease-store-contract.ts';
 import { type Attempt, faultsOf, type History, type Reading } from './token-history.ts';
 
 function wrote(token: number, at: number, change: Partial<Attempt> = {}): Attempt {

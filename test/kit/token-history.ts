@@ -1,7 +1,7 @@
 import { systemClock as clock } from '../../src/base/clock.ts';
 import type { StoredLease, SwapOutcome } from '../../src/lease/lease-record.ts';
 import type { LeaseStore } from '../../src/lease/lease-store.ts';
-import { record } from '../../src/lease/lease-store-contract.ts';
+import { record } from './lease-store-contract.ts';
 
 interface Timed {
   readonly beganMs: number;

@@ -164,7 +164,7 @@ describe('a VM with its shadow on another host', () => {
   it('leaves nothing on either host when it is stopped, and may be started on the other one', async () => {
     const { here, there } = await settled();
     await hosts.cli(here, 'stop', hosts.vm, '--force');
-    expect(await hosts.record()).toMatchObject({ mode: 'released' });
+    expect(await hosts.record()).toMatchObject({ mode: 'ended' });
     for (const name of [here, there]) {
       await hosts.eventually(`nothing on ${name}`, () =>
         existsSync(join(hosts.runDirectory(name), hosts.vm)) ? undefined : true,

@@ -1,6 +1,6 @@
 import { expect, it } from 'vitest';
-import type { LeaseRecord } from './lease-record.ts';
-import type { LeaseStore } from './lease-store.ts';
+import type { LeaseRecord } from '../../src/lease/lease-record.ts';
+import type { LeaseStore } from '../../src/lease/lease-store.ts';
 
 /** A store under test, and others who use the same records. */
 export interface StoreSetting {
