@@ -4,8 +4,10 @@ import { adoption } from './adoption.ts';
 import { api } from './api.ts';
 import { checkpoint } from './checkpoint.ts';
 import { failover } from './failover.ts';
+import { failover2 } from './failover2.ts';
 import { nbd } from './nbd.ts';
 import { overhead } from './overhead.ts';
+import { replication } from './replication.ts';
 import { restore } from './restore.ts';
 import { wire } from './wire.ts';
 
@@ -18,7 +20,7 @@ function figuresOfSection(name: string): string[] {
 }
 
 describe('docs/benchmarks.md', () => {
-  it.each([checkpoint, failover, overhead, api, adoption, wire, restore, nbd])(
+  it.each([checkpoint, failover, overhead, api, adoption, wire, restore, nbd, replication, failover2])(
     'has the figures of $name, all of them',
     ({ name, figures }) => {
       expect(figuresOfSection(name)).toEqual(Object.keys(figures));

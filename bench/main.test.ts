@@ -40,7 +40,7 @@ describe('npm run bench', () => {
     const ended = await end(start());
     expect(ended.code).toBe(0);
     expect(ended.stdout).toMatch(
-      /^checkpoint .*\nfailover .*\noverhead .*\napi .*\nadoption .*\nwire .*\nrestore .*\nnbd .*\n$/,
+      /^checkpoint .*\nfailover .*\noverhead .*\napi .*\nadoption .*\nwire .*\nrestore .*\nnbd .*\nreplication .*\nfailover2 .*\n$/,
     );
   });
 
@@ -53,7 +53,10 @@ describe('npm run bench', () => {
   });
 
   it.each([
-    [['nonsense'], 'checkpoint, failover, overhead, api, adoption, wire, restore, nbd'],
+    [
+      ['nonsense'],
+      'checkpoint, failover, overhead, api, adoption, wire, restore, nbd, replication, failover2',
+    ],
     [['failover', '--kills', '0'], '--help'],
     [['failover', 'overhead'], '--help'],
     [['failover', '--fast'], '--help'],

@@ -13,17 +13,19 @@ import { api } from './api.ts';
 import { BenchError } from './bench-error.ts';
 import { checkpoint } from './checkpoint.ts';
 import { failover } from './failover.ts';
+import { failover2 } from './failover2.ts';
 import { type Benchmark, BenchRun } from './harness.ts';
 import { machineFacts, versions } from './machine-facts.ts';
 import { nbd } from './nbd.ts';
 import { overhead } from './overhead.ts';
+import { replication } from './replication.ts';
 import { reportMarkdown, reportText, targetText } from './report.ts';
 import { restore } from './restore.ts';
 import { wire } from './wire.ts';
 
 const BENCHMARKS: readonly Benchmark[] = [
   ...[checkpoint, failover, overhead, api, adoption],
-  ...[wire, restore, nbd],
+  ...[wire, restore, nbd, replication, failover2],
 ];
 const KILLS_MAX = 1000;
 

@@ -338,6 +338,8 @@ export class TwoHosts implements AsyncDisposable {
         ...{ certificate: `pki/${name}.crt`, key: `pki/${name}.key`, ca: 'pki/ca.crt' },
         hosts: { [other]: `${HOSTS[other].peer}:${PORT}` },
         lease: { etcd: { endpoints: [ETCD] } },
+        // A busy machine is silent for longer than an idle one.
+        peerTimeoutMs: 2000,
         ...this.#options.site,
       };
       writeFileSync(this.sitePath(name), stringify(site));

@@ -1,0 +1,80 @@
+import type { Benchmark, BenchRun } from './harness.ts';
+import { type Protection, startTwoHosts } from './two-host-vms.ts';
+
+const GAP_MS = 20;
+const REQUESTS = 300;
+const CLIENTS = 50;
+const LOAD_MS = 10_000;
+const WAYS: readonly Protection[] = ['none', 'here', 'elsewhere'];
+const NAMES: Readonly<Record<Protection, string>> = { none: 'Unprotected', here: 'Here', elsewhere: '' };
+
+export const replication: Benchmark = {
+  name: 'replication',
+  summary: 'What a shadow on another host costs a Redis VM, next to one on the same host and none.',
+  figures: {
+    roundTripP50Ms: {
+      meaning: `a SET ${GAP_MS} ms after the reply to the one before, the shadow on another host`,
+      target: { atMost: 6 },
+    },
+    roundTripP99Ms: { meaning: 'the same, 99 of 100' },
+    roundTripHereP50Ms: { meaning: 'the same with the shadow on the same host' },
+    roundTripUnprotectedP50Ms: { meaning: 'the same without a shadow' },
+    roundTripRatio: { meaning: 'roundTripP50Ms / roundTripHereP50Ms' },
+    setPerSecond: { meaning: `SET requests a second by ${CLIENTS} clients, the shadow on another host` },
+    setPerSecondHere: { meaning: 'the same with the shadow on the same host' },
+    setPerSecondUnprotected: { meaning: 'the same without a shadow' },
+    throughputRatio: { meaning: 'setPerSecond / setPerSecondHere' },
+    wireBytesPerDirtyByte: {
+      meaning: 'bytes that pages took on the wire, for each byte of pages that were written, under that load',
+      target: { atMost: 0.5 },
+    },
+    commitP50Ms: { meaning: 'from the cut of an epoch until what it held has left, under that load' },
+    pauseP50Ms: { meaning: 'how long the guest stood still for it' },
+    resyncMs: { meaning: 'from the loss of the shadow under that load until another one is in sync' },
+  },
+  run: async (run) => {
+    for (const protection of WAYS) await measureWay(run, protection);
+    run.figure('roundTripRatio', run.p50('roundTripMs') / run.p50('roundTripHereMs'));
+    run.figure('throughputRatio', run.p50('setPerSecond') / run.p50('setPerSecondHere'));
+    run.note('both hosts, etcd and the clients share the cores and the kernel of this machine');
+  },
+};
+
+async function measureWay(run: BenchRun, protection: Protection): Promise<void> {
+  const { clock, quick, signal } = run.options;
+  const name = NAMES[protection];
+  await using hosts = await startTwoHosts(run, { protection, clients: CLIENTS });
+  run.progress('one request at a time');
+  const timings = await hosts.load.paced({ requests: quick ? REQUESTS / 6 : REQUESTS, gapMs: GAP_MS });
+  run.sample(`roundTrip${name}Ms`, ...timings.map(({ sentMs, repliedMs }) => repliedMs - sentMs));
+  run.progress(`${CLIENTS} clients`);
+  const before = protection === 'elsewhere' ? (await hosts.status('a')).shadow?.sent : undefined;
+  await hosts.load.begin();
+  const loadMs = quick ? LOAD_MS / 5 : LOAD_MS;
+  await clock.sleep(loadMs, signal);
+  if (protection === 'elsewhere') {
+    const { shadow, epochs } = await hosts.status('a');
+    const { dirtyBytes = 0, wireBytes = 0 } = shadow?.sent ?? {};
+    const sinceBytes = dirtyBytes - (before?.dirtyBytes ?? 0);
+    run.figure('wireBytesPerDirtyByte', (wireBytes - (before?.wireBytes ?? 0)) / sinceBytes);
+    run.figure('commitP50Ms', epochs.commitMs.p50 ?? 0);
+    run.figure('pauseP50Ms', epochs.pauseMs.p50 ?? 0);
+  }
+  const { ackedWrites } = await hosts.load.end();
+  run.sample(`setPerSecond${name}`, (ackedWrites * 1000) / loadMs);
+  run.figure(`setPerSecond${name}`, run.p50(`setPerSecond${name}`));
+  run.figure(`roundTrip${name}P50Ms`, run.p50(`roundTrip${name}Ms`));
+  if (protection !== 'elsewhere') return;
+  run.figure('roundTripP99Ms', run.quantile('roundTripMs', 0.99));
+  await hosts.load.begin();
+  run.figure('resyncMs', await timeOfResync());
+  await hosts.load.end();
+
+  async function timeOfResync(): Promise<number> {
+    const startMs = clock.nowMs();
+    hosts.killHost('b');
+    const lost = await hosts.until('a', 'shadow-lost');
+    await hosts.until('a', 'protected', { after: lost.seq });
+    return clock.nowMs() - startMs;
+  }
+}
