@@ -36,11 +36,12 @@ export class MemoryTenants implements TenantService {
     return { tenants: tenants.slice(0, limit), next: null };
   }
 
-  create(name: string): Tenant {
+  /** With an id that is made up, unless it has to be the one of before. */
+  create(name: string, { id = randomUUID() }: { id?: string } = {}): Tenant {
     if (this.#tenants.has(name)) throw hostError('HOST_TENANT_EXISTS');
     const tenant = {
       name,
-      id: randomUUID(),
+      id,
       createdAt: TIME,
       vms: 0,
       memoryBytes: 0,

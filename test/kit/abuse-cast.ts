@@ -20,6 +20,11 @@ interface CastOptions {
   readonly isWhole: boolean;
 }
 
+/** A tenant of a certificate, which carries its id as well. */
+function ofTenant(world: AbuseWorld, name: string) {
+  return { organization: name, uris: [`urn:uuid:${world.tenantId(name)}`] };
+}
+
 /** Every sort of principal, and of those who are none. */
 export async function makeCast(
   world: AbuseWorld,
@@ -35,7 +40,7 @@ export async function makeCast(
   const shownByCertificate = isWhole ? everybody : everybody.filter((_, index) => index % 4 === 0);
   const certified = shownByCertificate.map(async (known) => {
     const { role, tenant } = known;
-    const subject = { name: `cert-${role}`, unit: role, ...(tenant !== null && { organization: tenant }) };
+    const subject = { name: `cert-${role}`, unit: role, ...(tenant !== null && ofTenant(world, tenant)) };
     return {
       name: `certificate of ${tenant ?? 'host'} ${role}`,
       credentials: await authority.client(subject),

@@ -1,3 +1,4 @@
+import { randomUUID } from 'node:crypto';
 import type { StoredToken } from '../../src/api/access-token.ts';
 import { makeToken } from '../../src/api/access-token.ts';
 import type { ManualClock } from '../../src/api/api-fixture.ts';
@@ -36,6 +37,7 @@ export class AbuseWorld {
   readonly service: HostService;
   readonly #clock: ManualClock;
   readonly #tokens: StoredToken[] = [];
+  readonly #tenantIds = new Map<string, string>();
   readonly #listeners = new Set<(event: HostEvent) => void>();
   #memory = new MemoryService();
 
@@ -60,6 +62,13 @@ export class AbuseWorld {
   /** Ids of the tokens that everybody has. */
   get tokenIds(): readonly string[] {
     return this.#tokens.map(({ id }) => id);
+  }
+
+  /** The same after each reset: certificates carry it. */
+  tenantId(name: string): string {
+    const known = this.#tenantIds.get(name) ?? randomUUID();
+    this.#tenantIds.set(name, known);
+    return known;
   }
 
   /** One that is there again after each reset; its text. */
@@ -89,7 +98,7 @@ export class AbuseWorld {
   /** As it was in the beginning. */
   reset(): void {
     const memory = new MemoryService();
-    for (const name of [...TENANTS, EMPTY_TENANT]) memory.tenants.create(name);
+    for (const name of [...TENANTS, EMPTY_TENANT]) memory.tenants.create(name, { id: this.tenantId(name) });
     for (const owner of OWNERS) {
       const spec = `name: ${VM_OF[owner ?? 'host']}\n# ${wordOf('spec', owner)}`;
       memory.declareVm({
