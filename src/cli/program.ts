@@ -82,6 +82,11 @@ function addRun(program: Command, out: Output, finish: Finish): void {
         .default('protected'),
     )
     .option('--timeout <seconds>', 'how long to wait for that', positiveNumber, 300)
+    .option(
+      '--anew',
+      'begin anew though another host may have the VM; only when that is lost for good',
+      false,
+    )
     .addHelpText(
       'after',
       examples('understudy run redis.yaml', 'understudy run redis.yaml --foreground --json'),
@@ -90,9 +95,9 @@ function addRun(program: Command, out: Output, finish: Finish): void {
       'after',
       `\nA specification with all fields, and their defaults where they have one:\n\n${VM_SPEC_EXAMPLE}`,
     )
-    .action(async (spec: string, { wait, timeout, foreground }) => {
+    .action(async (spec: string, { wait, timeout, foreground, anew }) => {
       const { run } = await import('./run-command.ts');
-      finish(await run(spec, { wait, foreground, timeoutMs: timeout * 1000 }, out));
+      finish(await run(spec, { wait, foreground, anew, timeoutMs: timeout * 1000 }, out));
     });
 }
 

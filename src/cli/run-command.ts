@@ -23,6 +23,8 @@ export interface RunOptions {
   readonly wait: 'protected' | 'started' | 'none';
   readonly timeoutMs: number;
   readonly foreground: boolean;
+  /** Begin anew though a shadow on another host may have what is lost here. */
+  readonly anew: boolean;
 }
 
 /** Starts a VM and waits until it is as far as asked for. An interruption until then takes it back. */
@@ -30,7 +32,7 @@ export async function run(specPath: string, options: RunOptions, out: Output): P
   const { spec, text } = readVmSpec(specPath);
   using interruption = new Interruption();
   out.progress(`starting ${spec.name}`);
-  const keeper = startKeeper(text, { vm: spec.name, source: resolve(specPath) });
+  const keeper = startKeeper(text, { vm: spec.name, source: resolve(specPath), anew: options.anew });
   try {
     await interruption.orInterrupted(keeper.started());
   } catch (thrown) {
@@ -60,12 +62,15 @@ export async function run(specPath: string, options: RunOptions, out: Output): P
 }
 
 /** Not from the specification's own path, which may be a pipe that has been read, or hold something else by now. */
-function startKeeper(text: string, { vm, source }: { vm: string; source: string }): KeeperProcess {
+function startKeeper(
+  text: string,
+  { vm, source, anew }: { vm: string; source: string; anew: boolean },
+): KeeperProcess {
   const folder = mkdtempSync(join(tmpdir(), 'understudy-run-'));
   try {
     const path = join(folder, `${vm}.yaml`);
     writeFileSync(path, text);
-    return new KeeperProcess(path, { vm, source });
+    return new KeeperProcess(path, { vm, source, wishes: { anew } });
   } finally {
     // The keeper has it open.
     rmSync(folder, { recursive: true });

@@ -40,7 +40,7 @@ const siteConfigSchema = z
     ca: filePath,
     hosts: z.record(hostName, address),
     lease: z.strictObject({ etcd }),
-    peerTimeoutMs: z.int().min(100).max(60_000).default(1000),
+    peerTimeoutMs: z.int().min(500).max(60_000).default(1000),
   })
   .superRefine(({ host, hosts }, context) => {
     if (host in hosts)

@@ -20,6 +20,8 @@ export const keeperWishesSchema = z.object({
   directories: z.array(z.string()).optional(),
   /** How many CPUs' time its acting QEMU may use, if the kernel lets us say so; by default as much as there is. */
   cpuShareMax: z.number().positive().optional(),
+  /** A VM of several hosts begins anew though it is on record that its shadow may take over. */
+  anew: z.boolean().optional(),
   /** The request that it is started for, for its log. */
   trace: z.string().refine(isTrace).optional(),
 });
@@ -37,12 +39,13 @@ export const WISH_OPTIONS = {
   end: { type: 'string' },
   directories: { type: 'string' },
   'cpu-share-max': { type: 'string' },
+  anew: { type: 'string' },
   trace: { type: 'string' },
 } as const;
 
 export function wordsOf(wishes: KeeperWishes): string[] {
   const { shadowWanted, stateDirectory, startFrom, restore, keyFile, tokenAbove, endPath, trace } = wishes;
-  const { directories, cpuShareMax } = wishes;
+  const { directories, cpuShareMax, anew } = wishes;
   const said = {
     shadow: shadowWanted === undefined ? undefined : shadowWanted ? 'on' : 'off',
     state: stateDirectory,
@@ -53,6 +56,7 @@ export function wordsOf(wishes: KeeperWishes): string[] {
     end: endPath,
     directories: directories && JSON.stringify(directories),
     'cpu-share-max': cpuShareMax?.toString(),
+    anew: anew ? 'yes' : undefined,
     trace,
   } satisfies { [Word in keyof typeof WISH_OPTIONS]: string | undefined };
   return Object.entries(said).flatMap(([word, value]) => (value === undefined ? [] : [`--${word}`, value]));
@@ -61,7 +65,7 @@ export function wordsOf(wishes: KeeperWishes): string[] {
 /** @throws ZodError, SyntaxError for words that mean nothing */
 export function wishesFrom(values: { readonly [Word in keyof typeof WISH_OPTIONS]?: string }): KeeperWishes {
   const { shadow, state, from, restore, 'key-file': keyFile, 'token-above': tokenAbove, end, trace } = values;
-  const { directories, 'cpu-share-max': cpuShareMax } = values;
+  const { directories, 'cpu-share-max': cpuShareMax, anew } = values;
   return keeperWishesSchema.parse({
     shadowWanted: shadow === undefined ? undefined : shadow === 'on',
     stateDirectory: state,
@@ -72,6 +76,7 @@ export function wishesFrom(values: { readonly [Word in keyof typeof WISH_OPTIONS
     endPath: end,
     directories: directories === undefined ? undefined : JSON.parse(directories),
     cpuShareMax: cpuShareMax === undefined ? undefined : Number(cpuShareMax),
+    anew: anew === undefined ? undefined : anew === 'yes',
     // An id that is none is no reason not to keep a VM.
     trace: isTrace(trace) ? trace : undefined,
   });

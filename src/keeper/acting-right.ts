@@ -13,12 +13,19 @@ export interface ActingRight {
   /** What this keeper acts under. */
   readonly token: number;
   /** All output waits for this shadow from now on: it may take over by itself. Rejects when that cannot be written down. */
-  arm(shadow: ShadowClaimant): Promise<void>;
+  arm(shadow: ShadowClaimant, signal?: AbortSignal): Promise<void>;
   /**
    * Goes on without the shadow: it may not take over any more. Asks until there is an answer.
    * `superseded`: another host acts already.
    */
   goAlone(signal?: AbortSignal): Promise<'granted' | 'superseded'>;
+  /**
+   * The same for one that has nothing to go on with but to begin anew: the shadow comes first, for so long as `graceMs` after
+   * somebody answers.
+   */
+  yieldThenGoAlone(graceMs: number): Promise<'granted' | 'superseded'>;
+  /** Rejects where nobody answers now, or where the right has passed on: before something that cannot be taken back. */
+  confirm(): Promise<void>;
   /** The VM has ended in good order: whoever starts it next may. */
-  release(): Promise<void>;
+  release(signal?: AbortSignal): Promise<void>;
 }

@@ -32,10 +32,10 @@ export class StopSignals {
     return this.#start.signal;
   }
 
-  direct(keeper: Keeper): void {
+  /** Nobody has used a VM yet that was given up while it started, unless it has `acted` before, elsewhere. */
+  direct(keeper: Keeper, { acted = false } = {}): void {
     this.#keeper = keeper;
-    // Nobody has used a VM yet that was given up while it started.
-    if (this.#received > 0) void keeper.stop({ graceful: false });
+    if (this.#received > 0) void keeper.stop({ graceful: acted });
   }
 
   /** Of the keeper there is nothing more to expect. */

@@ -360,6 +360,8 @@ export class Keeper implements KeeperControl {
       },
       onLost: (error) => {
         if (this.#effects.isFrozen) return;
+        // Whether one on another host goes on is for the record to say, which the handing over asks.
+        if (this.#state.phase === 'fencing' && this.#shadow.session === undefined) return;
         this.#publish('shadow-lost', { error });
         this.#dispatch({ kind: 'shadow-lost' });
       },

@@ -119,7 +119,7 @@ interface Keeping {
 async function keep({ spec, given, wishes }: Kept, keeping: Keeping): Promise<number> {
   const { directory, log, manager, reportStart } = keeping;
   const { shadowWanted, stateDirectory, startFrom, restore, keyFile, endPath } = wishes;
-  const { directories, cpuShareMax } = wishes;
+  const { directories, cpuShareMax, anew = false } = wishes;
   const restoreFrom = restore === undefined ? undefined : { path: restore, keyFile };
   let failed = false;
   let started = false;
@@ -134,7 +134,7 @@ async function keep({ spec, given, wishes }: Kept, keeping: Keeping): Promise<nu
       signal: signals.start,
     });
     const failpoints = new Failpoints();
-    const kept = { spec, given, clock, log, failpoints, directory, signal: signals.start };
+    const kept = { spec, given, clock, log, failpoints, directory, anew, signal: signals.start };
     remote = await joinSite(kept);
     const savedIn = stateDirectory === undefined ? undefined : savedStatePaths(stateDirectory, spec.name);
     const keeper = await Keeper.start({
@@ -153,8 +153,9 @@ async function keep({ spec, given, wishes }: Kept, keeping: Keeping): Promise<nu
     reason = await liveOut(keeper, { directory, log, onReady });
     manager.stopping();
     failed = reason === 'failed';
-    await leaveSite(remote, reason);
   } finally {
+    // A right that nothing came of is given back, unless what it is for is left to the next keeper.
+    if (started || !directory.holdsHeritage) await leaveSite(remote, { reason, log });
     if (endPath !== undefined) leaveEnd(endPath, { reason, directory, log });
     // Who asks why a VM is gone finds its logs.
     if (failed) directory.leaveLogs();

@@ -7,8 +7,8 @@ import type { LinkEnd, SecureLink } from '../wire/secure-link.ts';
 import { peerLost } from './refusals.ts';
 import { readCredentials } from './site-credentials.ts';
 
-/** So many signs of life in the time after which a silent host is taken for lost. */
-const KEEPALIVES = 8;
+/** Not a part of `peerTimeoutMs`: the other side may have a shorter one. */
+const KEEPALIVE_MS = 100;
 const LIMITS = new Map<number, number>(Object.values(MESSAGE).map((type) => [type, MESSAGE_BYTES_MAX]));
 
 /** An address of site.yaml. */
@@ -27,12 +27,18 @@ export function splitAddress(address: string): { readonly host: string; readonly
 export async function dialPeer(
   site: SiteConfig,
   name: string,
-  { port }: { port?: number } = {},
+  { port, signal }: { port?: number; signal: AbortSignal },
 ): Promise<PeerLink> {
   const address = site.hosts[name];
   if (address === undefined) throw peerLost(name, 'site.yaml does not name it');
   const known = splitAddress(address);
-  const link = await dialSecurely({ ...openingOf(site), ...known, port: port ?? known.port, peer: name });
+  const link = await dialSecurely({
+    ...openingOf(site),
+    ...known,
+    port: port ?? known.port,
+    peer: name,
+    signal,
+  });
   return new SecurePeerLink(link);
 }
 
@@ -67,7 +73,7 @@ export async function openDoor(
 function openingOf(site: SiteConfig, clock: Clock = systemClock) {
   const { host: name, peerTimeoutMs } = site;
   return {
-    ...{ name, clock, limits: LIMITS, silenceMs: peerTimeoutMs, keepaliveMs: peerTimeoutMs / KEEPALIVES },
+    ...{ name, clock, limits: LIMITS, silenceMs: peerTimeoutMs, keepaliveMs: KEEPALIVE_MS },
     ...readCredentials(site),
   };
 }
@@ -90,16 +96,22 @@ class SecurePeerLink implements PeerLink {
   async *messages(): AsyncGenerator<PeerMessage> {
     let arrived = Promise.withResolvers<PeerMessage | undefined>();
     let dealtWith = Promise.withResolvers<void>();
-    const end = this.closed.then(() => undefined);
+    let isOver = false;
+    // No race with `closed`: what waits for a promise that lives long keeps its messages as long.
+    void this.closed.then(() => {
+      isOver = true;
+      arrived.resolve(undefined);
+    });
     this.#link.deliver(({ type, body }) => {
       arrived.resolve({ type, body });
       return dealtWith.promise;
     });
     for (;;) {
-      const message = await Promise.race([arrived.promise, end]);
+      const message = await arrived.promise;
       if (message === undefined) return;
       yield message;
       arrived = Promise.withResolvers();
+      if (isOver) arrived.resolve(undefined);
       const { resolve } = dealtWith;
       dealtWith = Promise.withResolvers();
       resolve();

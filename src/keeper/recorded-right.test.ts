@@ -86,6 +86,8 @@ function optionsOf(store: Store, host: string) {
 }
 
 const shadow = { host: 'b', copy: 1 };
+/** What the keeper before left still stands here. */
+const ORPHAN = { fromScratch: false, anew: false };
 
 describe('the right to act as a VM', () => {
   it('is held by one at a time, whatever is lost and whoever is quicker', async () => {
@@ -93,7 +95,7 @@ describe('the right to act as a VM', () => {
     await fc.assert(
       fc.asyncProperty(fc.array(fate, { maxLength: 12 }), fc.boolean(), async (fates, shadowFirst) => {
         const store = new Store();
-        const right = await RecordedRight.begin(optionsOf(store, 'a'));
+        const right = await RecordedRight.begin(optionsOf(store, 'a'), ORPHAN);
         await right.arm(shadow);
         store.fates = [...fates];
         const claims = [
@@ -113,7 +115,7 @@ describe('the right to act as a VM', () => {
 
   it('does not pass to a shadow of another connection, nor of a VM that has gone on alone', async () => {
     const store = new Store();
-    const right = await RecordedRight.begin(optionsOf(store, 'a'));
+    const right = await RecordedRight.begin(optionsOf(store, 'a'), ORPHAN);
     expect(await RecordedRight.takeOver(optionsOf(store, 'b'), shadow)).toBeUndefined();
     await right.arm(shadow);
     expect(await RecordedRight.takeOver(optionsOf(store, 'b'), { copy: 2 })).toBeUndefined();
@@ -123,24 +125,66 @@ describe('the right to act as a VM', () => {
 
   it('is not given to a second host, but to the next keeper on the same one, and to anybody after a release', async () => {
     const store = new Store();
-    const first = await RecordedRight.begin(optionsOf(store, 'a'));
-    await expect(RecordedRight.begin(optionsOf(store, 'b'))).rejects.toMatchObject({
+    const first = await RecordedRight.begin(optionsOf(store, 'a'), ORPHAN);
+    await expect(RecordedRight.begin(optionsOf(store, 'b'), ORPHAN)).rejects.toMatchObject({
       code: 'KEEPER_SUPERSEDED',
     });
-    const second = await RecordedRight.begin(optionsOf(store, 'a'));
+    const second = await RecordedRight.begin(optionsOf(store, 'a'), ORPHAN);
     expect(await first.goAlone()).toBe('superseded');
     await second.release();
-    expect((await RecordedRight.begin(optionsOf(store, 'b'))).token).toBe(3);
+    expect((await RecordedRight.begin(optionsOf(store, 'b'), ORPHAN)).token).toBe(4);
   });
 
   it('is lost to a shadow that was quicker: whoever held it learns so', async () => {
     const store = new Store();
-    const right = await RecordedRight.begin(optionsOf(store, 'a'));
+    const right = await RecordedRight.begin(optionsOf(store, 'a'), ORPHAN);
     await right.arm(shadow);
     expect(await RecordedRight.takeOver(optionsOf(store, 'b'), shadow)).toBeDefined();
     expect(await right.goAlone()).toBe('superseded');
     // A keeper that is gone has nothing to give back.
     await right.release();
     expect(store.record).toMatchObject({ holder: 'b', mode: 'alone' });
+  });
+
+  it('is left to a shadow in sync by a host that has nothing of the VM, unless a person knows better', async () => {
+    const store = new Store();
+    const right = await RecordedRight.begin(optionsOf(store, 'a'), ORPHAN);
+    await right.arm(shadow);
+    const scratch = { fromScratch: true, anew: false };
+    await expect(RecordedRight.begin(optionsOf(store, 'a'), scratch)).rejects.toMatchObject({
+      code: 'KEEPER_SUPERSEDED',
+      facts: { host: 'b' },
+    });
+    expect((await RecordedRight.begin(optionsOf(store, 'a'), { ...scratch, anew: true })).token).toBe(2);
+  });
+
+  it('to be taken over is not written down late, for a shadow that was given up meanwhile', async () => {
+    const store = new Store();
+    const right = await RecordedRight.begin(optionsOf(store, 'a'), ORPHAN);
+    store.fates = ['unasked'];
+    const late = right.arm(shadow);
+    expect(await right.goAlone()).toBe('granted');
+    await expect(late).rejects.toMatchObject({ code: 'KEEPER_SUPERSEDED' });
+    expect(store.record).toMatchObject({ mode: 'alone' });
+    expect(await RecordedRight.takeOver(optionsOf(store, 'b'), shadow)).toBeUndefined();
+  });
+
+  it('is left to the shadow for a while by who has nothing to go on with', async () => {
+    const store = new Store();
+    let nowMs = 0;
+    const slow = { ...clock, nowMs: () => nowMs, sleep: async (ms: number) => void (nowMs += ms) };
+    const options = { ...optionsOf(store, 'a'), clock: slow as never };
+    const right = await RecordedRight.begin(options, ORPHAN);
+    await right.arm(shadow);
+    const yielding = right.yieldThenGoAlone(1000);
+    expect(await RecordedRight.takeOver(optionsOf(store, 'b'), shadow)).toBeDefined();
+    expect(await yielding).toBe('superseded');
+    const other = await RecordedRight.begin(optionsOf(new Store(), 'a'), ORPHAN);
+    expect(other.token).toBe(1);
+    const lonely = new Store();
+    const alone = await RecordedRight.begin({ ...options, store: lonely }, ORPHAN);
+    await alone.arm(shadow);
+    expect(await alone.yieldThenGoAlone(1000)).toBe('granted');
+    expect(nowMs).toBeGreaterThanOrEqual(1000);
   });
 });

@@ -8,6 +8,7 @@ import {
   isTakeable,
   type LeaseRecord,
   recordAlone,
+  recordEnded,
   type StoredLease,
 } from '../lease/lease-record.ts';
 import type { LeaseStore } from '../lease/lease-store.ts';
@@ -42,14 +43,27 @@ export class RecordedRight implements ActingRight {
     this.#token = token;
   }
 
-  /** A VM is started on this host. @throws KeeperError KEEPER_SUPERSEDED: another host acts as it; the signal's reason */
-  static async begin(options: RightOptions, signal?: AbortSignal): Promise<RecordedRight> {
+  /**
+   * A VM is started on this host. `fromScratch`: nothing of it is left here, so that a shadow that may take over has more.
+   * `anew`: whatever a shadow may have, as a person knows better.
+   * @throws KeeperError KEEPER_SUPERSEDED: another host acts as it, or is about to; the signal's reason
+   */
+  static async begin(
+    options: RightOptions,
+    { fromScratch, anew, signal }: { fromScratch: boolean; anew: boolean; signal?: AbortSignal | undefined },
+  ): Promise<RecordedRight> {
     const { host, vm } = options;
-    const mayBegin = ({ record }: StoredLease) =>
-      record === undefined || record.mode === 'ended' || record.holder === host;
+    const mayBegin = ({ record }: StoredLease) => {
+      if (anew || record === undefined || record.mode === 'ended') return true;
+      return record.holder === host && !(fromScratch && record.mode === 'in-sync');
+    };
     const change: Change = (stored) => (mayBegin(stored) ? recordAlone(stored, host) : 'refused');
     const { outcome, record } = await changeRecord(options, { change, signal });
-    if (outcome === 'refused' || record === undefined) throw superseded(vm, record?.holder ?? 'another host');
+    if (outcome === 'refused' || record === undefined)
+      throw superseded(
+        vm,
+        (record?.holder === host ? record.shadow?.host : record?.holder) ?? 'another host',
+      );
     return new RecordedRight(options, record.token);
   }
 
@@ -77,7 +91,11 @@ export class RecordedRight implements ActingRight {
 
   async arm({ host, copy }: ShadowClaimant, signal?: AbortSignal): Promise<void> {
     const shadow = { host, copy, state: 'fresh' as const };
-    await this.#change(({ record }) => record && { ...record, mode: 'in-sync', shadow }, signal);
+    const isArmed = await this.#change(
+      ({ record }) => record && { ...record, mode: 'in-sync', shadow },
+      signal,
+    );
+    if (!isArmed) throw superseded(this.#options.vm, 'another host, or this one without the shadow,');
   }
 
   async goAlone(signal?: AbortSignal): Promise<'granted' | 'superseded'> {
@@ -85,8 +103,40 @@ export class RecordedRight implements ActingRight {
     return isGranted ? 'granted' : 'superseded';
   }
 
-  async release(): Promise<void> {
-    await this.#change(({ record }) => record && { ...record, mode: 'ended', shadow: undefined });
+  async yieldThenGoAlone(graceMs: number): Promise<'granted' | 'superseded'> {
+    const { clock } = this.#options;
+    const held = this.#token;
+    let sinceMs: number | undefined;
+    for (;;) {
+      const record = await this.#look();
+      if (record !== undefined) {
+        if (record.holder !== this.#options.host || record.token !== held) return 'superseded';
+        sinceMs ??= clock.nowMs();
+        if (clock.nowMs() - sinceMs >= graceMs) return await this.goAlone();
+      }
+      await clock.sleep(RETRY_MS);
+    }
+  }
+
+  async confirm(): Promise<void> {
+    const { store, vm, host } = this.#options;
+    const { record } = await store.read(vm);
+    if (record?.holder !== host || record.token !== this.#token)
+      throw superseded(vm, record?.holder ?? 'nobody');
+  }
+
+  async release(signal?: AbortSignal): Promise<void> {
+    await this.#change(({ record }) => record && recordEnded(record), signal);
+  }
+
+  /** Undefined while nobody answers. */
+  async #look(): Promise<LeaseRecord | undefined> {
+    try {
+      return (await this.#options.store.read(this.#options.vm)).record;
+    } catch (cause) {
+      if (cause instanceof LeaseError) return undefined;
+      throw cause;
+    }
   }
 
   /** False when the right has passed on to somebody else. */
@@ -95,7 +145,9 @@ export class RecordedRight implements ActingRight {
     signal?: AbortSignal,
   ): Promise<boolean> {
     const { host } = this.#options;
-    const isOurs = ({ record }: StoredLease) => record?.holder === host && record.token === this.#token;
+    // What it is when this is asked for: a change that comes late must not touch what another one has made of it since.
+    const held = this.#token;
+    const isOurs = ({ record }: StoredLease) => record?.holder === host && record.token === held;
     const change: Change = (stored) => (isOurs(stored) ? (next(stored) ?? 'refused') : 'refused');
     const { outcome, record } = await changeRecord(this.#options, { change, signal });
     if (outcome === 'swapped' && record !== undefined) this.#token = record.token;

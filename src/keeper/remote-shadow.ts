@@ -27,6 +27,8 @@ const WELCOME_DEADLINE_MS = 30_000;
 /** A promotion takes milliseconds; a shadow that has not begun to act by then has something wrong with it. */
 const HAND_OVER_DEADLINE_MS = 10_000;
 const DISMISS_DEADLINE_MS = 2_000;
+/** A shadow that was in sync has all that the world has seen; here nothing is left of it but a cold start. */
+const TAKE_OVER_GRACE_MS = 10_000;
 
 type Hello = Extract<PeerWords, { kind: 'hello' }>;
 
@@ -60,6 +62,8 @@ export class RemoteShadow implements Shadow {
   #instance = 0;
   #copiedShare = 0;
   #mayTakeOver = false;
+  readonly #armAbort = new AbortController();
+  #arming: Promise<void> = Promise.resolve();
   #pipeline: EpochPipeline | undefined;
   #lost: Error | undefined;
   #isEnding = false;
@@ -72,15 +76,16 @@ export class RemoteShadow implements Shadow {
   static async open(options: RemoteShadowOptions, signal: AbortSignal): Promise<RemoteShadow> {
     const { link, memoryBytes, epochsInFlightMax, directory, hello } = options;
     const slotCount = epochsInFlightMax + SPARE_SLOTS;
-    let parts: { pages: PageSender; image: RemoteImage };
+    const pages = new PageSender(link, { nowMs: () => options.clock.nowMs() });
+    let image: RemoteImage;
     try {
-      const pages = new PageSender(link, { nowMs: () => options.clock.nowMs() });
-      parts = { pages, image: RemoteImage.create({ link, pages, directory, memoryBytes, slotCount }) };
+      image = RemoteImage.create({ link, pages, directory, memoryBytes, slotCount });
     } catch (cause) {
+      pages[Symbol.dispose]();
       link.close();
       throw cause;
     }
-    const shadow = new RemoteShadow(options, parts);
+    const shadow = new RemoteShadow(options, { pages, image });
     try {
       const welcome = await shadow.#ask(hello, 'welcome', { deadlineMs: WELCOME_DEADLINE_MS, signal });
       assert(welcome.kind === 'welcome', 'asked for a welcome');
@@ -158,7 +163,8 @@ export class RemoteShadow implements Shadow {
     // From here on, not from the answer on: that may be late, or get lost.
     this.#mayTakeOver = true;
     await failpoints.hit('arm.before-record');
-    await right.arm({ host, copy: hello.copy });
+    this.#arming = right.arm({ host, copy: hello.copy }, this.#armAbort.signal);
+    await this.#arming;
     await failpoints.hit('arm.after-record');
     await link.send(MESSAGE.words, [encodeWords({ kind: 'in-sync', token: right.token })]);
   }
@@ -180,7 +186,8 @@ export class RemoteShadow implements Shadow {
       assert(words.kind === 'acts', 'asked whether it acts');
       return { kind: 'acts', tookMs: words.tookMs };
     } catch (cause) {
-      const outcome = await this.#goAlone();
+      const outcome = this.#mayTakeOver ? await right.yieldThenGoAlone(TAKE_OVER_GRACE_MS) : 'granted';
+      this.#mayTakeOver = false;
       return outcome === 'granted' ? { kind: 'free', error: messageOf(cause) } : { kind: 'superseded' };
     }
   }
@@ -192,6 +199,9 @@ export class RemoteShadow implements Shadow {
   async [Symbol.asyncDispose](): Promise<void> {
     this.#isEnding = true;
     await this.halt();
+    // What is still being written would let it take over after it was given up.
+    this.#armAbort.abort(peerLost(this.#options.host, 'it is given up'));
+    await this.#arming.catch(() => {});
     const isKnown = await this.#dismiss();
     if (!isKnown && this.#mayTakeOver && (await this.#goAlone()) === 'superseded')
       await this.#end(superseded(this.#options.hello.vm, this.#options.host));

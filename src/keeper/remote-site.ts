@@ -1,4 +1,5 @@
 import type { Clock } from '../base/clock.ts';
+import { messageOf } from '../base/errors.ts';
 import type { Failpoints } from '../base/failpoint.ts';
 import type { Logger } from '../base/logger.ts';
 import { loadSiteConfig, type SiteConfig, siteConfigPath } from '../config/site-config.ts';
@@ -19,6 +20,9 @@ import { readCredentials } from './site-credentials.ts';
 
 /** For a call to the store of leases, over all of its members. */
 const CALL_DEADLINE_MS = 3000;
+const RELEASE_DEADLINE_MS = 10_000;
+/** The other host starts a process meanwhile. */
+const PLACE_DEADLINE_MS = 20_000;
 /** No right of ours ends by itself; the store wants to be told when one would. */
 const HOLD_TTL_MS = 10_000;
 
@@ -52,6 +56,8 @@ export function siteOf(spec: VmSpec): SiteConfig | undefined {
 interface JoiningVm extends SiteOptions {
   readonly given: GivenSpec;
   readonly directory: RunDirectory;
+  /** Whatever a shadow on another host may have: somebody says so who knows that it is lost. */
+  readonly anew: boolean;
   readonly signal: AbortSignal;
 }
 
@@ -62,9 +68,11 @@ interface JoiningVm extends SiteOptions {
 export async function joinSite(vm: JoiningVm): Promise<RemoteSite | undefined> {
   const site = siteOf(vm.spec);
   if (site === undefined) return undefined;
+  const files = await digestFiles(vm.spec);
+  const fromScratch = vm.directory.heritage.kind === 'none';
   try {
-    const right = await RecordedRight.begin(rightOptions(site, vm), vm.signal);
-    return remoteSite(site, { ...vm, right, files: await digestFiles(vm.spec) });
+    const right = await RecordedRight.begin(rightOptions(site, vm), { ...vm, fromScratch });
+    return remoteSite(site, { ...vm, right, files });
   } catch (cause) {
     if (isSuperseded(cause)) await giveHeritageUp(vm);
     throw cause;
@@ -78,10 +86,20 @@ async function giveHeritageUp({ directory, clock }: JoiningVm): Promise<void> {
   directory.forgetHeritage();
 }
 
-/** The VM has ended: whoever wants to start it next may, unless it goes on elsewhere. */
-export async function leaveSite(remote: RemoteSite | undefined, reason: StopReason): Promise<void> {
-  if (reason === 'moved' || reason === 'superseded') return;
-  await remote?.right.release();
+/**
+ * The VM has ended, or was not started: whoever wants to start it next may, unless it goes on elsewhere. Where nobody takes
+ * that down it stays on record as of this host, which may start it again.
+ */
+export async function leaveSite(
+  remote: RemoteSite | undefined,
+  { reason, log }: { reason: StopReason; log: Logger },
+): Promise<void> {
+  if (remote === undefined || reason === 'moved' || reason === 'superseded') return;
+  try {
+    await remote.right.release(AbortSignal.timeout(RELEASE_DEADLINE_MS));
+  } catch (cause) {
+    log.warn('it is not on record that the VM has ended', { error: messageOf(cause) });
+  }
 }
 
 /** Where it is on record who acts as this VM. */
@@ -129,8 +147,8 @@ async function connectToFirst(
   let refusal: unknown;
   for (const host of others) {
     try {
-      const port = await askForPlace(site, { vm, host });
-      return { link: await dialPeer(site, host, { port }), host };
+      const port = await askForPlace(site, { vm, host, signal });
+      return { link: await dialPeer(site, host, { port, signal }), host };
     } catch (cause) {
       signal.throwIfAborted();
       refusal = cause;
@@ -140,8 +158,14 @@ async function connectToFirst(
 }
 
 /** The host starts a keeper for the shadow, which listens at a port of its own. */
-async function askForPlace(site: SiteConfig, { vm, host }: { vm: string; host: string }): Promise<number> {
-  const link = await dialPeer(site, host);
+async function askForPlace(
+  site: SiteConfig,
+  { vm, host, signal }: { vm: string; host: string; signal: AbortSignal },
+): Promise<number> {
+  const link = await dialPeer(site, host, { signal });
+  const late = AbortSignal.any([signal, AbortSignal.timeout(PLACE_DEADLINE_MS)]);
+  const close = () => link.close();
+  late.addEventListener('abort', close, { once: true });
   try {
     await link.send(MESSAGE.words, [encodeWords({ kind: 'place', vm })]);
     for await (const { type, body } of link.messages()) {
@@ -155,6 +179,7 @@ async function askForPlace(site: SiteConfig, { vm, host }: { vm: string; host: s
     }
     throw peerLost(host, 'it said nothing about a place for the shadow');
   } finally {
+    late.removeEventListener('abort', close);
     link.close();
   }
 }

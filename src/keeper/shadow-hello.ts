@@ -13,6 +13,9 @@ import {
 import { digestFiles } from './file-digests.ts';
 import type { VmHost } from './vm-host.ts';
 
+/** For the first words of a host that has connected. */
+const HELLO_DEADLINE_MS = 10_000;
+
 /** What the keeper of a VM asks this host for. */
 export interface AskedShadow {
   readonly link: PeerLink;
@@ -27,10 +30,14 @@ export interface AskedShadow {
 /** @throws KeeperError KEEPER_PEER_REFUSED; ReplicationError REPLICATION_PEER_GARBLED; ConfigError */
 export async function readHello(
   link: PeerLink,
-  { vm, peer }: { vm: string; peer: string },
+  { vm, peer, signal }: { vm: string; peer: string; signal: AbortSignal },
 ): Promise<AskedShadow> {
   const messages = link.messages()[Symbol.asyncIterator]();
+  const late = AbortSignal.any([signal, AbortSignal.timeout(HELLO_DEADLINE_MS)]);
+  const close = () => link.close();
+  late.addEventListener('abort', close, { once: true });
   const first = await messages.next();
+  late.removeEventListener('abort', close);
   const hello = first.done || first.value.type !== MESSAGE.words ? undefined : decodeWords(first.value.body);
   if (hello?.kind !== 'hello') throw garbled('something else than its first words');
   if (hello.protocol !== PEER_PROTOCOL)

@@ -83,10 +83,12 @@ export class ShadowKeeper {
   /** Takes epochs until that ends. The link is the caller's to close. */
   async keep(): Promise<ShadowEnd> {
     const { session, host } = this.#options;
-    void session.standby.machine.process.exited.then(() => this.#giveUp('its QEMU ended'));
+    let isKept = true;
+    void session.standby.machine.process.exited.then(() => isKept && this.#giveUp('its QEMU ended'));
     await this.#say({ kind: 'welcome', host, instance: session.standby.number }).catch(() => {});
     void this.#listen();
     const end = await this.#ended.promise;
+    isKept = false;
     this.#receiver[Symbol.dispose]();
     return end;
   }

@@ -6,15 +6,17 @@ import { Failpoints } from '../base/failpoint.ts';
 import { type Logger, silentLogger } from '../base/logger.ts';
 import type { SiteConfig } from '../config/site-config.ts';
 import { ControlServer } from '../control/control-server.ts';
+import { KeeperError } from '../control/keeper-error.ts';
 import { RunDirectory } from '../control/run-directory.ts';
 import { encodeWords, MESSAGE, type PeerWords } from '../replication/peer-messages.ts';
+import { admit } from './admission.ts';
 import { epochsName } from './inheritance.ts';
 import { Instance } from './instance.ts';
 import { settingOf } from './instance-setting.ts';
 import { Keeper } from './keeper.ts';
 import { liveOut, type StopSignals } from './keeper-life.ts';
 import type { KeeperOptions, PromisedShadow } from './keeper-options.ts';
-import { RecordedRight } from './recorded-right.ts';
+import { RecordedRight, type RightOptions } from './recorded-right.ts';
 import { leaveSite, remoteSite, rightOptions } from './remote-site.ts';
 import { ShadowControl } from './shadow-control.ts';
 import { type AskedShadow, checkTwin } from './shadow-hello.ts';
@@ -46,6 +48,7 @@ export class ShadowLodging implements AsyncDisposable {
       ...{ clock, othersMayPass: spec.qemu.user !== undefined, tokenAbove: hello.token },
     });
     try {
+      admit(spec);
       directory.record({ spec });
       directory.keepSpec(hello.spec);
       const log = silentLogger;
@@ -53,6 +56,8 @@ export class ShadowLodging implements AsyncDisposable {
         ...{ cacheDir: cacheDirectory(), directory: directory.path, clock, log, signal },
       });
       await checkTwin(asked, host);
+      const right = rightOptions(site, { spec, clock, log, failpoints: new Failpoints() });
+      await checkHolder(right, asked);
       const lodging = new ShadowLodging({ site, asked, directory, host, clock });
       await lodging.#startStandby(log, signal);
       return lodging;
@@ -86,14 +91,13 @@ export class ShadowLodging implements AsyncDisposable {
       ...{ link, messages, session, log, host: this.#site.host, clock: this.#clock },
       ...{ failpoints: this.#failpoints },
     });
-    signals.start.addEventListener('abort', () => shadow.leave({ kind: 'dismissed' }), { once: true });
-    const end = await this.#serveUntilEnd(session, shadow, log);
-    log.info('the shadow is kept no longer', { ...end });
-    return end.kind === 'called' || end.kind === 'alone'
-      ? await this.#takeOver(session, { end, log, signals })
-      : end.kind === 'dismissed'
-        ? 0
-        : EXIT_FAILED;
+    const leave = () => shadow.leave({ kind: 'dismissed' });
+    signals.start.addEventListener('abort', leave, { once: true });
+    if (signals.start.aborted) leave();
+    const { end, right } = await this.#serveUntilEnd(session, shadow, { log, signals });
+    if (end.kind === 'dismissed') return 0;
+    if (end.kind === 'useless' || right === undefined) return EXIT_FAILED;
+    return await this.#takeOver(session, { end, right, log, signals });
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -105,6 +109,8 @@ export class ShadowLodging implements AsyncDisposable {
     const { spec } = this.#asked;
     const setting = settingOf(this.#options(log));
     const standby = await Instance.start(setting, { number: 1, role: 'standby', signal });
+    // Its own start may have left something there, and the copy brings only what the VM has.
+    standby.memory.discardAll();
     this.#session = await ShadowSession.open(standby, {
       epochsInFlightMax: spec.shadow.epochsInFlightMax,
       epochsDirectory: join(setting.memoryDirectory, epochsName(standby.number)),
@@ -117,8 +123,12 @@ export class ShadowLodging implements AsyncDisposable {
     });
   }
 
-  /** Until the VM acts here its keeper answers for the shadow; then the socket is the VM's. */
-  async #serveUntilEnd(session: ShadowSession, shadow: ShadowKeeper, log: Logger): Promise<ShadowEnd> {
+  /** Until the VM may act here its keeper answers for the shadow; then the socket is the VM's. */
+  async #serveUntilEnd(
+    session: ShadowSession,
+    shadow: ShadowKeeper,
+    { log, signals }: { log: Logger; signals: StopSignals },
+  ): Promise<{ end: ShadowEnd; right: RecordedRight | undefined }> {
     const { spec, peer, hello } = this.#asked;
     const ended = shadow.keep();
     const control = new ShadowControl({
@@ -126,20 +136,17 @@ export class ShadowLodging implements AsyncDisposable {
     });
     const socket = this.directory.controlSocket;
     await using _server = await ControlServer.listen(socket, { control, clock: this.#clock, log });
-    return await ended;
-  }
-
-  async #takeOver(
-    session: ShadowSession,
-    { end, log, signals }: { end: Extract<ShadowEnd, { atMs: number }>; log: Logger; signals: StopSignals },
-  ): Promise<number> {
-    const { spec, hello, peer, link } = this.#asked;
+    const end = await ended;
+    log.info('the shadow is kept no longer', { ...end });
+    if (end.kind !== 'called' && end.kind !== 'alone') return { end, right: undefined };
     const options = rightOptions(this.#site, { spec, clock: this.#clock, log, failpoints: this.#failpoints });
     const right = await RecordedRight.takeOver(options, hello, signals.start);
-    if (right === undefined) {
-      log.info('the shadow may not act', { vm: spec.name });
-      return EXIT_FAILED;
-    }
+    if (right === undefined) log.info('the shadow may not act', { vm: spec.name });
+    return { end, right };
+  }
+
+  async #takeOver(session: ShadowSession, { end, right, log, signals }: TakingOver): Promise<number> {
+    const { spec, hello, peer, link } = this.#asked;
     // The files are those of the other host: that was seen when the shadow was taken in.
     const remote = remoteSite(this.#site, { spec, right, given: hello.spec, files: hello.files });
     const promised: PromisedShadow = {
@@ -156,8 +163,11 @@ export class ShadowLodging implements AsyncDisposable {
     await link.send(MESSAGE.words, [encodeWords(words)]).catch(() => {});
     link.close();
     const reason = await liveOut(keeper, { directory: this.directory, log, onReady: () => {} });
-    await leaveSite(remote, reason);
-    return reason === 'failed' ? EXIT_FAILED : 0;
+    await leaveSite(remote, { reason, log });
+    if (reason !== 'failed') return 0;
+    // Who asks why the VM is gone finds its logs.
+    this.directory.leaveLogs();
+    return EXIT_FAILED;
   }
 
   /** A shadow that cannot take over is no reason to let the VM lie: it begins anew, as it would on its own host. */
@@ -171,7 +181,7 @@ export class ShadowLodging implements AsyncDisposable {
       await promised?.session[Symbol.asyncDispose]();
       keeper = await Keeper.start(anew);
     }
-    signals.direct(keeper);
+    signals.direct(keeper, { acted: true });
     return keeper;
   }
 
@@ -182,4 +192,24 @@ export class ShadowLodging implements AsyncDisposable {
       runDirectory: this.directory,
     };
   }
+}
+
+interface TakingOver {
+  readonly end: Extract<ShadowEnd, { atMs: number }>;
+  readonly right: RecordedRight;
+  readonly log: Logger;
+  readonly signals: StopSignals;
+}
+
+/**
+ * Whether the store of leases can be used is found out before it is needed, and that who asks is who acts.
+ * @throws LeaseError; KeeperError KEEPER_PEER_REFUSED
+ */
+async function checkHolder({ store, vm }: RightOptions, { peer }: AskedShadow): Promise<void> {
+  const { record } = await store.read(vm);
+  if (record?.holder === peer) return;
+  throw new KeeperError('KEEPER_PEER_REFUSED', `it is not on record that ${peer} acts as ${vm}`, {
+    hint: 'Both hosts have to use the same store of leases: compare lease.etcd in site.yaml.',
+    facts: { holder: record?.holder },
+  });
 }

@@ -38,7 +38,7 @@ async function main(): Promise<number> {
     }).values;
     const site = loadSiteConfig(siteConfigPath());
     const link = await awaitLink(site, peer);
-    const asked = await readHello(link, { vm, peer });
+    const asked = await readHello(link, { vm, peer, signal: signals.start });
     return await keepShadow(site, asked);
   } catch (thrown) {
     process.stdout.write(`${JSON.stringify({ ok: false, error: startError(thrown) })}\n`);

@@ -72,6 +72,8 @@ async function placeShadow(vm: string, peer: string): Promise<Placed> {
   const child = spawn(process.execPath, [SHADOW, '--vm', vm, '--peer', peer], {
     ...{ detached: true, cwd: '/', stdio: ['ignore', 'pipe', 'ignore'] },
   });
+  // What kept it from being started shows as its end.
+  child.on('error', () => {});
   try {
     const lines = createInterface({ input: child.stdout });
     const first = await Promise.race([

@@ -13,6 +13,7 @@ import {
   type LossReason,
   type ProtectionEvent,
   type ProtectionState,
+  type StopReason,
 } from '../shadow/protection.ts';
 import { admit } from './admission.ts';
 import { testFailover } from './failover-test.ts';
@@ -29,6 +30,7 @@ import {
   onAnotherHost,
   promoteFailed,
   shadowIsLent,
+  superseded,
 } from './refusals.ts';
 import type { ShadowLife } from './shadow-life.ts';
 import { withShadow } from './shadow-wish.ts';
@@ -46,7 +48,7 @@ export interface OrderedVm {
   readonly shadow: ShadowLife;
   readonly memory: MemoryArrival;
   readonly states: StateKeeping;
-  readonly finished: Promise<unknown>;
+  readonly finished: Promise<{ readonly reason: StopReason }>;
   readonly state: () => ProtectionState;
   readonly primary: () => Instance | undefined;
   readonly agent: () => StreamClient | undefined;
@@ -77,12 +79,15 @@ export class VmOrders {
     const { waiters, shadow, state } = this.#vm;
     if (state().phase !== 'protected' || shadow.pipeline === undefined)
       throw notProtected(this.#name, state().phase);
+    // The old QEMU ends before the shadow acts: not while nobody could say that it may.
+    await this.#vm.options.remote?.right.confirm();
     const { promotions, restarts } = state();
     const isPromoted = () => state().promotions > promotions;
     this.#vm.onBehalf(trace);
     this.#vm.losePrimary('planned', traceFacts(trace));
     await waiters.until(() => isPromoted() || state().restarts > restarts || isEnding(state()));
     if (!isEnding(state())) this.#vm.onBehalf(undefined);
+    if (state().stopReason === 'superseded') throw superseded(this.#name, 'another host');
     if (!isPromoted()) throw promoteFailed(this.#name);
   }
 
@@ -151,7 +156,8 @@ export class VmOrders {
       if (graceful) await this.#powerOff(trace);
       this.#vm.dispatch({ kind: 'stop-requested' });
     }
-    await this.#vm.finished;
+    const { reason } = await this.#vm.finished;
+    if (reason === 'superseded' || reason === 'moved') throw superseded(this.#name, 'another host');
   }
 
   async #save(kind: SavedKind): Promise<void> {

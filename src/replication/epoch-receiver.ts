@@ -121,6 +121,7 @@ export class EpochReceiver implements Disposable {
     const { epoch, rest } = decodeEpoch(body);
     const arriving = await this.#arrivingOf(epoch);
     if (arriving === undefined) return;
+    if (rest.length === 0) throw garbled('a part of an epoch with nothing in it');
     arriving.tailBytes += rest.length;
     if (arriving.tailBytes > TAIL_BYTES_MAX) throw garbled('more than an epoch may hold');
     arriving.tail.push(Uint8Array.from(rest));

@@ -7,7 +7,7 @@ import { EpochSlot } from './epoch-slot.ts';
 import type { EpochStore } from './epoch-store.ts';
 import type { PageSender } from './page-sender.ts';
 import type { PeerLink } from './peer-link.ts';
-import { encodeEpoch, MESSAGE, MESSAGE_PAGES_MAX } from './peer-messages.ts';
+import { encodeEpoch, garbled, MESSAGE, MESSAGE_PAGES_MAX } from './peer-messages.ts';
 
 const TAIL_CHUNK_BYTES = MESSAGE_PAGES_MAX * PAGE_BYTES;
 
@@ -33,6 +33,8 @@ export class RemoteImage implements EpochStore, AsyncDisposable {
   readonly #slots: readonly EpochSlot[];
   readonly #free: EpochSlot[];
   readonly #awaited = new Map<EpochId, PromiseWithResolvers<void>>();
+  /** Sent or about to be, and not held yet; oldest first. */
+  readonly #unheld: EpochId[] = [];
   #roomMade = Promise.withResolvers<void>();
   #sending: Promise<void> = Promise.resolve();
   #lost: unknown;
@@ -83,6 +85,7 @@ export class RemoteImage implements EpochStore, AsyncDisposable {
     const awaited = Promise.withResolvers<void>();
     awaited.promise.catch(() => {});
     this.#awaited.set(epoch, awaited);
+    this.#unheld.push(epoch);
     if (this.#lost !== undefined) {
       awaited.reject(this.#lost);
       return;
@@ -99,8 +102,13 @@ export class RemoteImage implements EpochStore, AsyncDisposable {
     this.giveBack(slot);
   }
 
-  /** The other side holds this epoch, and with it all before it. */
+  /** The other side holds this epoch. It says so in the order in which epochs were sent. */
   noteHeld(epoch: EpochId): void {
+    if (epoch !== this.#unheld[0]) {
+      this.fail(garbled(`that it holds epoch ${epoch} out of turn`));
+      return;
+    }
+    this.#unheld.shift();
     this.#awaited.get(epoch)?.resolve();
   }
 

@@ -1,0 +1,84 @@
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
+import { describe, expect, it, onTestFinished } from 'vitest';
+import { MIB } from '../base/units.ts';
+import type { SiteConfig } from '../config/site-config.ts';
+import { CertificateStore } from '../pki/certificate-store.ts';
+import type { PeerLink } from '../replication/peer-link.ts';
+import { MESSAGE } from '../replication/peer-messages.ts';
+import { dialPeer, openDoor } from './peer-door.ts';
+
+const MESSAGES = 600;
+const MESSAGE_BYTES = 256 * 1024;
+
+async function sites(): Promise<{ a: SiteConfig; b: (port: number) => SiteConfig }> {
+  const folder = mkdtempSync(join(tmpdir(), 'us-door-'));
+  onTestFinished(() => rmSync(folder, { recursive: true }));
+  const pki = new CertificateStore(folder, { wallMs: Date.now });
+  await pki.init();
+  for (const name of ['a', 'b']) await pki.host(name, []);
+  const siteOf = (host: string, hosts: Record<string, string>): SiteConfig => {
+    const files = {
+      certificate: join(folder, `${host}.crt`),
+      key: join(folder, `${host}.key`),
+      ca: join(folder, 'ca.crt'),
+    };
+    const lease = { etcd: { endpoints: [], ...files } };
+    return { host, listen: '127.0.0.1:1', ...files, hosts, lease, peerTimeoutMs: 5000 };
+  };
+  return { a: siteOf('a', { b: '127.0.0.1:1' }), b: (port) => siteOf('b', { a: `127.0.0.1:${port}` }) };
+}
+
+async function pairOfLinks(): Promise<{ near: PeerLink; far: PeerLink }> {
+  const { a, b } = await sites();
+  const { promise, resolve } = Promise.withResolvers<PeerLink>();
+  const door = await openDoor(a, { port: 0, onLink: resolve });
+  onTestFinished(() => door[Symbol.dispose]());
+  const near = await dialPeer(b(door.port), 'a', { signal: AbortSignal.timeout(20_000) });
+  const far = await promise;
+  onTestFinished(() => {
+    near.close();
+    far.close();
+  });
+  return { near, far };
+}
+
+describe('a link to the keeper of a shadow', () => {
+  it('holds on to no message that was dealt with', async () => {
+    const { near, far } = await pairOfLinks();
+    setFlagsFromString('--expose-gc');
+    const collect = runInNewContext('gc') as () => void;
+    collect();
+    const beforeBytes = process.memoryUsage().arrayBuffers;
+    let taken = 0;
+    const taking = (async () => {
+      for await (const { body } of far.messages()) {
+        expect(body).toHaveLength(MESSAGE_BYTES);
+        taken += 1;
+        if (taken === MESSAGES) return;
+        // The link stays open: what it keeps, it keeps now.
+        if (taken === MESSAGES - 1) {
+          await new Promise<void>((resolve) => setImmediate(resolve));
+          collect();
+          expect(process.memoryUsage().arrayBuffers - beforeBytes).toBeLessThan(64 * MIB);
+        }
+      }
+    })();
+    const body = new Uint8Array(MESSAGE_BYTES);
+    for (let sent = 0; sent < MESSAGES; sent += 1) await near.send(MESSAGE.pages, [body]);
+    await taking;
+    expect(taken).toBe(MESSAGES);
+  });
+
+  it('ends for who reads it when the other side closes it', async () => {
+    const { near, far } = await pairOfLinks();
+    await near.send(MESSAGE.words, [Buffer.from('the last words')]);
+    near.close();
+    const heard: string[] = [];
+    for await (const { body } of far.messages()) heard.push(Buffer.from(body).toString());
+    expect(heard).toEqual(['the last words']);
+  });
+});
