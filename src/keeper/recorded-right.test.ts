@@ -172,7 +172,10 @@ describe('the right to act as a VM', () => {
   it('is left to the shadow for a while by who has nothing to go on with', async () => {
     const store = new Store();
     let nowMs = 0;
-    const slow = { ...clock, nowMs: () => nowMs, sleep: async (ms: number) => void (nowMs += ms) };
+    const sleep = async (ms: number) => {
+      nowMs += ms;
+    };
+    const slow = { ...clock, nowMs: () => nowMs, sleep };
     const options = { ...optionsOf(store, 'a'), clock: slow as never };
     const right = await RecordedRight.begin(options, ORPHAN);
     await right.arm(shadow);
