@@ -1,4 +1,3 @@
-import { createHash } from 'node:crypto';
 import { chmodSync, copyFileSync, lchownSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import { assert } from '../base/assert.ts';
@@ -186,11 +185,9 @@ type Parts = Pick<
   readonly owned: AsyncDisposableStack;
 };
 
-/** Whoever keeps VMs in another run directory has names of their own, and may have the same. */
-function makeCgroup({ cgroups, spec, runDirectory }: InstanceSetting, number: number): Cgroup | undefined {
-  const place = createHash('sha256').update(runDirectory).digest('hex').slice(0, 8);
+function makeCgroup({ cgroups, spec }: InstanceSetting, number: number): Cgroup | undefined {
   try {
-    return cgroups?.create(`${spec.name}-${number}-${place}`);
+    return cgroups?.create(`${spec.name}-${number}`);
   } catch (thrown) {
     return ignoreRefusal(thrown);
   }

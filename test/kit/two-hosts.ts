@@ -129,7 +129,7 @@ export class TwoHosts implements AsyncDisposable {
 
   /** A command of understudy, as somebody on this host gives it. @throws Error with what it said */
   async cli(host: HostName, ...words: string[]): Promise<string> {
-    const { stdout } = await run('nsenter', this.#entering(host, [process.execPath, CLI, ...words]), {
+    const { stdout } = await run('ip', this.#on(host, [process.execPath, CLI, ...words]), {
       env: this.environment(host),
       timeout: DEADLINE_MS,
     });
@@ -248,7 +248,7 @@ export class TwoHosts implements AsyncDisposable {
   }
 
   async startSite(host: HostName): Promise<void> {
-    const child = spawn('nsenter', this.#entering(host, [process.execPath, SITE]), {
+    const child = spawn('ip', this.#on(host, [process.execPath, SITE]), {
       env: this.environment(host),
       stdio: ['ignore', 'pipe', 'inherit'],
     });
@@ -379,7 +379,7 @@ export class TwoHosts implements AsyncDisposable {
       await this.eventually('the end of all processes', () =>
         processesMapping(this.memoryOf(name)).length === 0 ? true : undefined,
       );
-      await this.cli(name, 'stop', this.vm, '--now').catch(() => {});
+      await this.cli(name, 'stop', this.vm, '--force').catch(() => {});
     }
   }
 
@@ -392,6 +392,11 @@ export class TwoHosts implements AsyncDisposable {
     const shown = ['--cacert', pki('ca.crt'), '--cert', pki('a.crt'), '--key', pki('a.key')];
     const { stdout } = await run('nsenter', this.#entering('lan', ['curl', '-s', ...shown, ...words]));
     return stdout;
+  }
+
+  /** Unlike `nsenter`, this shows a /sys without cgroups: those of a VM have the same names on both hosts. */
+  #on(host: HostName, words: readonly string[]): string[] {
+    return ['netns', 'exec', this.netns(host), ...words];
   }
 
   #entering(place: HostName | 'lan', words: readonly string[]): string[] {

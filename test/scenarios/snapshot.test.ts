@@ -29,7 +29,7 @@ let generationAtFirst: string;
 beforeAll(async () => {
   folder = mkdtempSync(join(tmpdir(), 'us-snapshots-'));
   first = join(folder, 'first.usnap');
-  vm = await TestVm.start({ clients: 1, yaml: 'generationId: true' });
+  vm = await TestVm.start({ clients: 1, yaml: 'generationId: true', boots: true });
 });
 afterAll(async () => {
   await vm?.[Symbol.asyncDispose]();
