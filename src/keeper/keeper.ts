@@ -428,6 +428,7 @@ export class Keeper implements KeeperControl {
 
   async #restart(): Promise<void> {
     await this.#removeOldPrimary();
+    await this.#memory.giveUp();
     for (const link of this.#allLinks) {
       link.forget();
       link.resumeInput();

@@ -71,6 +71,13 @@ export class MemoryArrival implements AsyncDisposable {
     }
   }
 
+  /** The QEMU whose memory it is has ended: nothing of it is missing any more. Whoever waits goes on. */
+  async giveUp(): Promise<void> {
+    if (this.#isWhole) return;
+    await this.#restore?.[Symbol.asyncDispose]();
+    await this.#whole.catch(() => {});
+  }
+
   /** Once the QEMU whose memory it is has ended. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#restore?.[Symbol.asyncDispose]();
