@@ -1,3 +1,5 @@
+import { killToReplyMs } from '../src/demo/demo-report.ts';
+import { eventMs } from '../src/demo/demo-vm.ts';
 import { monotonicMs } from '../src/demo/monotonic-time.ts';
 import { seededRandom } from '../src/demo/seeded-random.ts';
 import type { HostName, TwoHosts } from '../test/kit/two-hosts.ts';
@@ -9,6 +11,8 @@ const KILLS = 20;
 const QUICK_KILLS = 3;
 const COLD_STARTS = 3;
 const SEED = 1;
+/** Events say when they happened in whole milliseconds. */
+const EVENT_TIME_ERROR_MS = 1;
 const KILL_AFTER_MS = { min: 300, max: 1500 };
 
 export const failover2: Benchmark = {
@@ -21,7 +25,8 @@ export const failover2: Benchmark = {
     },
     outageP50Ms: { meaning: 'from when the other host noticed until the shadow runs' },
     killToReplyP50Ms: {
-      meaning: 'from the kill of keeper and QEMU to the first reply to a request sent before it',
+      meaning:
+        'from the kill of keeper and QEMU to the first reply that needed the failover, to a request sent before it',
       target: { atMost: 250 },
     },
     killToReplyMaxMs: { meaning: 'the same, the longest' },
@@ -81,10 +86,11 @@ async function killAndMeasure(run: BenchRun, hosts: TwoHosts, acting: HostName):
   await hosts.until(other, 'protected', { after: promoted.seq });
   run.sample('promoteMs', Number(promoted.facts.promoteMs));
   run.sample('outageMs', Number(promoted.facts.outageMs));
-  // What was answered before the loss could show is of the dead host's last epoch.
-  const replies = (await hosts.load.openAt(killMs)).map(({ repliedMs }) => repliedMs - killMs);
-  const first = replies.toSorted((one, next) => one - next)[0];
-  if (first !== undefined) run.sample('killToReplyMs', first);
+  // Until the loss was noticed, what the dead host's last epochs held may still arrive.
+  const outageMs = Number(promoted.facts.outageMs);
+  const discoveredMs = eventMs(promoted, run.options.clock) - outageMs + EVENT_TIME_ERROR_MS;
+  const replyMs = killToReplyMs(await hosts.load.openAt(killMs), { killMs, discoveredMs });
+  if (replyMs !== null) run.sample('killToReplyMs', replyMs);
 }
 
 async function measureColdStart(run: BenchRun): Promise<void> {
