@@ -9,6 +9,9 @@ const machines = [
   'test/{integration,scenarios}/**/*.test.ts',
 ];
 
+/** Tools without a guest beside them: they may share the machine with another file. */
+const tools = ['test/integration/{etcd-faults,lease-hosts,nbd-tools,qcow2-layer}.test.ts'];
+
 const MINUTE_MS = 60_000;
 
 export default defineConfig({
@@ -32,8 +35,19 @@ export default defineConfig({
       {
         extends: true,
         test: {
+          name: 'tools',
+          include: tools,
+          testTimeout: 3 * MINUTE_MS,
+          hookTimeout: 2 * MINUTE_MS,
+          sequence: { groupOrder: 0 },
+        },
+      },
+      {
+        extends: true,
+        test: {
           name: 'machines',
           include: machines,
+          exclude: tools,
           fileParallelism: false,
           testTimeout: soaking ? 180 * MINUTE_MS : 3 * MINUTE_MS,
           hookTimeout: 5 * MINUTE_MS,
