@@ -33,9 +33,9 @@ export async function openLocalShadow(
     epochsInFlightMax: spec.shadow.epochsInFlightMax,
     epochsDirectory: join(memoryDirectory, epochsName(standby.number)),
     failpoints,
+    cpuShare: spec.shadow.standbyCpuShare,
   });
   void standby.machine.process.exited.then(() => onLost('its QEMU ended'));
-  standby.limitCpu(spec.shadow.standbyCpuShare);
   return session;
 }
 

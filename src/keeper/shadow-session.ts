@@ -20,6 +20,8 @@ export interface SessionOptions {
   /** Where staged epochs go; made here, removed with the session. */
   readonly epochsDirectory: string;
   readonly failpoints: Failpoints;
+  /** Of one CPU, for the standby from its filling on; by default as much as there is. */
+  readonly cpuShare?: number;
 }
 
 /** What a keeper that was killed left of a shadow that was in sync. */
@@ -37,6 +39,7 @@ export class ShadowSession implements Shadow {
   readonly #epochsDirectory: string;
   #pipeline: EpochPipeline | undefined;
   #copiedShare = 0;
+  #cpuShare: number | null = null;
   #firmware: Uint8Array | undefined;
 
   /** Takes the standby over, also when there is no room for staged epochs. @throws LinuxError ENOSPC */
@@ -46,7 +49,9 @@ export class ShadowSession implements Shadow {
       mkdirSync(directory, { mode: 0o700 });
       const slotCount = epochsInFlightMax + SPARE_SLOTS;
       const image = ShadowImage.create({ memory: standby.memory, directory, slotCount, failpoints });
-      return new ShadowSession(standby, { image, directory });
+      const session = new ShadowSession(standby, { image, directory });
+      session.#cpuShare = options.cpuShare ?? null;
+      return session;
     } catch (cause) {
       await standby[Symbol.asyncDispose]();
       throw cause;
@@ -113,6 +118,8 @@ export class ShadowSession implements Shadow {
   }
 
   async fill({ primary, signal }: { primary: Instance; signal: AbortSignal }): Promise<void> {
+    // Not before: one that is told to end while it has little of a CPU takes its time.
+    this.standby.limitCpu(this.#cpuShare);
     this.takeFirmware(await readFirmware(primary.machine, primary.paths.firmware));
     await copyWhileRunning({
       from: primary.memory,
