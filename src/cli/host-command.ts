@@ -1,5 +1,5 @@
 import { fileURLToPath } from 'node:url';
-import { CliError } from './cli-error.ts';
+import { becomeProgram } from './process-change.ts';
 
 const DAEMON = fileURLToPath(new URL('../host/main.ts', import.meta.url));
 
@@ -30,14 +30,5 @@ export function becomeHost(flags: HostFlags): never {
     return value === undefined ? [] : [word, value];
   });
   const words = ['--disable-warning=ExperimentalWarning', DAEMON, ...given];
-  if (process.execve === undefined) {
-    throw new CliError('CLI_NODE_TOO_OLD', 'this Node cannot replace its process', {
-      hint: 'Start it as `./run understudy host` or `bin/understudy host`, which bring Node 24 along.',
-    });
-  }
-  return process.execve(
-    process.execPath,
-    [process.execPath, ...words],
-    process.env as Record<string, string>,
-  );
+  return becomeProgram(words, { command: 'host' });
 }

@@ -52,21 +52,12 @@ export interface PeerDoor extends Disposable {
  */
 export async function openDoor(
   site: SiteConfig,
-  {
-    port,
-    onLink,
-    onRefused = () => {},
-  }: {
-    port: number;
-    onLink: (link: PeerLink, peer: string) => void;
-    onRefused?: (error: Error, address: string) => void;
-  },
+  { port, onLink }: { port: number; onLink: (link: PeerLink, peer: string) => void },
 ): Promise<PeerDoor> {
   return await listenSecurely({
     ...openingOf(site),
     ...{ host: splitAddress(site.listen).host, port, peers: Object.keys(site.hosts) },
     onLink: (link) => onLink(new SecurePeerLink(link), link.peer),
-    onRefused: (error, { address }) => onRefused(error, address),
   });
 }
 

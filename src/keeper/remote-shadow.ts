@@ -8,7 +8,7 @@ import { epochId, NO_EPOCH } from '../epoch/epoch-id.ts';
 import type { Mapping } from '../linux/mapping.ts';
 import type { PageRun } from '../memory/page-runs.ts';
 import { readFirmware } from '../qemu/firmware.ts';
-import { EpochPipeline } from '../replication/epoch-pipeline.ts';
+import type { EpochPipeline } from '../replication/epoch-pipeline.ts';
 import { copyWhileRunning } from '../replication/full-copy.ts';
 import { PageSender } from '../replication/page-sender.ts';
 import type { PeerLink } from '../replication/peer-link.ts';
@@ -18,7 +18,7 @@ import type { ActingRight } from './acting-right.ts';
 import { SPARE_SLOTS } from './admission.ts';
 import type { Instance } from './instance.ts';
 import { peerLost, superseded } from './refusals.ts';
-import type { BeginOptions, Shadow, ShadowDescription } from './shadow.ts';
+import { type BeginOptions, beginEpochs, type Shadow, type ShadowDescription } from './shadow.ts';
 
 /** Left for the first cut by the copy. */
 const REST_PAGES_MAX = 1024;
@@ -143,19 +143,8 @@ export class RemoteShadow implements Shadow {
     this.#copiedShare = 1;
   }
 
-  begin({ primary, links, participants, mayContinue, hasPanicked, ...options }: BeginOptions): void {
-    this.#pipeline = new EpochPipeline({
-      ...options,
-      store: this.#image,
-      source: {
-        machine: primary.machine,
-        memory: primary.memory,
-        dirtyLog: primary.dirtyLog,
-        deviceStatePath: primary.paths.deviceState,
-        ...{ links, participants, mayContinue, hasPanicked },
-      },
-    });
-    this.#pipeline.start();
+  begin(options: BeginOptions): void {
+    this.#pipeline = beginEpochs(options, this.#image);
   }
 
   async arm(): Promise<void> {

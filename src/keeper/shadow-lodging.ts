@@ -14,7 +14,7 @@ import { epochsName } from './inheritance.ts';
 import { Instance } from './instance.ts';
 import { settingOf } from './instance-setting.ts';
 import { Keeper } from './keeper.ts';
-import { liveOut, type StopSignals } from './keeper-life.ts';
+import { EXIT_FAILED, liveOut, type StopSignals } from './keeper-life.ts';
 import type { KeeperOptions, PromisedShadow } from './keeper-options.ts';
 import { RecordedRight, type RightOptions } from './recorded-right.ts';
 import { leaveSite, remoteSite, rightOptions } from './remote-site.ts';
@@ -23,8 +23,6 @@ import { type AskedShadow, checkTwin } from './shadow-hello.ts';
 import { type ShadowEnd, ShadowKeeper } from './shadow-keeper.ts';
 import { ShadowSession } from './shadow-session.ts';
 import { prepareHost, type VmHost } from './vm-host.ts';
-
-const EXIT_FAILED = 1;
 
 interface Lodger {
   readonly clock: Clock;
@@ -38,7 +36,7 @@ export class ShadowLodging implements AsyncDisposable {
   readonly #asked: AskedShadow;
   readonly #host: VmHost;
   readonly #clock: Clock;
-  readonly #failpoints = new Failpoints();
+  readonly #right: RightOptions;
   #session: ShadowSession | undefined;
 
   /** @throws what keeps the shadow from being taken in; nothing is left then */
@@ -58,7 +56,7 @@ export class ShadowLodging implements AsyncDisposable {
       await checkTwin(asked, host);
       const right = rightOptions(site, { spec, clock, log, failpoints: new Failpoints() });
       await checkHolder(right, asked);
-      const lodging = new ShadowLodging({ site, asked, directory, host, clock });
+      const lodging = new ShadowLodging({ site, asked, directory, host, clock, right });
       await lodging.#startStandby(log, signal);
       return lodging;
     } catch (cause) {
@@ -73,12 +71,14 @@ export class ShadowLodging implements AsyncDisposable {
     directory: RunDirectory;
     host: VmHost;
     clock: Clock;
+    right: RightOptions;
   }) {
     this.#site = parts.site;
     this.#asked = parts.asked;
     this.directory = parts.directory;
     this.#host = parts.host;
     this.#clock = parts.clock;
+    this.#right = parts.right;
   }
 
   /** Until the shadow is not wanted any more, or the VM that it has become has ended. Returns the exit code. */
@@ -89,7 +89,7 @@ export class ShadowLodging implements AsyncDisposable {
     log.info('keeps a shadow', { vm: spec.name, of: peer });
     const shadow = new ShadowKeeper({
       ...{ link, messages, session, log, host: this.#site.host, clock: this.#clock },
-      ...{ failpoints: this.#failpoints },
+      ...{ failpoints: this.#right.failpoints },
     });
     const leave = () => shadow.leave({ kind: 'dismissed' });
     signals.start.addEventListener('abort', leave, { once: true });
@@ -114,7 +114,7 @@ export class ShadowLodging implements AsyncDisposable {
     this.#session = await ShadowSession.open(standby, {
       epochsInFlightMax: spec.shadow.epochsInFlightMax,
       epochsDirectory: join(setting.memoryDirectory, epochsName(standby.number)),
-      failpoints: this.#failpoints,
+      failpoints: this.#right.failpoints,
     });
     standby.limitCpu(spec.shadow.standbyCpuShare);
     this.directory.record({
@@ -139,8 +139,7 @@ export class ShadowLodging implements AsyncDisposable {
     const end = await ended;
     log.info('the shadow is kept no longer', { ...end });
     if (end.kind !== 'called' && end.kind !== 'alone') return { end, right: undefined };
-    const options = rightOptions(this.#site, { spec, clock: this.#clock, log, failpoints: this.#failpoints });
-    const right = await RecordedRight.takeOver(options, hello, signals.start);
+    const right = await RecordedRight.takeOver({ ...this.#right, log }, hello, signals.start);
     if (right === undefined) log.info('the shadow may not act', { vm: spec.name });
     return { end, right };
   }
@@ -188,7 +187,7 @@ export class ShadowLodging implements AsyncDisposable {
   #options(log: Logger): KeeperOptions {
     const { spec } = this.#asked;
     return {
-      ...{ ...this.#host, spec, log, clock: this.#clock, failpoints: this.#failpoints },
+      ...{ ...this.#host, spec, log, clock: this.#clock, failpoints: this.#right.failpoints },
       runDirectory: this.directory,
     };
   }

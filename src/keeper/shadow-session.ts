@@ -3,13 +3,13 @@ import { join } from 'node:path';
 import { assert } from '../base/assert.ts';
 import type { Failpoints } from '../base/failpoint.ts';
 import { readFirmware } from '../qemu/firmware.ts';
-import { EpochPipeline } from '../replication/epoch-pipeline.ts';
+import type { EpochPipeline } from '../replication/epoch-pipeline.ts';
 import type { StagedEpoch } from '../replication/epoch-slot.ts';
 import { copyWhileRunning } from '../replication/full-copy.ts';
 import { ShadowImage } from '../replication/shadow-image.ts';
 import { SPARE_SLOTS } from './admission.ts';
 import type { Instance } from './instance.ts';
-import type { BeginOptions, Shadow, ShadowDescription } from './shadow.ts';
+import { type BeginOptions, beginEpochs, type Shadow, type ShadowDescription } from './shadow.ts';
 
 /** Left for the first cut by the copy: about a millisecond of pause. */
 const REST_PAGES_MAX = 1024;
@@ -134,22 +134,8 @@ export class ShadowSession implements Shadow {
     this.#copiedShare = 1;
   }
 
-  begin({ primary, links, participants, mayContinue, hasPanicked, ...options }: BeginOptions): void {
-    this.#pipeline = new EpochPipeline({
-      ...options,
-      store: this.image,
-      source: {
-        machine: primary.machine,
-        memory: primary.memory,
-        dirtyLog: primary.dirtyLog,
-        deviceStatePath: primary.paths.deviceState,
-        links,
-        participants,
-        mayContinue,
-        hasPanicked,
-      },
-    });
-    this.#pipeline.start();
+  begin(options: BeginOptions): void {
+    this.#pipeline = beginEpochs(options, this.image);
   }
 
   /** Nothing to do: there is no other keeper. */

@@ -1,4 +1,5 @@
-import type { EpochPipeline, PipelineOptions, PipelineSource } from '../replication/epoch-pipeline.ts';
+import { EpochPipeline, type PipelineOptions, type PipelineSource } from '../replication/epoch-pipeline.ts';
+import type { EpochStore } from '../replication/epoch-store.ts';
 import type { SentBytes } from '../replication/page-sender.ts';
 import type { Instance } from './instance.ts';
 
@@ -37,4 +38,24 @@ export interface Shadow extends AsyncDisposable {
   arm(): Promise<void>;
   /** Ends the epochs. What was committed until then is what a promotion goes on from. */
   halt(): Promise<void>;
+}
+
+/** Epochs of the VM that acts go to `store` from now on. */
+export function beginEpochs(
+  { primary, links, participants, mayContinue, hasPanicked, ...options }: BeginOptions,
+  store: EpochStore,
+): EpochPipeline {
+  const pipeline = new EpochPipeline({
+    ...options,
+    store,
+    source: {
+      machine: primary.machine,
+      memory: primary.memory,
+      dirtyLog: primary.dirtyLog,
+      deviceStatePath: primary.paths.deviceState,
+      ...{ links, participants, mayContinue, hasPanicked },
+    },
+  });
+  pipeline.start();
+  return pipeline;
 }

@@ -19,7 +19,7 @@ import type { Machine } from '../qemu/machine.ts';
 import { QemuError } from '../qemu/qemu-error.ts';
 import type { EpochSlot } from './epoch-slot.ts';
 import type { EpochStats } from './epoch-stats.ts';
-import type { EpochStore } from './epoch-store.ts';
+import { type EpochStore, freeSlot } from './epoch-store.ts';
 
 /** The VM that acts, as far as its epochs are concerned. */
 export interface PipelineSource {
@@ -187,14 +187,10 @@ export class EpochPipeline {
 
   async #cut(epoch: EpochId): Promise<void> {
     const { store, failpoints } = this.#options;
-    let slot = store.take();
+    let slot: EpochSlot;
     try {
-      // All slots are in use: the shadow is slower than the VM writes, so the VM waits (back-pressure).
-      if (slot === undefined) {
-        await store.room();
-        slot = store.take();
-      }
-      assert(slot !== undefined, 'where there is room a slot is free');
+      // While all are in use the shadow is slower than the VM writes, so the VM waits (back-pressure).
+      slot = await freeSlot(store);
       slot.begin(epoch);
     } catch (cause) {
       this.#lose(this.#options.onShadowLost, cause);

@@ -1,17 +1,15 @@
-import { assert } from '../base/assert.ts';
 import type { Failpoints } from '../base/failpoint.ts';
 import { PAGE_BYTES } from '../base/units.ts';
 import { type EpochId, NO_EPOCH } from '../epoch/epoch-id.ts';
 import { Mapping } from '../linux/mapping.ts';
 import { PageDecoder } from '../wire/page-codec.ts';
 import { WireError } from '../wire/wire-error.ts';
-import type { EpochSlot } from './epoch-slot.ts';
+import { type EpochSlot, TAIL_BYTES_MAX } from './epoch-slot.ts';
+import { freeSlot } from './epoch-store.ts';
 import { HeldPages } from './held-pages.ts';
 import type { PeerMessage } from './peer-link.ts';
 import { decodeEpoch, decodePages, garbled, MESSAGE, MESSAGE_PAGES_MAX } from './peer-messages.ts';
 import type { ShadowImage } from './shadow-image.ts';
-
-const TAIL_BYTES_MAX = 96 * 2 ** 20;
 
 export interface EpochReceiverOptions {
   readonly image: ShadowImage;
@@ -151,12 +149,7 @@ export class EpochReceiver implements Disposable {
       return this.#arriving;
     }
     if (epoch <= image.committed) throw garbled('an epoch that is older than what is held');
-    let slot = image.take();
-    if (slot === undefined) {
-      await image.room();
-      slot = image.take();
-    }
-    assert(slot !== undefined, 'where there is room a slot is free');
+    const slot = await freeSlot(image);
     if (this.#isClosed) {
       image.giveBack(slot);
       return undefined;

@@ -42,7 +42,8 @@ export const HEADER_BYTES = HEADER.commitMark;
 const RUN_BYTES = 8;
 /** Before the pause, in it, and after the device state was saved. */
 const CAPTURES_MAX = 3;
-const TAIL_BYTES_MAX = 96 * MIB;
+/** Device state and output of one epoch. */
+export const TAIL_BYTES_MAX = 96 * MIB;
 /** A slot keeps at most this much memory between two uses, so that one large epoch does not cost for ever. */
 const KEEP_BYTES = 64 * MIB;
 

@@ -1,3 +1,4 @@
+import { assert } from '../base/assert.ts';
 import type { EpochId } from '../epoch/epoch-id.ts';
 import type { EpochSlot } from './epoch-slot.ts';
 
@@ -16,4 +17,14 @@ export interface EpochStore {
    * from then on. @throws what the shadow was lost by
    */
   acknowledge(slot: EpochSlot, epoch: EpochId): Promise<void> | void;
+}
+
+/** A slot, when there is one: whoever is slower than the epochs come makes them wait. @throws what the shadow was lost by */
+export async function freeSlot(store: Pick<EpochStore, 'take' | 'room'>): Promise<EpochSlot> {
+  const slot = store.take();
+  if (slot !== undefined) return slot;
+  await store.room();
+  const freed = store.take();
+  assert(freed !== undefined, 'where there is room a slot is free');
+  return freed;
 }
