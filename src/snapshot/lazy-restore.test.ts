@@ -11,8 +11,7 @@ import { PreloadChannel } from '../memory/preload-channel.ts';
 import { restoreAll } from './full-restore.ts';
 import { LazyRestore } from './lazy-restore.ts';
 import { SnapshotFile } from './snapshot-file.ts';
-import { FIXTURE_FACTS, FIXTURE_PAGES, writePages } from './snapshot-fixture.ts';
-import { PROLOGUE_BYTES } from './snapshot-format.ts';
+import { damageChunk, FIXTURE_FACTS, FIXTURE_PAGES, writePages } from './snapshot-fixture.ts';
 import { snapshotStill } from './snapshot-writer.ts';
 import { readWorkingSet } from './working-set.ts';
 
@@ -180,9 +179,7 @@ describe('memory whose faults cannot be answered', () => {
       await restoreAll(file, { memory, signal: undefined });
     }
     expect(readFileSync(memory.path).equals(expected)).toBe(true);
-    const bytes = readFileSync(path);
-    bytes[PROLOGUE_BYTES + 100] = (bytes[PROLOGUE_BYTES + 100] ?? 0) ^ 1;
-    writeFileSync(path, bytes);
+    damageChunk(path, 0);
     using file = SnapshotFile.open(path);
     await expect(restoreAll(file, { memory, signal: undefined })).rejects.toMatchObject({
       code: 'SNAPSHOT_DAMAGED',
@@ -211,10 +208,7 @@ describe('memory whose restore fails', () => {
 
   it('because a chunk is damaged makes who touches its pages wait, and never read something else', async () => {
     await snapshot();
-    const bytes = readFileSync(path);
-    // In the first chunk.
-    bytes[PROLOGUE_BYTES + 100] = (bytes[PROLOGUE_BYTES + 100] ?? 0) ^ 1;
-    writeFileSync(path, bytes);
+    damageChunk(path, 0);
     await using guest = await new Guest().begin({ onDemandOnly: true });
     const failure = expect(guest.restore.filled).rejects.toMatchObject({
       code: 'SNAPSHOT_FILL_FAILED',

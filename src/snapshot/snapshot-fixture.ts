@@ -1,8 +1,10 @@
 /** For tests: guest memory with content, and what is told of a snapshot of it. */
 import { randomBytes } from 'node:crypto';
+import { readFileSync, writeFileSync } from 'node:fs';
 import { MIB, PAGE_BYTES } from '../base/units.ts';
 import { Mapping } from '../linux/mapping.ts';
 import type { GuestMemory } from '../memory/guest-memory.ts';
+import { SnapshotFile } from './snapshot-file.ts';
 import type { SnapshotFacts } from './snapshot-format.ts';
 
 export const FIXTURE_PAGES = (2 * MIB) / PAGE_BYTES;
@@ -26,4 +28,16 @@ export function writePages(memory: GuestMemory, pages: ReadonlyMap<number, numbe
     else page.bytes.fill(content);
     memory.writeRuns([{ firstPage, pageCount: 1 }], page);
   }
+}
+
+/**
+ * Changes one byte of this chunk. Where it lies is for the index to say: chunks are in the order in which their compression
+ * ended, which is not that of their numbers on a busy machine.
+ */
+export function damageChunk(path: string, chunk: number): void {
+  using file = SnapshotFile.open(path);
+  const at = (file.index.chunks[chunk]?.offset ?? 0) + 100;
+  const bytes = readFileSync(path);
+  bytes[at] = (bytes[at] ?? 0) ^ 1;
+  writeFileSync(path, bytes);
 }
