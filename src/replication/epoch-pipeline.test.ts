@@ -91,3 +91,33 @@ describe('a pipeline that is frozen', () => {
     expect(settled).toBe(isCommitted ? 1 : undefined);
   });
 });
+
+describe('a pipeline whose shadow is lost in the middle of a cut', () => {
+  it('has nothing sealed when it is halted: what that cut seals is abandoned too', async () => {
+    const failpoints = new Failpoints();
+    const { pipeline, story } = pipelineOf(failpoints);
+    const [inSecondCut, isHalting] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()];
+    failpoints.arm('cut.after-resume', () => {
+      failpoints.arm('cut.after-pause', async () => {
+        inSecondCut.resolve();
+        await isHalting.promise;
+      });
+      setImmediate(() => pipeline.demand());
+    });
+    failpoints.arm('commit.before-acknowledge', async () => {
+      await inSecondCut.promise;
+      throw new Error('the shadow is gone');
+    });
+    pipeline.start();
+    await until(() => story.includes('shadow lost'));
+    const halted = pipeline.halt();
+    setImmediate(isHalting.resolve);
+    await halted;
+    const epochs = story.filter((what) => what !== 'shadow lost');
+    expect(epochs).toEqual(['sealed 1', 'sealed 2', 'aborted 2', 'aborted 1']);
+  });
+});
+
+async function until(holds: () => boolean): Promise<void> {
+  while (!holds()) await new Promise((resolve) => setImmediate(resolve));
+}

@@ -193,6 +193,7 @@ export class EpochPipeline {
       slot = await freeSlot(store);
       slot.begin(epoch);
     } catch (cause) {
+      this.#cutting = undefined;
       this.#lose(this.#options.onShadowLost, cause);
       return;
     }
@@ -200,6 +201,7 @@ export class EpochPipeline {
       await failpoints.hit('cut.before-pause');
       await this.#cutInto(slot, epoch);
     } catch (cause) {
+      this.#cutting = undefined;
       this.#lose(this.#options.onPrimaryLost, cause);
     }
   }
@@ -380,10 +382,10 @@ export class EpochPipeline {
     if (givenUp) this.#options.onShadowLost(cause);
   }
 
+  /** A cut that is under way comes to its end by itself, and `halt` waits for that. */
   #lose(report: (cause: unknown) => void, cause: unknown): void {
     // A bug is no loss: it ends the keeper, and the VM with it.
     if (cause instanceof InvariantViolation) throw cause;
-    this.#cutting = undefined;
     this.#endCuts();
     report(cause);
   }
