@@ -6,11 +6,20 @@ export class ConditionWaiters {
     for (const check of this.#checks) check();
   }
 
-  async until(holds: () => boolean): Promise<void> {
+  /** Rejects with the signal's reason when it is aborted first. */
+  async until(holds: () => boolean, signal?: AbortSignal): Promise<void> {
     if (holds()) return;
-    const { promise, resolve } = Promise.withResolvers<void>();
+    signal?.throwIfAborted();
+    const { promise, resolve, reject } = Promise.withResolvers<void>();
     const check = () => holds() && resolve();
+    const abort = () => reject(signal?.reason);
     this.#checks.add(check);
-    await promise.finally(() => this.#checks.delete(check));
+    signal?.addEventListener('abort', abort, { once: true });
+    try {
+      await promise;
+    } finally {
+      this.#checks.delete(check);
+      signal?.removeEventListener('abort', abort);
+    }
   }
 }

@@ -34,7 +34,7 @@ export async function run(specPath: string, options: RunOptions, out: Output): P
   out.progress(`starting ${spec.name}`);
   const keeper = startKeeper(text, { vm: spec.name, source: resolve(specPath), anew: options.anew });
   try {
-    await interruption.orInterrupted(keeper.started());
+    await interruption.orInterrupted(keeper.started((what) => out.progress(what)));
   } catch (thrown) {
     if (interruption.signal.aborted) {
       await keeper.giveUp({ deadlineMs: GIVE_UP_DEADLINE_MS, clock });

@@ -23,6 +23,7 @@ export function statusText(vm: VmStatus): string {
     ['primary', primaryText(vm)],
     ['shadow', shadowText(shadow)],
   ];
+  if (vm.lease !== undefined) rows.push(['right to act', leaseText(vm.lease)]);
   if (epochs.commits > 0) {
     rows.push(
       ['epochs', `${epochs.commits} committed, the last is ${epochs.committed}; dirty log: ${vm.dirtyLog}`],
@@ -41,6 +42,9 @@ export function statusText(vm: VmStatus): string {
     rows.push(
       ['promotions', `${vm.promotions}; promoting took ${quantiles(vm.promoteMs, ' ms')}`],
       ['outages', quantiles(vm.outageMs, ' ms')],
+      ['noticing', quantiles(vm.detectMs, ' ms')],
+      ['fencing', quantiles(vm.fenceMs, ' ms')],
+      ['first reply', quantiles(vm.replyMs, ' ms')],
     );
   }
   if (vm.restarts > 0) rows.push(['cold restarts', String(vm.restarts)]);
@@ -61,6 +65,14 @@ function shadowText(shadow: VmStatus['shadow']): string {
   if (shadow === null) return 'none';
   const copied = shadow.copiedShare < 1 ? `, ${Math.floor(100 * shadow.copiedShare)} % copied` : '';
   return `${shadow.host === undefined ? `process ${shadow.pid}` : `on ${shadow.host}`}${copied}${sentText(shadow)}`;
+}
+
+function leaseText({ awayMs, token, mode, endsInMs }: NonNullable<VmStatus['lease']>): string {
+  const store = awayMs === null ? 'etcd answers' : `etcd has not answered for ${duration(awayMs)}`;
+  if (mode === 'claiming')
+    return `token ${token}, ended or about to be renewed: the VM may stand still; ${store}`;
+  const end = endsInMs === null ? 'does not end' : `ends in ${duration(endsInMs)} unless it is renewed`;
+  return `token ${token}, ${mode}, ${end}; ${store}`;
 }
 
 function sentText({ sent }: NonNullable<VmStatus['shadow']>): string {

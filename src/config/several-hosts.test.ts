@@ -25,4 +25,11 @@ shadow: {hosts: [a, b]}
     const text = `name: redis\nmemory: 64MiB\nboot: {kernel: vmlinuz}\nshadow: {hosts: ${hosts}}\n`;
     expect(() => parseVmSpec(text, { source: 'redis.yaml' })).toThrow(problem);
   });
+
+  it('lets nobody ask for a restart elsewhere where there is no elsewhere', () => {
+    const text = 'name: redis\nmemory: 64MiB\nboot: {kernel: vmlinuz}\nshadow: {restartElsewhere: true}\n';
+    expect(() => parseVmSpec(text, { source: 'redis.yaml' })).toThrow(
+      /:4: shadow.restartElsewhere: is about/,
+    );
+  });
 });

@@ -13,6 +13,7 @@ describe('the configuration of a site', () => {
       ca: '/etc/understudy/pki/ca.crt',
       hosts: { b: '10.0.0.2:7946' },
       lease: {
+        holdSeconds: 10,
         etcd: {
           endpoints: ['https://10.0.0.1:2379', 'https://10.0.0.2:2379', 'https://10.0.0.3:2379'],
           ca: '/etc/understudy/pki/ca.crt',

@@ -39,7 +39,7 @@ const siteConfigSchema = z
     key: filePath,
     ca: filePath,
     hosts: z.record(hostName, address),
-    lease: z.strictObject({ etcd }),
+    lease: z.strictObject({ etcd, holdSeconds: z.int().min(3).max(60).default(10) }),
     peerTimeoutMs: z.int().min(500).max(60_000).default(1000),
   })
   .superRefine(({ host, hosts }, context) => {
@@ -52,6 +52,8 @@ type Said = z.output<typeof siteConfigSchema>;
 /** What a host knows of the others that take shadows of its VMs. File paths are absolute. */
 export type SiteConfig = Omit<Said, 'lease'> & {
   readonly lease: {
+    /** For so long nobody else starts a VM whose holder is alone and does not renew its right. */
+    readonly holdSeconds: number;
     readonly etcd: {
       readonly endpoints: readonly string[];
       readonly ca: string;
@@ -75,6 +77,7 @@ lease:                              # where it is on record who acts as which VM
     ca: pki/ca.crt                  # these three by default as above
     certificate: pki/a.crt
     key: pki/a.key
+  holdSeconds: 10                   # a VM without a shadow stands still when etcd is away for longer
 peerTimeoutMs: 1000                 # a host that was not heard for so long is taken for lost
 `;
 
@@ -107,13 +110,14 @@ export function loadSiteConfig(path: string): SiteConfig {
 export function parseSiteConfig(text: string, { source }: { source: string }): SiteConfig {
   const { value } = parseYamlText(text, siteConfigSchema, { source, whole: 'site' });
   const absolute = (path: string) => resolve(dirname(source), path);
-  const { etcd: given } = value.lease;
+  const { etcd: given, holdSeconds } = value.lease;
   return {
     ...value,
     certificate: absolute(value.certificate),
     key: absolute(value.key),
     ca: absolute(value.ca),
     lease: {
+      holdSeconds,
       etcd: {
         ...given,
         ca: absolute(given.ca ?? value.ca),

@@ -41,6 +41,7 @@ qemu:
 shadow:
   enabled: true
   # hosts: [a, b]              # of site.yaml: the shadow is on another one; left out: on this host
+  # restartElsewhere: false    # another of these hosts may begin the VM anew when who acted alone is gone
   maxIntervalMs: 100           # an epoch ends at least this often
   pauseShare: 0.3              # bound on the share of time the guest stands still, 0.01 to 0.9
   pauseBurstMs: 20             # pause that a quiet VM may spend at once

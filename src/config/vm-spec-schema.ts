@@ -178,6 +178,8 @@ export const shadowSchema = z
     enabled: z.boolean().default(true),
     /** Where the VM and its shadow may be; left out: both on this host. */
     hosts: siteHosts.optional(),
+    /** A host that has no state in sync may begin the VM anew by itself when who acted alone is gone. */
+    restartElsewhere: z.boolean().default(false),
     maxIntervalMs: z.number().min(1).max(60_000).default(100),
     pauseShare: z.number().min(0.01).max(0.9).default(0.3),
     pauseBurstMs: z.number().min(1).max(10_000).default(20),
@@ -186,6 +188,10 @@ export const shadowSchema = z
     hangTimeoutMs: z.number().min(100).max(600_000).default(2000),
     dirtyLog: z.enum(['auto', 'pagemap-scan', 'soft-dirty', 'compare']).default('auto'),
     standbyCpuShare: z.number().min(0.001).max(1).default(0.01),
+  })
+  .refine(({ hosts, restartElsewhere }) => hosts !== undefined || !restartElsewhere, {
+    path: ['restartElsewhere'],
+    message: 'is about other hosts: name them in shadow.hosts',
   })
   .superRefine(({ hangTimeoutMs, maxIntervalMs }, context) => {
     if (hangTimeoutMs > maxIntervalMs) return;

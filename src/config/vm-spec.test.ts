@@ -55,6 +55,7 @@ describe('a specification that is right', () => {
         hangTimeoutMs: 2000,
         dirtyLog: 'auto',
         standbyCpuShare: 0.01,
+        restartElsewhere: false,
       },
       clock: { syncIntervalMs: 1000, errorMaxMs: 40 },
       termination: 'remove',
@@ -130,7 +131,7 @@ describe('a specification that is wrong', () => {
       '5: vcpu: unknown field (did you mean vcpus?)',
       '7: shadow.pause_share: unknown field (did you mean pauseShare?)',
       expect.stringMatching(
-        /^8: shadow\.frobnicate: unknown field \(known here: enabled, hosts, maxIntervalMs/,
+        /^8: shadow\.frobnicate: unknown field \(known here: enabled, hosts, restartElsewhere, maxIntervalMs/,
       ),
       '10: nics[0].uplink.brige: unknown field (did you mean bridge?)',
     ]);

@@ -36,6 +36,7 @@ const measured: VmMetrics = {
     ...{ releasedItems: 9, replayedItems: 0, droppedItems: 0, refusedItems: 0 },
   },
   ...{ promotions: 1, restarts: 0, promoteMs: figures, outageMs: figures },
+  ...{ detectMs: figures, fenceMs: figures, replyMs: figures },
 };
 
 /** Answers without a VM behind it: what is tested here is the wire. */

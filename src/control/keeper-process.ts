@@ -12,7 +12,7 @@ import { decodeLine } from './control-protocol.ts';
 import { KeeperError } from './keeper-error.ts';
 import { type KeeperWishes, wordsOf } from './keeper-wishes.ts';
 import { memoryRoot, runRoot } from './run-paths.ts';
-import { assertStarted, startOutcomeSchema } from './start-outcome.ts';
+import { assertStarted, startOutcomeSchema, waitingSchema } from './start-outcome.ts';
 
 const KEEPER = fileURLToPath(new URL('../keeper/main.ts', import.meta.url));
 const LAST_WORDS_CHARACTERS = 4000;
@@ -74,12 +74,21 @@ export class KeeperProcess {
     return this.#child.pid;
   }
 
-  /** Resolves when the VM runs and the keeper can be spoken to. @throws what kept it from starting. */
-  async started(): Promise<void> {
+  /**
+   * Resolves when the VM runs and the keeper can be spoken to. `onWait`: it waits, and says what for.
+   * @throws what kept it from starting
+   */
+  async started(onWait: (what: string) => void = () => {}): Promise<void> {
     const lines = createInterface({ input: this.#output('stdout') });
     // Not `exit`, which may come before its last words have been read.
     const silent = once(this.#child, 'close').then(([code]) => ({ line: undefined, code }));
-    const spoken = once(lines, 'line').then(([line]) => ({ line: String(line), code: 0 }));
+    const words = Promise.withResolvers<string>();
+    lines.on('line', (line) => {
+      const waiting = waitingSchema.safeParse(decodeLine(line)).data;
+      if (waiting === undefined) words.resolve(line);
+      else onWait(waiting.waits);
+    });
+    const spoken = words.promise.then((line) => ({ line, code: 0 }));
     const first = await Promise.race([spoken, silent]);
     const outcome =
       first.line === undefined ? undefined : startOutcomeSchema.safeParse(decodeLine(first.line)).data;

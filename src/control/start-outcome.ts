@@ -13,6 +13,9 @@ export const startOutcomeSchema = z.union([
   z.object({ ok: z.literal(false), error: startErrorSchema }),
 ]);
 
+/** Before it: what the keeper waits for. */
+export const waitingSchema = z.object({ waits: z.string() });
+
 export type StartError = z.infer<typeof startErrorSchema>;
 
 export type StartOutcome = z.infer<typeof startOutcomeSchema>;

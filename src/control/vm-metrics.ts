@@ -70,6 +70,12 @@ export const vmMetricsSchema = z.object({
   restarts: count,
   promoteMs: measuredSchema,
   outageMs: measuredSchema,
+  /** A keeper of an older release says nothing of these. */
+  detectMs: measuredSchema.optional(),
+  fenceMs: measuredSchema.optional(),
+  replyMs: measuredSchema.optional(),
+  /** Of a VM of several hosts. */
+  lease: z.object({ awayMs: amount.nullable(), endsInMs: amount.nullable() }).optional(),
 });
 
 export type VmMetrics = z.output<typeof vmMetricsSchema>;

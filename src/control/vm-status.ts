@@ -20,6 +20,8 @@ export interface VmStatus {
   readonly dirtyLog: string;
   /** The host that it acts on, when that is another one and its shadow is kept here. */
   readonly actsOn?: string;
+  /** The right to act among the hosts of the specification; left out for a VM of one host, and on the host of a shadow. */
+  readonly lease?: LeaseStatus;
   readonly primary: InstanceStatus | null;
   readonly shadow: (ShadowStatus & { readonly copiedShare: number }) | null;
   readonly epochs: {
@@ -39,8 +41,24 @@ export interface VmStatus {
   readonly restarts: number;
   /** From the start of the promotion (the old primary is dead) until the VM runs again. */
   readonly promoteMs: SampleSummary;
+  /** Of takeovers: from the last sign of life until it is taken for lost, and from then until it cannot act for certain. */
+  readonly detectMs: SampleSummary;
+  readonly fenceMs: SampleSummary;
+  /** From when the VM runs again until its first frame leaves. */
+  readonly replyMs: SampleSummary;
   /** From the loss of the primary, of one that hangs from its last answer, until the VM runs again. */
   readonly outageMs: SampleSummary;
+}
+
+export interface LeaseStatus {
+  readonly store: 'reachable' | 'away';
+  /** Since when it does not answer; null while it does. */
+  readonly awayMs: number | null;
+  /** Of the record in the store of leases. */
+  readonly token: number;
+  readonly mode: 'in-sync' | 'alone' | 'claiming' | 'ended';
+  /** Until the VM stands still unless its right is renewed; null where that does not end by itself. */
+  readonly endsInMs: number | null;
 }
 
 export interface InstanceStatus {

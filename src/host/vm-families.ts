@@ -137,6 +137,18 @@ const VALUES: readonly ValueRow[] = [
     of: (vm) => vm.restarts,
   },
   {
+    name: 'understudy_vm_lease_store_away_seconds',
+    type: 'gauge',
+    help: 'For so long the store of leases has not answered the keeper of a VM of several hosts; 0 while it does.',
+    of: ({ lease }) => (lease === undefined ? null : (seconds(lease.awayMs) ?? 0)),
+  },
+  {
+    name: 'understudy_vm_lease_ends_in_seconds',
+    type: 'gauge',
+    help: 'Until a VM without a shadow on another host stands still, unless its right to act is renewed.',
+    of: ({ lease }) => seconds(lease?.endsInMs),
+  },
+  {
     name: 'understudy_vm_guest_clock_error_seconds',
     type: 'gauge',
     help: "The guest's clock minus the host's at the last reading, before it was set right.",
@@ -160,7 +172,7 @@ interface HistogramRow {
   readonly name: string;
   readonly help: string;
   readonly scale: number;
-  readonly of: (vm: VmMetrics) => Histogram;
+  readonly of: (vm: VmMetrics) => Histogram | undefined;
 }
 
 const HISTOGRAMS: readonly HistogramRow[] = [
@@ -194,6 +206,24 @@ const HISTOGRAMS: readonly HistogramRow[] = [
     scale: SECONDS,
     of: ({ outageMs }) => outageMs.histogram,
   },
+  {
+    name: 'understudy_vm_takeover_detect_seconds',
+    help: 'From the last sign of life of a primary until it is taken for lost.',
+    scale: SECONDS,
+    of: ({ detectMs }) => detectMs?.histogram,
+  },
+  {
+    name: 'understudy_vm_takeover_fence_seconds',
+    help: 'From then until it is certain that it cannot act any more.',
+    scale: SECONDS,
+    of: ({ fenceMs }) => fenceMs?.histogram,
+  },
+  {
+    name: 'understudy_vm_takeover_reply_seconds',
+    help: 'From when the guest runs again until its first frame leaves.',
+    scale: SECONDS,
+    of: ({ replyMs }) => replyMs?.histogram,
+  },
 ];
 
 /** What is said of single VMs. The only label that grows with them is `vm`; one that is forgotten is gone from here too. */
@@ -226,9 +256,10 @@ export function vmFamilies(vms: readonly CountedVm[], figures: KeeperFigures): M
     return { ...family, series };
   });
   const histograms = HISTOGRAMS.map(({ name, help, scale, of }): MetricFamily => {
-    const series = answered.flatMap(({ labels, metrics }) =>
-      histogramSeries(of(metrics), { name, labels, scale }),
-    );
+    const series = answered.flatMap(({ labels, metrics }) => {
+      const histogram = of(metrics);
+      return histogram === undefined ? [] : histogramSeries(histogram, { name, labels, scale });
+    });
     return { name, type: 'histogram', help, series };
   });
   return [up, phase, ...values, ...histograms];

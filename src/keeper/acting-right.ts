@@ -5,6 +5,26 @@ export interface ShadowClaimant {
   readonly copy: number;
 }
 
+/** What somebody has to hear of who carries out what a right allows. Called when it happens; must not throw. */
+export interface RightWatcher {
+  /** The right has ended, or may have: the VM stands still, and nothing leaves, until `onRegained`. */
+  readonly onEnded: () => void;
+  readonly onRegained: () => void;
+  /** Another host acts, or whoever is there may not. */
+  readonly onSuperseded: () => void;
+  readonly onStore: (contact: 'away' | 'back') => void;
+}
+
+/** How the right stands, as it is shown to people. */
+export interface RightStatus {
+  readonly token: number;
+  readonly mode: 'in-sync' | 'alone' | 'claiming' | 'ended';
+  /** For so long the store of leases has not answered; null: it has. */
+  readonly storeAwayMs: number | null;
+  /** Until the VM stands still unless the right is renewed; null where it does not end by itself. */
+  readonly endsInMs: number | null;
+}
+
 /**
  * The right to act as one VM, of which there is one among all hosts, whoever is reachable. It is on record where all of
  * them look, under a token that grows each time that it passes on.
@@ -12,8 +32,22 @@ export interface ShadowClaimant {
 export interface ActingRight {
   /** What this keeper acts under. */
   readonly token: number;
+  /** Has ended, and nobody has taken it, as far as is known: the VM stands still. */
+  readonly hasEnded: boolean;
+  status(): RightStatus;
+  /**
+   * Whether something may leave at this very moment that a shadow has acknowledged, or that nobody else knows. To be asked for
+   * each frame: whoever was stopped for a while asks with the new time, before anything else.
+   */
+  mayRelease(what: 'acknowledged' | 'unknown'): boolean;
+  /** One watcher at a time. What happened before is told at once. */
+  watch(watcher: RightWatcher): void;
+  /** Resolves when there is a right that has not ended. */
+  regained(signal?: AbortSignal): Promise<void>;
   /** All output waits for this shadow from now on: it may take over by itself. Rejects when that cannot be written down. */
   arm(shadow: ShadowClaimant, signal?: AbortSignal): Promise<void>;
+  /** This shadow has promised not to act. What follows from that is written down when somebody answers. */
+  dismissed(shadow: Pick<ShadowClaimant, 'copy'>): void;
   /**
    * Goes on without the shadow: it may not take over any more. Asks until there is an answer.
    * `superseded`: another host acts already.
@@ -28,4 +62,6 @@ export interface ActingRight {
   confirm(): Promise<void>;
   /** The VM has ended in good order: whoever starts it next may. */
   release(signal?: AbortSignal): Promise<void>;
+  /** Lets go of the store. What is on record stays, and a right that ends by itself does. */
+  [Symbol.asyncDispose](): Promise<void>;
 }

@@ -6,6 +6,7 @@ import { byteFraming } from '../net/framing.ts';
 import { GuestLink, type UnsafeLink } from '../net/guest-link.ts';
 import type { NetError } from '../net/net-error.ts';
 import { NoUplink } from '../net/no-uplink.ts';
+import type { Releasable } from '../net/output-gate.ts';
 import { PasstUplink } from '../net/passt-uplink.ts';
 import { StreamEnd } from '../net/stream-end.ts';
 import { TapUplink } from '../net/tap-uplink.ts';
@@ -18,6 +19,8 @@ export interface GuestLinksOptions {
   readonly onUplinkLost: (link: string, error: NetError) => void;
   /** What the acting QEMU sent on a link makes no sense: it cannot be trusted any more. */
   readonly onGarbled: (link: string, error: NetError) => void;
+  /** Whether output may leave at this moment; by default it may. */
+  readonly mayRelease?: ((what: Releasable) => boolean) | undefined;
   readonly unsafe: UnsafeLink | undefined;
 }
 
@@ -43,7 +46,7 @@ export class GuestLinks implements AsyncDisposable {
 
   /** @throws NetError when an uplink cannot be opened; nothing is left open then. */
   static async open(options: GuestLinksOptions): Promise<GuestLinks> {
-    const { spec, clock, onHeld } = options;
+    const { spec, clock, onHeld, mayRelease } = options;
     await using opening = new AsyncDisposableStack();
     const all: GuestLink[] = [];
     const add = (
@@ -54,7 +57,7 @@ export class GuestLinks implements AsyncDisposable {
       // Without an error it is QEMU's end, which its process tells about.
       const onDisconnected = (error: NetError | undefined) =>
         error !== undefined && options.onGarbled(name, error);
-      all.push(opening.use(new GuestLink({ ...link, name, clock, onDisconnected, ...unsafe })));
+      all.push(opening.use(new GuestLink({ ...link, name, clock, mayRelease, onDisconnected, ...unsafe })));
     };
     for (const [index, { uplink, mac }] of spec.nics.entries()) {
       const name = `nic${index}`;

@@ -10,6 +10,7 @@ import type { QemuBinary } from '../qemu/qemu-binary.ts';
 import type { PeerLink } from '../replication/peer-link.ts';
 import type { ActingRight } from './acting-right.ts';
 import type { ShadowSession } from './shadow-session.ts';
+import type { TakeoverTimes } from './takeover-stats.ts';
 
 export interface KeeperOptions {
   readonly spec: VmSpec;
@@ -53,13 +54,11 @@ export interface RemoteSite {
   readonly connect: (signal: AbortSignal) => Promise<{ readonly link: PeerLink; readonly host: string }>;
 }
 
-export interface PromisedShadow {
+export interface PromisedShadow extends Omit<TakeoverTimes, 'runsAtMs'> {
   readonly session: ShadowSession;
   /** Where it acted until now. */
   readonly from: string;
   readonly reason: string;
-  /** When this side learnt of the loss, by this keeper's clock. */
-  readonly lostAtMs: number;
   readonly trace: Trace | undefined;
 }
 

@@ -30,6 +30,7 @@ import type { KeeperOptions } from './keeper-options.ts';
 import { MemoryArrival } from './memory-arrival.ts';
 import { lossReasonOf, PrimaryWatch } from './primary-watch.ts';
 import { isSuperseded, noConsole } from './refusals.ts';
+import { RightKeeping } from './right-keeping.ts';
 import type { Shadow } from './shadow.ts';
 import { ShadowLife } from './shadow-life.ts';
 import { openLocalShadow, openRemoteShadow } from './shadow-opening.ts';
@@ -69,8 +70,10 @@ export class Keeper implements KeeperControl {
   readonly #parts: Parts;
   readonly #states: StateKeeping;
   readonly #orders: VmOrders;
+  /** Undefined where no other host may act. */
+  readonly #right: RightKeeping | undefined;
   #instances = 0;
-  #lostAtMs = 0;
+  #loss = { atMs: 0, noticedAtMs: 0 };
   /** The request that the present takeover or end was asked for by. */
   #onBehalf: Trace | undefined;
   readonly #effects: EffectQueue;
@@ -87,6 +90,9 @@ export class Keeper implements KeeperControl {
     this.#memory = this.#memoryArrival();
     this.#shadow = this.#shadowLife();
     this.#parts = this.#partsForOthers();
+    const onGoesOn = () => this.#guestClock.notePromotion();
+    this.#right =
+      options.remote && new RightKeeping(options.remote.right, { ...this.#parts, ...options, onGoesOn });
     this.#states = new StateKeeping(this.#parts);
     this.#orders = new VmOrders({ ...this.#parts, states: this.#states });
     this.#effects = new EffectQueue({
@@ -109,12 +115,14 @@ export class Keeper implements KeeperControl {
         onHeld: () => keeper.#shadow.pipeline?.noteHeldOutput(),
         onUplinkLost: (link, error) => keeper.#publish('uplink-lost', { link, error: error.message }),
         onGarbled: (link, error) => keeper.#losePrimary('garbled', { link, error: error.message }),
+        mayRelease: options.remote && ((what) => options.remote?.right.mayRelease(what) === true),
         unsafe: options.unsafe?.link,
       });
       keeper.#agent = keeper.#links.agent?.connect({
         onOutput: (bytes) => keeper.#guestClock.receive(bytes),
       });
       const begun = await beginVm(keeper.#parts, origin);
+      keeper.#right?.watch();
       if (begun === 'runs') keeper.#noteStarted();
       else keeper.#dispatch({ kind: 'powered-off' });
       return keeper;
@@ -179,6 +187,7 @@ export class Keeper implements KeeperControl {
       guestClock: this.#guestClock.status(),
       links: this.#allLinks,
       takeovers: this.#takeovers,
+      right: this.#options.remote?.right,
     };
   }
 
@@ -191,7 +200,10 @@ export class Keeper implements KeeperControl {
       this.#publish(next.phase, { ...why, ...traceFacts(this.#onBehalf) });
     }
     for (const effect of effects) this.#effects.push(effect);
-    if (isActing(next) && !isActing(before)) this.#watch?.begin();
+    if (isActing(next) && !isActing(before)) {
+      this.#watch?.begin();
+      this.#right?.settle();
+    }
     this.#waiters.check();
   }
 
@@ -276,7 +288,8 @@ export class Keeper implements KeeperControl {
     if (!isActing(this.#state) || this.#effects.isFrozen) return;
     const nowMs = this.#options.clock.nowMs();
     // One that hangs was lost when it last answered, and not when that was noticed.
-    this.#lostAtMs = reason === 'hung' ? (this.#primary?.machine.qmp.lastHeardMs ?? nowMs) : nowMs;
+    const heardMs = this.#primary?.machine.qmp.lastHeardMs ?? nowMs;
+    this.#loss = { atMs: reason === 'hung' ? heardMs : nowMs, noticedAtMs: nowMs };
     this.#publish('primary-lost', { reason, ...facts });
     this.#dispatch({ kind: 'primary-lost', reason, nowMs });
   }
@@ -308,7 +321,7 @@ export class Keeper implements KeeperControl {
       state: () => this.#state,
       primary: () => this.#primary,
       links: () => this.#allLinks,
-      loss: () => ({ atMs: this.#lostAtMs, reason: this.#state.lost, trace: this.#onBehalf }),
+      loss: () => ({ ...this.#loss, reason: this.#state.lost, trace: this.#onBehalf }),
       forgetHeldEvents: () => this.#events.held.forget(),
       removeOldPrimary: () => this.#removeOldPrimary(),
       agent: () => this.#agent,
@@ -375,7 +388,7 @@ export class Keeper implements KeeperControl {
     return {
       links: this.#allLinks,
       participants: [this.#events.held],
-      mayContinue: () => this.#watch?.guestEnded !== true,
+      mayContinue: () => this.#watch?.guestEnded !== true && this.#right?.mayRun !== false,
       hasPanicked: () => this.#watch?.guestPanicked === true,
       onPause: (pausedMs) => this.#guestClock.notePause(pausedMs),
       onPrimaryLost: (cause) => this.#losePrimary(lossReasonOf(cause), { error: messageOf(cause) }),
@@ -404,6 +417,8 @@ export class Keeper implements KeeperControl {
 
   async #openShadow(signal: AbortSignal, onLost: (error: string) => void): Promise<Shadow> {
     await this.#memory.whole(signal);
+    // As long as it has ended there is nothing that a shadow could follow.
+    await this.#options.remote?.right.regained(signal);
     const parts = { ...this.#options, ...this.#setting, onLost };
     const { remote } = this.#options;
     if (remote !== undefined)
@@ -436,7 +451,7 @@ export class Keeper implements KeeperControl {
     this.#events.held.forget();
     await boot(this.#parts);
     this.#noteStarted();
-    this.#publish('restarted-cold', { outageMs: this.#options.clock.nowMs() - this.#lostAtMs });
+    this.#publish('restarted-cold', { outageMs: this.#options.clock.nowMs() - this.#loss.atMs });
   }
 
   async #stopAll(): Promise<void> {

@@ -7,7 +7,7 @@
  * paths begin, and `--trace` which request it is started for. Tokens begin above N, so that they never go back where
  * this VM had keepers before. How the VM ended is left at PATH, for the host. One line on standard output tells the
  * outcome of the start, `{"ok": true, "pid": …}` or
- * `{"ok": false, "error": {…}}`; afterwards it is spoken to through the control socket.
+ * `{"ok": false, "error": {…}}`, after `{"waits": "…"}` where another host has to be waited for; afterwards it is spoken to through the control socket.
  *
  * A host adds `--shadow on|off` when it wants another thing than the specification, `--state DIRECTORY` where the state
  * of its VMs is saved, `--from snapshot` for a VM that shall go on from there, and for that of a tenant `--directories` (a
@@ -61,6 +61,7 @@ async function main(): Promise<number> {
   // By itself Node does this when it ends, and a keeper may be killed. Now nobody waits yet for what it keeps.
   flushCompileCache();
   let reportStart: ReportStart = (outcome) => void process.stdout.write(`${JSON.stringify(outcome)}\n`);
+  let reportWait = (waits: string) => void process.stdout.write(`${JSON.stringify({ waits })}\n`);
   try {
     const { source: named, order: ordered, ...words } = readArguments();
     const order = ordered === undefined ? undefined : takeOrder(ordered);
@@ -69,6 +70,7 @@ async function main(): Promise<number> {
         answerOrder(ordered, order.id, { outcome });
         if (!outcome.ok) process.stderr.write(`${JSON.stringify(outcome.error)}\n`);
       };
+      reportWait = (what) => void process.stderr.write(`${what}\n`);
     }
     const given = { text: order?.spec ?? (await text(process.stdin)), source: order?.source ?? named };
     const spec = parseVmSpec(given.text, given);
@@ -89,7 +91,7 @@ async function main(): Promise<number> {
     using manager = ServiceManager.of(process.env, { clock, log });
     stopOnFaults(signals, directory, log);
     log.info('keeper started', { pid: process.pid, vm: spec.name, ...traceFacts(wishes.trace) });
-    return await keep({ spec, given, wishes }, { directory, log, manager, reportStart });
+    return await keep({ spec, given, wishes }, { directory, log, manager, reportStart, reportWait });
   } catch (thrown) {
     reportStart({ ok: false, error: startError(thrown) });
     return EXIT_FAILED;
@@ -99,6 +101,10 @@ async function main(): Promise<number> {
 function readArguments() {
   const options = { source: { type: 'string', default: 'stdin' }, order: { type: 'string' } } as const;
   return parseArgs({ options: { ...options, ...WISH_OPTIONS } }).values;
+}
+
+function waitingFor(vm: string, holder: string): string {
+  return `${holder} acts as ${vm}, or did until it was lost: waiting for its right to end`;
 }
 
 type ReportStart = (outcome: StartOutcome) => void;
@@ -114,10 +120,11 @@ interface Keeping {
   readonly log: Logger;
   readonly manager: ServiceManager;
   readonly reportStart: ReportStart;
+  readonly reportWait: (what: string) => void;
 }
 
 async function keep({ spec, given, wishes }: Kept, keeping: Keeping): Promise<number> {
-  const { directory, log, manager, reportStart } = keeping;
+  const { directory, log, manager, reportStart, reportWait } = keeping;
   const { shadowWanted, stateDirectory, startFrom, restore, keyFile, endPath } = wishes;
   const { directories, cpuShareMax, anew = false } = wishes;
   const restoreFrom = restore === undefined ? undefined : { path: restore, keyFile };
@@ -134,7 +141,11 @@ async function keep({ spec, given, wishes }: Kept, keeping: Keeping): Promise<nu
       signal: signals.start,
     });
     const failpoints = new Failpoints();
-    const kept = { spec, given, clock, log, failpoints, directory, anew, signal: signals.start };
+    const onWait = (holder: string) => {
+      log.info('waits for the right of another host to end', { holder });
+      reportWait(waitingFor(spec.name, holder));
+    };
+    const kept = { spec, given, clock, log, failpoints, directory, anew, onWait, signal: signals.start };
     remote = await joinSite(kept);
     const savedIn = stateDirectory === undefined ? undefined : savedStatePaths(stateDirectory, spec.name);
     const keeper = await Keeper.start({

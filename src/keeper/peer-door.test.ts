@@ -26,7 +26,7 @@ async function sites(): Promise<{ a: SiteConfig; b: (port: number) => SiteConfig
       key: join(folder, `${host}.key`),
       ca: join(folder, 'ca.crt'),
     };
-    const lease = { etcd: { endpoints: [], ...files } };
+    const lease = { holdSeconds: 10, etcd: { endpoints: [], ...files } };
     return { host, listen: '127.0.0.1:1', ...files, hosts, lease, peerTimeoutMs: 5000 };
   };
   return { a: siteOf('a', { b: '127.0.0.1:1' }), b: (port) => siteOf('b', { a: `127.0.0.1:${port}` }) };

@@ -1,27 +1,82 @@
 import fc from 'fast-check';
-import { describe, expect, it } from 'vitest';
+import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import type { Clock } from '../base/clock.ts';
 import { Failpoints } from '../base/failpoint.ts';
 import { silentLogger as log } from '../base/logger.ts';
 import { LeaseError } from '../lease/lease-error.ts';
 import type { LeaseRecord, StoredLease, SwapOutcome } from '../lease/lease-record.ts';
+import { leasePolicy } from '../lease/lease-state.ts';
 import type { LeaseStore, LeaseWrite } from '../lease/lease-store.ts';
-import { RecordedRight } from './recorded-right.ts';
+import { type Beginning, RecordedRight } from './recorded-right.ts';
 
 const VM = 'redis';
-const clock = {
-  nowMs: () => 0,
-  wallMs: () => 0,
-  after: () => () => {},
-  sleep: async () => {},
-};
+const TTL_MS = 10_000;
+const policy = leasePolicy({ holdTtlMs: TTL_MS });
+
+/** Time goes on by itself, to whatever comes next, when nothing else is left to be done. */
+class QuickTime {
+  #nowMs = 0;
+  readonly #timers = new Map<symbol, { atMs: number; task: () => void }>();
+  #isTurning = false;
+  readonly clock: Clock = {
+    nowMs: () => this.#nowMs,
+    wallMs: () => this.#nowMs,
+    after: (ms, task) => {
+      const key = Symbol('timer');
+      this.#timers.set(key, { atMs: this.#nowMs + ms, task });
+      this.#turn();
+      return () => void this.#timers.delete(key);
+    },
+    sleep: async (ms) => {
+      const { promise, resolve } = Promise.withResolvers<void>();
+      this.clock.after(ms, resolve);
+      await promise;
+    },
+  };
+
+  #turn(): void {
+    if (this.#isTurning) return;
+    this.#isTurning = true;
+    setImmediate(() => {
+      this.#isTurning = false;
+      const [next] = [...this.#timers].toSorted(([, one], [, other]) => one.atMs - other.atMs);
+      if (next === undefined) return;
+      const [key, { atMs, task }] = next;
+      this.#timers.delete(key);
+      this.#nowMs = atMs;
+      task();
+      if (this.#timers.size > 0) this.#turn();
+    });
+  }
+}
+
+let time: QuickTime;
+let rights = new AsyncDisposableStack();
+
+/** As if their keepers were gone. */
+async function endAll(): Promise<void> {
+  await rights.disposeAsync();
+  rights = new AsyncDisposableStack();
+}
+
+beforeEach(() => {
+  time = new QuickTime();
+});
+afterEach(endAll);
 
 /** What happens to one call: it is answered, never leaves, its answer is lost, or it arrives later. */
 type Fate = 'answered' | 'unasked' | 'unanswered' | 'late';
 
 /** A store as etcd is seen over a network that loses things. */
-class Store implements LeaseStore {
+class Store {
   record: LeaseRecord | undefined;
   revision = 0;
+  /** Nothing is answered. */
+  isAway = false;
+  /** This host hears nothing of it. */
+  isDeafTo: string | undefined;
+  #heldUntilMs = 0;
+  #holdRevision = 0;
   /** Records in the order in which they were written. */
   readonly history: LeaseRecord[] = [];
   fates: Fate[] = [];
@@ -51,38 +106,87 @@ class Store implements LeaseStore {
     }
   }
 
-  async renew(): Promise<'refused'> {
-    return 'refused';
+  async renew(_vm: string, { token }: { token: number }): Promise<'renewed' | 'refused'> {
+    if (this.isAway) throw new LeaseError('LEASE_STORE_AWAY', 'no answer');
+    if (this.record?.token !== token || !this.#stored().isHeld) return 'refused';
+    this.#hold();
+    return 'renewed';
   }
 
-  watch(): Disposable {
-    return { [Symbol.dispose]: () => {} };
+  /** As one host sees it. */
+  seenBy(host: string): LeaseStore {
+    const reached = async <Answer>(call: () => Promise<Answer>): Promise<Answer> => {
+      if (this.isDeafTo === host) throw new LeaseError('LEASE_STORE_AWAY', 'no answer');
+      return await call();
+    };
+    return {
+      read: () => reached(() => this.read()),
+      swap: (vm, write) => reached(() => this.swap(vm, write)),
+      renew: (vm, renewal) => reached(() => this.renew(vm, renewal)),
+      watch: () => ({ [Symbol.dispose]: () => {} }),
+      [Symbol.asyncDispose]: async () => {},
+    };
   }
 
-  async [Symbol.asyncDispose](): Promise<void> {}
+  get isHeld(): boolean {
+    return this.#held().isHeld;
+  }
 
   /** With the next call arrives what is late. */
   #nextFate(): Fate {
     if (this.#late !== undefined) this.#carryOut(this.#late);
     this.#late = undefined;
+    if (this.isAway) return 'unasked';
     return this.fates.shift() ?? 'answered';
   }
 
-  #carryOut({ expectedRevision, record }: LeaseWrite): boolean {
-    if (expectedRevision !== this.revision) return false;
+  #carryOut({ expectedRevision, record, onlyIfUnheld }: LeaseWrite): boolean {
+    if (expectedRevision !== this.revision || (onlyIfUnheld && this.#stored().isHeld)) return false;
     this.revision += 1;
     this.record = record;
     this.history.push(record);
+    if (record.mode === 'alone') this.#hold();
+    else this.#heldUntilMs = 0;
     return true;
   }
 
+  #hold(): void {
+    this.#holdRevision += 1;
+    this.#heldUntilMs = time.clock.nowMs() + TTL_MS;
+  }
+
+  #held() {
+    const isHeld = time.clock.nowMs() < this.#heldUntilMs;
+    return { isHeld, ...(isHeld && { holdRevision: this.#holdRevision }) };
+  }
+
   #stored(): StoredLease {
-    return { record: this.record, revision: this.revision, isHeld: false };
+    return { record: this.record, revision: this.revision, ...this.#held() };
   }
 }
 
 function optionsOf(store: Store, host: string) {
-  return { store, vm: VM, host, clock: clock as never, log, failpoints: new Failpoints() };
+  const { clock } = time;
+  const bootTimeMs = () => clock.nowMs();
+  return {
+    store: store.seenBy(host),
+    vm: VM,
+    host,
+    policy,
+    clock,
+    bootTimeMs,
+    log,
+    failpoints: new Failpoints(),
+  };
+}
+
+async function begin(store: Store, host: string, beginning: Partial<Beginning> = {}): Promise<RecordedRight> {
+  return rights.use(await RecordedRight.begin(optionsOf(store, host), { ...ORPHAN, ...beginning }));
+}
+
+async function takeOver(store: Store, host: string, shadow: { copy: number }) {
+  const taken = await RecordedRight.takeOver(optionsOf(store, host), shadow);
+  return taken === undefined ? undefined : rights.use(taken.right);
 }
 
 const shadow = { host: 'b', copy: 1 };
@@ -95,12 +199,12 @@ describe('the right to act as a VM', () => {
     await fc.assert(
       fc.asyncProperty(fc.array(fate, { maxLength: 12 }), fc.boolean(), async (fates, shadowFirst) => {
         const store = new Store();
-        const right = await RecordedRight.begin(optionsOf(store, 'a'), ORPHAN);
+        const right = await begin(store, 'a');
         await right.arm(shadow);
         store.fates = [...fates];
         const claims = [
           () => right.goAlone().then((outcome) => outcome === 'granted'),
-          () => RecordedRight.takeOver(optionsOf(store, 'b'), shadow).then((taken) => taken !== undefined),
+          () => takeOver(store, 'b', shadow).then((taken) => taken !== undefined),
         ];
         if (shadowFirst) claims.reverse();
         const granted = await Promise.all(claims.map((claim) => claim()));
@@ -109,37 +213,39 @@ describe('the right to act as a VM', () => {
         expect(store.record).toMatchObject({ holder: winner, mode: 'alone' });
         const tokens = store.history.map(({ token }) => token);
         expect(tokens).toEqual(tokens.toSorted((one, other) => one - other));
+        await endAll();
       }),
     );
   });
 
   it('does not pass to a shadow of another connection, nor of a VM that has gone on alone', async () => {
     const store = new Store();
-    const right = await RecordedRight.begin(optionsOf(store, 'a'), ORPHAN);
-    expect(await RecordedRight.takeOver(optionsOf(store, 'b'), shadow)).toBeUndefined();
+    const right = await begin(store, 'a');
+    expect(await takeOver(store, 'b', shadow)).toBeUndefined();
     await right.arm(shadow);
-    expect(await RecordedRight.takeOver(optionsOf(store, 'b'), { copy: 2 })).toBeUndefined();
+    expect(await takeOver(store, 'b', { copy: 2 })).toBeUndefined();
     expect(await right.goAlone()).toBe('granted');
-    expect(await RecordedRight.takeOver(optionsOf(store, 'b'), shadow)).toBeUndefined();
+    expect(await takeOver(store, 'b', shadow)).toBeUndefined();
   });
 
   it('is not given to a second host, but to the next keeper on the same one, and to anybody after a release', async () => {
     const store = new Store();
-    const first = await RecordedRight.begin(optionsOf(store, 'a'), ORPHAN);
-    await expect(RecordedRight.begin(optionsOf(store, 'b'), ORPHAN)).rejects.toMatchObject({
+    const first = await begin(store, 'a');
+    await expect(begin(store, 'b')).rejects.toMatchObject({
       code: 'KEEPER_SUPERSEDED',
     });
-    const second = await RecordedRight.begin(optionsOf(store, 'a'), ORPHAN);
-    expect(await first.goAlone()).toBe('superseded');
+    await first[Symbol.asyncDispose]();
+    const second = await begin(store, 'a');
+    expect(second.token).toBe(2);
     await second.release();
-    expect((await RecordedRight.begin(optionsOf(store, 'b'), ORPHAN)).token).toBe(4);
+    expect((await begin(store, 'b')).token).toBe(4);
   });
 
   it('is lost to a shadow that was quicker: whoever held it learns so', async () => {
     const store = new Store();
-    const right = await RecordedRight.begin(optionsOf(store, 'a'), ORPHAN);
+    const right = await begin(store, 'a');
     await right.arm(shadow);
-    expect(await RecordedRight.takeOver(optionsOf(store, 'b'), shadow)).toBeDefined();
+    expect(await takeOver(store, 'b', shadow)).toBeDefined();
     expect(await right.goAlone()).toBe('superseded');
     // A keeper that is gone has nothing to give back.
     await right.release();
@@ -148,46 +254,113 @@ describe('the right to act as a VM', () => {
 
   it('is left to a shadow in sync by a host that has nothing of the VM, unless a person knows better', async () => {
     const store = new Store();
-    const right = await RecordedRight.begin(optionsOf(store, 'a'), ORPHAN);
+    const right = await begin(store, 'a');
     await right.arm(shadow);
+    await right[Symbol.asyncDispose]();
     const scratch = { fromScratch: true, anew: false };
-    await expect(RecordedRight.begin(optionsOf(store, 'a'), scratch)).rejects.toMatchObject({
+    await expect(begin(store, 'a', scratch)).rejects.toMatchObject({
       code: 'KEEPER_SUPERSEDED',
       facts: { host: 'b' },
     });
-    expect((await RecordedRight.begin(optionsOf(store, 'a'), { ...scratch, anew: true })).token).toBe(2);
+    expect((await begin(store, 'a', { ...scratch, anew: true })).token).toBe(2);
   });
 
   it('to be taken over is not written down late, for a shadow that was given up meanwhile', async () => {
     const store = new Store();
-    const right = await RecordedRight.begin(optionsOf(store, 'a'), ORPHAN);
+    const right = await begin(store, 'a');
     store.fates = ['unasked'];
     const late = right.arm(shadow);
     expect(await right.goAlone()).toBe('granted');
     await expect(late).rejects.toMatchObject({ code: 'KEEPER_SUPERSEDED' });
     expect(store.record).toMatchObject({ mode: 'alone' });
-    expect(await RecordedRight.takeOver(optionsOf(store, 'b'), shadow)).toBeUndefined();
+    expect(await takeOver(store, 'b', shadow)).toBeUndefined();
   });
 
   it('is left to the shadow for a while by who has nothing to go on with', async () => {
     const store = new Store();
-    let nowMs = 0;
-    const sleep = async (ms: number) => {
-      nowMs += ms;
-    };
-    const slow = { ...clock, nowMs: () => nowMs, sleep };
-    const options = { ...optionsOf(store, 'a'), clock: slow as never };
-    const right = await RecordedRight.begin(options, ORPHAN);
+    const right = await begin(store, 'a');
     await right.arm(shadow);
     const yielding = right.yieldThenGoAlone(1000);
-    expect(await RecordedRight.takeOver(optionsOf(store, 'b'), shadow)).toBeDefined();
+    expect(await takeOver(store, 'b', shadow)).toBeDefined();
     expect(await yielding).toBe('superseded');
-    const other = await RecordedRight.begin(optionsOf(new Store(), 'a'), ORPHAN);
-    expect(other.token).toBe(1);
     const lonely = new Store();
-    const alone = await RecordedRight.begin({ ...options, store: lonely }, ORPHAN);
+    const alone = await begin(lonely, 'a');
     await alone.arm(shadow);
+    const sinceMs = time.clock.nowMs();
     expect(await alone.yieldThenGoAlone(1000)).toBe('granted');
-    expect(nowMs).toBeGreaterThanOrEqual(1000);
+    expect(time.clock.nowMs() - sinceMs).toBeGreaterThanOrEqual(1000);
+  });
+
+  it('of who is alone ends before another host may have it, and goes on when nobody took it', async () => {
+    const store = new Store();
+    const right = await begin(store, 'a');
+    const told: string[] = [];
+    right.watch({
+      onEnded: () => told.push('ended'),
+      onRegained: () => told.push('regained'),
+      onSuperseded: () => told.push('superseded'),
+      onStore: (contact) => told.push(contact),
+    });
+    store.isAway = true;
+    await until(() => right.hasEnded);
+    expect(time.clock.nowMs()).toBeLessThan(TTL_MS * 2);
+    expect(store.isHeld).toBe(true);
+    expect(right.mayRelease('unknown')).toBe(false);
+    expect(right.mayRelease('acknowledged')).toBe(false);
+    store.isAway = false;
+    await right.regained();
+    expect(right.mayRelease('unknown')).toBe(true);
+    expect(told).toEqual(['away', 'ended', 'back', 'regained']);
+    expect(right.status()).toMatchObject({ token: 2, mode: 'alone', storeAwayMs: null });
+  });
+
+  it('that has ended passes to a host that waited for it, and who had it learns so', async () => {
+    const store = new Store();
+    const right = await begin(store, 'a');
+    const superseded = Promise.withResolvers<void>();
+    const nothing = () => {};
+    right.watch({
+      onEnded: nothing,
+      onRegained: nothing,
+      onStore: nothing,
+      onSuperseded: superseded.resolve,
+    });
+    store.isDeafTo = 'a';
+    const waits: string[] = [];
+    const other = await begin(store, 'b', { onWait: (holder) => void waits.push(holder) });
+    expect(waits).toEqual(['a']);
+    expect(other.follows).toBe('a');
+    expect(right.mayRelease('unknown')).toBe(false);
+    store.isDeafTo = undefined;
+    await superseded.promise;
+    expect(store.record).toMatchObject({ holder: 'b', mode: 'alone', token: 2 });
+  });
+
+  it('in sync does not end, however long the store is away', async () => {
+    const store = new Store();
+    const right = await begin(store, 'a');
+    await right.arm(shadow);
+    store.isAway = true;
+    await time.clock.sleep(100 * TTL_MS);
+    expect(right.mayRelease('acknowledged')).toBe(true);
+    expect(right.mayRelease('unknown')).toBe(false);
+    expect(right.status()).toMatchObject({ mode: 'in-sync', endsInMs: null });
+    expect(right.status().storeAwayMs).toBeGreaterThan(TTL_MS);
+  });
+
+  it('lets everything out at once when its shadow has promised not to act, and is alone when that can be written', async () => {
+    const store = new Store();
+    const right = await begin(store, 'a');
+    await right.arm(shadow);
+    store.isAway = true;
+    right.dismissed(shadow);
+    await time.clock.sleep(10 * TTL_MS);
+    expect(right.mayRelease('unknown')).toBe(true);
+    store.isAway = false;
+    await until(() => store.record?.mode === 'alone');
   });
 });
+
+async function until(holds: () => boolean): Promise<void> {
+  while (!holds()) await time.clock.sleep(10);
+}

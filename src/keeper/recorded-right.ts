@@ -1,203 +1,364 @@
 import type { Clock } from '../base/clock.ts';
+import { ConditionWaiters } from '../base/condition-waiters.ts';
 import { errorFacts } from '../base/errors.ts';
 import type { Failpoints } from '../base/failpoint.ts';
 import type { Logger } from '../base/logger.ts';
+import { LeaseDriver, type VmEffect } from '../lease/lease-driver.ts';
 import { LeaseError } from '../lease/lease-error.ts';
+import type { StoredLease } from '../lease/lease-record.ts';
 import {
-  isSameRecord,
-  isTakeable,
-  type LeaseRecord,
-  recordAlone,
-  recordEnded,
-  type StoredLease,
-} from '../lease/lease-record.ts';
+  heirLease,
+  initialLease,
+  type LeaseFact,
+  type LeasePhase,
+  type LeasePolicy,
+  type LeaseState,
+} from '../lease/lease-state.ts';
 import type { LeaseStore } from '../lease/lease-store.ts';
-import type { ActingRight, ShadowClaimant } from './acting-right.ts';
+import type { ActingRight, RightStatus, RightWatcher, ShadowClaimant } from './acting-right.ts';
 import { superseded } from './refusals.ts';
 
 const RETRY_MS = 100;
 const RETRY_MS_MAX = 2000;
+const TICK_MS = 50;
+/** Nothing else asks the store while a VM is in sync. */
+const PROBE_MS = 2000;
+/** An epoch's number means nothing to the record: it is told when all that ever left is acknowledged. */
+const SETTLED_EPOCH = 0;
 
 export interface RightOptions {
   readonly store: LeaseStore;
   readonly vm: string;
   readonly host: string;
+  readonly policy: LeasePolicy;
   readonly clock: Clock;
+  /** CLOCK_BOOTTIME. */
+  readonly bootTimeMs: () => number;
   readonly log: Logger;
   readonly failpoints: Failpoints;
 }
 
-type Change = (stored: StoredLease) => LeaseRecord | 'refused';
+export interface Beginning {
+  /** Nothing of the VM is left here, so that a shadow that may take over has more. */
+  readonly fromScratch: boolean;
+  /** Whatever others may have, as a person knows better. */
+  readonly anew: boolean;
+  /** The VM is that of a host that acts alone and may be gone: told once, when its right is waited for to end. */
+  readonly onWait?: ((holder: string) => void) | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
+type Granted = 'promote' | 'anew' | 'goes-on';
+
+const GRANTS: Partial<Record<VmEffect['kind'], Granted>> = {
+  promote: 'promote',
+  'start-cold': 'anew',
+  'resume-vm': 'goes-on',
+};
+
+const MODES: Record<LeasePhase, RightStatus['mode']> = {
+  idle: 'ended',
+  shadow: 'ended',
+  claiming: 'claiming',
+  alone: 'alone',
+  closing: 'alone',
+  joining: 'alone',
+  'in-sync': 'in-sync',
+  stopping: 'ended',
+};
+
+/** `promote`: the shadow goes on. `anew`: whoever acted alone is gone, and what the shadow has is too old. */
+export interface TakenOver {
+  readonly right: RecordedRight;
+  readonly how: 'promote' | 'anew';
+}
 
 /**
- * The right to act as a VM, as it is written down in a store that all hosts share. Each change is a compare-and-swap of
- * what was read, and holds until the next one: no right of these ends by itself. As long as nobody answers, nothing is
- * known, and whoever asks waits.
+ * The right to act as a VM, as it is written down in a store that all hosts share. What it comes to is decided in
+ * lease-decision.ts; this says what happens here, and waits for what is decided.
  */
 export class RecordedRight implements ActingRight {
   readonly #options: RightOptions;
-  #token: number;
+  readonly #driver: LeaseDriver;
+  readonly #waiters = new ConditionWaiters();
+  /** How the VM may act here, once that is decided. */
+  #granted: Granted | undefined;
+  #isSuperseded = false;
+  /** What the store said last, and how often it has. */
+  #stored: StoredLease | undefined;
+  #readings = 0;
+  /** Shadows that were given up: what was begun for them before must not come late. */
+  #givenUp = 0;
+  /** The holder before that had to be another host. */
+  #follows: string | undefined;
+  #watcher: RightWatcher | undefined;
+  #storeAwaySinceMs: number | undefined;
 
-  private constructor(options: RightOptions, token: number) {
+  private constructor(
+    options: RightOptions,
+    { from, mayStartCold }: { from: LeaseState; mayStartCold: boolean },
+  ) {
+    const { store, vm, host: self, policy, clock, bootTimeMs, log, failpoints } = options;
     this.#options = options;
-    this.#token = token;
+    this.#driver = new LeaseDriver({
+      ...{ store: guarded(store, failpoints), vm, self, policy, clock, bootTimeMs, from, mayStartCold },
+      ...{ tickEveryMs: TICK_MS, probeEveryMs: PROBE_MS },
+      carryOut: ({ kind }) => this.#carryOut(kind),
+      onStep: (fact) => this.#note(fact),
+      log: (message, facts) => log.warn(message, facts),
+    });
   }
 
   /**
-   * A VM is started on this host. `fromScratch`: nothing of it is left here, so that a shadow that may take over has more.
-   * `anew`: whatever a shadow may have, as a person knows better.
+   * A VM is started on this host.
    * @throws KeeperError KEEPER_SUPERSEDED: another host acts as it, or is about to; the signal's reason
    */
-  static async begin(
-    options: RightOptions,
-    { fromScratch, anew, signal }: { fromScratch: boolean; anew: boolean; signal?: AbortSignal | undefined },
-  ): Promise<RecordedRight> {
+  static async begin(options: RightOptions, beginning: Beginning): Promise<RecordedRight> {
+    const { fromScratch, anew, signal, onWait } = beginning;
     const { host, vm } = options;
-    const mayBegin = ({ record }: StoredLease) => {
-      if (anew || record === undefined || record.mode === 'ended') return true;
-      return record.holder === host && !(fromScratch && record.mode === 'in-sync');
-    };
-    const change: Change = (stored) => (mayBegin(stored) ? recordAlone(stored, host) : 'refused');
-    const { outcome, record } = await changeRecord(options, { change, signal });
-    if (outcome === 'refused' || record === undefined)
-      throw superseded(
-        vm,
-        (record?.holder === host ? record.shadow?.host : record?.holder) ?? 'another host',
-      );
-    return new RecordedRight(options, record.token);
+    const { record } = await readUntilAnswered(options, signal);
+    const isHeir = !fromScratch && record?.holder === host && record.mode !== 'ended';
+    const from = isHeir
+      ? heirLease(host, { mayStartCold: false })
+      : initialLease(host, { mayStartCold: true });
+    const right = new RecordedRight(options, { from, mayStartCold: !isHeir });
+    try {
+      if (isHeir) right.#driver.report({ kind: 'tick' });
+      else {
+        if (anew && record !== undefined)
+          right.#driver.report({ kind: 'peer-proven-dead', token: record.token });
+        right.#driver.report({ kind: 'start-wanted' });
+      }
+      const outcome = await right.#decided({ mayWait: true, onWait, signal });
+      if (outcome === 'refused') throw superseded(vm, right.#whoElse);
+      right.#follows = record?.holder === host ? undefined : record?.holder;
+      return right;
+    } catch (cause) {
+      await right[Symbol.asyncDispose]();
+      throw cause;
+    }
   }
 
   /**
    * The shadow with this copy is to act. Undefined when it may not: the one that acts has gone on without it, or somebody
-   * else has taken over.
+   * else has taken over. `mayStartCold`: when who acted alone is gone for good, the VM may begin anew here.
    */
   static async takeOver(
     options: RightOptions,
     { copy }: Pick<ShadowClaimant, 'copy'>,
-    signal?: AbortSignal,
-  ): Promise<RecordedRight | undefined> {
-    const { host: self } = options;
-    const change: Change = (stored) =>
-      isTakeable(stored.record, { self, copy }) ? recordAlone(stored, self) : 'refused';
-    const { outcome, record } = await changeRecord(options, { change, signal });
-    return outcome === 'swapped' && record !== undefined
-      ? new RecordedRight(options, record.token)
-      : undefined;
+    { mayStartCold = false, signal }: { mayStartCold?: boolean; signal?: AbortSignal } = {},
+  ): Promise<TakenOver | undefined> {
+    const from = initialLease(options.host, { mayStartCold });
+    const right = new RecordedRight(options, { from, mayStartCold });
+    try {
+      right.#driver.report({ kind: 'copy-begun', copy, token: 0 });
+      right.#driver.report({ kind: 'peer-lost' });
+      const outcome = await right.#decided({ mayWait: mayStartCold, onWait: undefined, signal });
+      if (outcome === 'promote' || outcome === 'anew') return { right, how: outcome };
+    } catch (cause) {
+      await right[Symbol.asyncDispose]();
+      throw cause;
+    }
+    await right[Symbol.asyncDispose]();
+    return undefined;
   }
 
   get token(): number {
-    return this.#token;
+    return this.#driver.state.token;
+  }
+
+  get hasEnded(): boolean {
+    return this.#driver.state.body === 'paused';
+  }
+
+  /** The other host that acted before, if one did: what lies here of the VM is older. */
+  get follows(): string | undefined {
+    return this.#follows;
+  }
+
+  status(): RightStatus {
+    const { phase, token } = this.#driver.state;
+    const awayMs = this.#storeAwaySinceMs;
+    return {
+      token,
+      mode: MODES[phase],
+      storeAwayMs: awayMs === undefined ? null : this.#options.clock.nowMs() - awayMs,
+      endsInMs: this.#driver.endsInMs ?? null,
+    };
+  }
+
+  mayRelease(what: 'acknowledged' | 'unknown'): boolean {
+    const right = this.#driver.outputRight;
+    return right === 'everything' || (right === 'acknowledged' && what === 'acknowledged');
+  }
+
+  watch(watcher: RightWatcher): void {
+    this.#watcher = watcher;
+    if (this.#isSuperseded) watcher.onSuperseded();
+    else if (this.hasEnded) watcher.onEnded();
+    if (this.#storeAwaySinceMs !== undefined) watcher.onStore('away');
+  }
+
+  async regained(signal?: AbortSignal): Promise<void> {
+    await this.#waiters.until(() => !this.hasEnded, signal);
   }
 
   async arm({ host, copy }: ShadowClaimant, signal?: AbortSignal): Promise<void> {
-    const shadow = { host, copy, state: 'fresh' as const };
-    const isArmed = await this.#change(
-      ({ record }) => record && { ...record, mode: 'in-sync', shadow },
-      signal,
-    );
-    if (!isArmed) throw superseded(this.#options.vm, 'another host, or this one without the shadow,');
+    const state = () => this.#driver.state;
+    const isAlone = () => state().phase === 'alone' && state().body === 'runs';
+    const givenUp = this.#givenUp;
+    await this.#waiters.until(() => isAlone() || this.#isSuperseded, signal);
+    if (!this.#isSuperseded && this.#givenUp === givenUp) {
+      // All output waits since before the first epoch of this copy, which was acknowledged.
+      this.#driver.report({ kind: 'shadow-ready', host, copy, epoch: SETTLED_EPOCH });
+      this.#driver.report({ kind: 'epoch-acknowledged', copy, epoch: SETTLED_EPOCH });
+      await this.#waiters.until(() => state().phase !== 'joining', signal);
+      const { phase, isPeerLost } = state();
+      if (phase === 'in-sync' && state().copy === copy && !isPeerLost) return;
+    }
+    throw superseded(this.#options.vm, 'another host, or this one without the shadow,');
+  }
+
+  dismissed({ copy }: Pick<ShadowClaimant, 'copy'>): void {
+    this.#driver.report({ kind: 'shadow-dismissed', copy });
   }
 
   async goAlone(signal?: AbortSignal): Promise<'granted' | 'superseded'> {
-    const isGranted = await this.#change((stored) => recordAlone(stored, this.#options.host), signal);
-    return isGranted ? 'granted' : 'superseded';
+    this.#givenUp += 1;
+    this.#driver.report({ kind: 'peer-lost' });
+    await this.#waiters.until(() => this.#driver.state.phase === 'alone' || this.#isSuperseded, signal);
+    return this.#isSuperseded ? 'superseded' : 'granted';
   }
 
   async yieldThenGoAlone(graceMs: number): Promise<'granted' | 'superseded'> {
     const { clock } = this.#options;
-    const held = this.#token;
-    let sinceMs: number | undefined;
-    for (;;) {
-      const record = await this.#look();
-      if (record !== undefined) {
-        if (record.holder !== this.#options.host || record.token !== held) return 'superseded';
-        sinceMs ??= clock.nowMs();
-        if (clock.nowMs() - sinceMs >= graceMs) return await this.goAlone();
-      }
-      await clock.sleep(RETRY_MS);
-    }
+    const readings = this.#readings;
+    // The driver reads now and then, and at once when the store says that something is new.
+    await this.#waiters.until(() => this.#readings > readings || this.#isSuperseded);
+    const grace = Promise.withResolvers<void>();
+    const cancel = clock.after(graceMs, grace.resolve);
+    await Promise.race([grace.promise, this.#waiters.until(() => this.#isSuperseded)]).finally(cancel);
+    return await this.goAlone();
   }
 
   async confirm(): Promise<void> {
     const { store, vm, host } = this.#options;
     const { record } = await store.read(vm);
-    if (record?.holder !== host || record.token !== this.#token)
+    if (record?.holder !== host || record.token !== this.token)
       throw superseded(vm, record?.holder ?? 'nobody');
   }
 
   async release(signal?: AbortSignal): Promise<void> {
-    await this.#change(({ record }) => record && recordEnded(record), signal);
+    this.#driver.report({ kind: 'vm-ended' });
+    await this.#waiters.until(() => !this.#driver.state.isEnding, signal);
   }
 
-  /** Undefined while nobody answers. */
-  async #look(): Promise<LeaseRecord | undefined> {
-    try {
-      return (await this.#options.store.read(this.#options.vm)).record;
-    } catch (cause) {
-      if (cause instanceof LeaseError) return undefined;
-      throw cause;
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#driver[Symbol.asyncDispose]();
+    await this.#options.store[Symbol.asyncDispose]();
+  }
+
+  get #whoElse(): string {
+    const record = this.#stored?.record;
+    const other = record?.holder === this.#options.host ? record.shadow?.host : record?.holder;
+    return other ?? 'another host';
+  }
+
+  /** Waits until it is decided whether, and how, the VM may act here. */
+  async #decided({ mayWait, onWait, signal }: Deciding): Promise<Granted | 'refused'> {
+    let firstHold: number | undefined;
+    for (let readings = this.#readings; ; readings = this.#readings) {
+      const isReadAgain = () => this.#readings > readings && this.#isUndecided;
+      await this.#waiters.until(
+        () => this.#granted !== undefined || this.#isSuperseded || isReadAgain(),
+        signal,
+      );
+      if (this.#granted !== undefined) return this.#granted;
+      if (this.#isSuperseded || !mayWait || this.#stored === undefined) return 'refused';
+      const { record, isHeld, holdRevision } = this.#stored;
+      const mayEnd = record?.mode === 'alone' && record.holder !== this.#options.host && isHeld;
+      // One that is renewed belongs to somebody who lives.
+      if (!mayEnd || holdRevision !== (firstHold ?? holdRevision)) return 'refused';
+      if (firstHold === undefined) onWait?.(record.holder);
+      firstHold ??= holdRevision;
     }
   }
 
-  /** False when the right has passed on to somebody else. */
-  async #change(
-    next: (stored: StoredLease) => LeaseRecord | undefined,
-    signal?: AbortSignal,
-  ): Promise<boolean> {
-    const { host } = this.#options;
-    // What it is when this is asked for: a change that comes late must not touch what another one has made of it since.
-    const held = this.#token;
-    const isOurs = ({ record }: StoredLease) => record?.holder === host && record.token === held;
-    const change: Change = (stored) => (isOurs(stored) ? (next(stored) ?? 'refused') : 'refused');
-    const { outcome, record } = await changeRecord(this.#options, { change, signal });
-    if (outcome === 'swapped' && record !== undefined) this.#token = record.token;
-    return outcome === 'swapped';
+  /** Nothing is under way, and what was read gave no right. */
+  get #isUndecided(): boolean {
+    const { phase, pending } = this.#driver.state;
+    return pending === undefined && (phase === 'idle' || phase === 'shadow');
+  }
+
+  #carryOut(kind: VmEffect['kind']): void {
+    const isFirst = this.#granted === undefined;
+    this.#granted ??= GRANTS[kind];
+    switch (kind) {
+      case 'suspend-vm':
+        this.#watcher?.onEnded();
+        break;
+      case 'resume-vm':
+        if (!isFirst) this.#watcher?.onRegained();
+        break;
+      case 'stop-vm':
+        this.#isSuperseded = true;
+        this.#watcher?.onSuperseded();
+        break;
+    }
+  }
+
+  #note(fact: LeaseFact): void {
+    if (fact.kind === 'read') {
+      this.#stored = fact.stored;
+      this.#readings += 1;
+    }
+    const { isStoreAway } = this.#driver.state;
+    if (isStoreAway !== (this.#storeAwaySinceMs !== undefined)) {
+      this.#storeAwaySinceMs = isStoreAway ? this.#options.clock.nowMs() : undefined;
+      this.#watcher?.onStore(isStoreAway ? 'away' : 'back');
+    }
+    this.#waiters.check();
   }
 }
 
-interface Changed {
-  readonly outcome: 'swapped' | 'refused';
-  /** As it is on record now. */
-  readonly record: LeaseRecord | undefined;
+interface Deciding {
+  readonly mayWait: boolean;
+  readonly onWait: Beginning['onWait'];
+  readonly signal: AbortSignal | undefined;
 }
 
-/**
- * A write without an answer may be carried out at any later moment, but only over the record that it was made for. So it
- * is repeated until an answer settles it: as long as that record stands the repetition says the same.
- */
-async function changeRecord(
-  { store, vm, clock, log, failpoints }: RightOptions,
-  { change, signal }: { change: Change; signal: AbortSignal | undefined },
-): Promise<Changed> {
-  let retryMs = RETRY_MS;
-  let doubtful: LeaseRecord | undefined;
-  for (;;) {
-    signal?.throwIfAborted();
-    try {
-      const stored = await store.read(vm);
-      if (doubtful !== undefined && isSameRecord(stored.record, doubtful))
-        return { outcome: 'swapped', record: doubtful };
-      const record = change(stored);
-      if (record === 'refused') return { outcome: 'refused', record: stored.record };
+/** The same store, with the steps at which a test may have its way. */
+function guarded(store: LeaseStore, failpoints: Failpoints): LeaseStore {
+  return {
+    read: (vm) => store.read(vm),
+    swap: async (vm, write) => {
       await failpoints.hit('right.before-swap');
-      const write = { expectedRevision: stored.revision, record, onlyIfUnheld: false };
       const outcome = await store.swap(vm, write);
       await failpoints.hit('right.after-swap');
-      if (outcome.kind === 'swapped') return { outcome: 'swapped', record };
-      if (outcome.kind === 'lost') {
-        if (doubtful !== undefined && isSameRecord(outcome.stored.record, doubtful))
-          return { outcome: 'swapped', record: doubtful };
-        // Somebody was quicker, and nothing of ours can be carried out any more: what they wrote decides.
-        doubtful = undefined;
-        continue;
-      }
-      if (outcome.kind === 'unknown') doubtful = record;
-      log.warn('it is not known who acts; asking again', { vm, outcome: outcome.kind, retryMs });
+      return outcome;
+    },
+    renew: async (vm, renewal) => {
+      await failpoints.hit('right.before-renewal');
+      return await store.renew(vm, renewal);
+    },
+    watch: (vm, changed) => store.watch(vm, changed),
+    [Symbol.asyncDispose]: () => store[Symbol.asyncDispose](),
+  };
+}
+
+/** What there is to begin with. @throws the signal's reason */
+async function readUntilAnswered(
+  { store, vm, clock, log }: RightOptions,
+  signal: AbortSignal | undefined,
+): Promise<StoredLease> {
+  for (let retryMs = RETRY_MS; ; retryMs = Math.min(retryMs * 2, RETRY_MS_MAX)) {
+    signal?.throwIfAborted();
+    try {
+      return await store.read(vm);
     } catch (cause) {
       if (!(cause instanceof LeaseError)) throw cause;
       log.warn('it is not known who acts; asking again', { vm, ...errorFacts(cause), retryMs });
     }
     await clock.sleep(retryMs, signal);
-    retryMs = Math.min(retryMs * 2, RETRY_MS_MAX);
   }
 }

@@ -211,6 +211,7 @@ export class RemoteShadow implements Shadow {
     try {
       await this.#ask({ kind: 'dismiss' }, 'dismissed', { deadlineMs: DISMISS_DEADLINE_MS });
       this.#mayTakeOver = false;
+      this.#options.right.dismissed(this.#options.hello);
       return true;
     } catch {
       return false;

@@ -7,6 +7,8 @@ import type { VmSpec } from '../config/vm-spec-schema.ts';
 import { KeeperError } from '../control/keeper-error.ts';
 import type { GivenSpec, RunDirectory } from '../control/run-directory.ts';
 import { EtcdLeaseStore } from '../lease/etcd-lease-store.ts';
+import { leasePolicy } from '../lease/lease-state.ts';
+import { bootTimeMs } from '../linux/boot-clock.ts';
 import type { PeerLink } from '../replication/peer-link.ts';
 import { decodeWords, encodeWords, MESSAGE } from '../replication/peer-messages.ts';
 import type { StopReason } from '../shadow/protection.ts';
@@ -23,8 +25,6 @@ const CALL_DEADLINE_MS = 3000;
 const RELEASE_DEADLINE_MS = 10_000;
 /** The other host starts a process meanwhile. */
 const PLACE_DEADLINE_MS = 20_000;
-/** No right of ours ends by itself; the store wants to be told when one would. */
-const HOLD_TTL_MS = 10_000;
 
 export interface SiteOptions {
   readonly spec: VmSpec;
@@ -58,6 +58,8 @@ interface JoiningVm extends SiteOptions {
   readonly directory: RunDirectory;
   /** Whatever a shadow on another host may have: somebody says so who knows that it is lost. */
   readonly anew: boolean;
+  /** Another host acts alone, and may be gone. */
+  readonly onWait: (holder: string) => void;
   readonly signal: AbortSignal;
 }
 
@@ -72,6 +74,8 @@ export async function joinSite(vm: JoiningVm): Promise<RemoteSite | undefined> {
   const fromScratch = vm.directory.heritage.kind === 'none';
   try {
     const right = await RecordedRight.begin(rightOptions(site, vm), { ...vm, fromScratch });
+    // What a killed keeper left here is older than what another host has made of the VM since.
+    if (right.follows !== undefined) await giveHeritageUp(vm);
     return remoteSite(site, { ...vm, right, files });
   } catch (cause) {
     if (isSuperseded(cause)) await giveHeritageUp(vm);
@@ -94,9 +98,11 @@ export async function leaveSite(
   remote: RemoteSite | undefined,
   { reason, log }: { reason: StopReason; log: Logger },
 ): Promise<void> {
-  if (remote === undefined || reason === 'moved' || reason === 'superseded') return;
+  if (remote === undefined) return;
+  await using right = remote.right;
+  if (reason === 'moved' || reason === 'superseded') return;
   try {
-    await remote.right.release(AbortSignal.timeout(RELEASE_DEADLINE_MS));
+    await right.release(AbortSignal.timeout(RELEASE_DEADLINE_MS));
   } catch (cause) {
     log.warn('it is not on record that the VM has ended', { error: messageOf(cause) });
   }
@@ -104,12 +110,15 @@ export async function leaveSite(
 
 /** Where it is on record who acts as this VM. */
 export function rightOptions(site: SiteConfig, { spec, clock, log, failpoints }: SiteOptions): RightOptions {
-  const { endpoints } = site.lease.etcd;
+  const { etcd, holdSeconds } = site.lease;
+  const { endpoints } = etcd;
+  const holdTtlMs = holdSeconds * 1000;
   return {
-    ...{ vm: spec.name, host: site.host, clock, log, failpoints },
+    ...{ vm: spec.name, host: site.host, clock, bootTimeMs, log, failpoints },
+    policy: leasePolicy({ holdTtlMs }),
     store: new EtcdLeaseStore({
-      ...{ endpoints, tls: readCredentials(site.lease.etcd), callDeadlineMs: CALL_DEADLINE_MS },
-      ...{ holdTtlMs: HOLD_TTL_MS, clock },
+      ...{ endpoints, tls: readCredentials(etcd), callDeadlineMs: Math.min(CALL_DEADLINE_MS, holdTtlMs / 2) },
+      ...{ holdTtlMs, clock },
     }),
   };
 }

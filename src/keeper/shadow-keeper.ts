@@ -39,7 +39,13 @@ export type ShadowEnd =
       readonly atMs: number;
     }
   /** The keeper of the VM is not heard any more: whether this shadow may act is for the record to say. */
-  | { readonly kind: 'alone'; readonly error: string; readonly atMs: number };
+  | {
+      readonly kind: 'alone';
+      readonly error: string;
+      readonly atMs: number;
+      /** When it was heard last. */
+      readonly lastSignMs: number;
+    };
 
 /**
  * Keeps the shadow of a VM that acts on another host: takes its epochs in, and says how that came to an end. What the
@@ -52,9 +58,11 @@ export class ShadowKeeper {
   readonly #ended = Promise.withResolvers<ShadowEnd>();
   #isInSync = false;
   #copiedPages = 0;
+  #lastSignMs: number;
 
   constructor(options: ShadowKeeperOptions) {
     this.#options = options;
+    this.#lastSignMs = options.clock.nowMs();
     const { session, failpoints } = options;
     this.#receiver = new EpochReceiver({
       ...{ image: session.image, failpoints },
@@ -80,6 +88,11 @@ export class ShadowKeeper {
     this.#ended.resolve(end);
   }
 
+  /** The other side was heard just now. */
+  noteSign(): void {
+    this.#lastSignMs = this.#options.clock.nowMs();
+  }
+
   /** Takes epochs until that ends. The link is the caller's to close. */
   async keep(): Promise<ShadowEnd> {
     const { session, host } = this.#options;
@@ -97,6 +110,7 @@ export class ShadowKeeper {
     const { link, messages } = this.#options;
     try {
       for await (const message of messages) {
+        this.noteSign();
         if (await this.#take(message)) break;
       }
       const reason = await link.closed;
@@ -147,7 +161,11 @@ export class ShadowKeeper {
   #lose(error: string): void {
     const holdsState = this.#options.session.image.committed !== NO_EPOCH;
     const atMs = this.#options.clock.nowMs();
-    this.#ended.resolve(holdsState ? { kind: 'alone', error, atMs } : { kind: 'useless', error });
+    const lastSignMs = this.#lastSignMs;
+    const end: ShadowEnd = holdsState
+      ? { kind: 'alone', error, atMs, lastSignMs }
+      : { kind: 'useless', error };
+    this.#ended.resolve(end);
   }
 
   /** This side cannot be relied on. */

@@ -16,13 +16,16 @@ import { settingOf } from './instance-setting.ts';
 import { Keeper } from './keeper.ts';
 import { EXIT_FAILED, liveOut, type StopSignals } from './keeper-life.ts';
 import type { KeeperOptions, PromisedShadow } from './keeper-options.ts';
-import { RecordedRight, type RightOptions } from './recorded-right.ts';
+import { RecordedRight, type RightOptions, type TakenOver } from './recorded-right.ts';
 import { leaveSite, remoteSite, rightOptions } from './remote-site.ts';
 import { ShadowControl } from './shadow-control.ts';
 import { type AskedShadow, checkTwin } from './shadow-hello.ts';
 import { type ShadowEnd, ShadowKeeper } from './shadow-keeper.ts';
 import { ShadowSession } from './shadow-session.ts';
 import { prepareHost, type VmHost } from './vm-host.ts';
+
+/** As in lease-record.ts. */
+const NO_COPY = 0;
 
 interface Lodger {
   readonly clock: Clock;
@@ -94,10 +97,10 @@ export class ShadowLodging implements AsyncDisposable {
     const leave = () => shadow.leave({ kind: 'dismissed' });
     signals.start.addEventListener('abort', leave, { once: true });
     if (signals.start.aborted) leave();
-    const { end, right } = await this.#serveUntilEnd(session, shadow, { log, signals });
+    const { end, taken } = await this.#serveUntilEnd(session, shadow, { log, signals });
     if (end.kind === 'dismissed') return 0;
-    if (end.kind === 'useless' || right === undefined) return EXIT_FAILED;
-    return await this.#takeOver(session, { end, right, log, signals });
+    if (taken === undefined) return EXIT_FAILED;
+    return await this.#takeOver(session, { end, taken, log, signals });
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -128,7 +131,7 @@ export class ShadowLodging implements AsyncDisposable {
     session: ShadowSession,
     shadow: ShadowKeeper,
     { log, signals }: { log: Logger; signals: StopSignals },
-  ): Promise<{ end: ShadowEnd; right: RecordedRight | undefined }> {
+  ): Promise<{ end: ShadowEnd; taken: TakenOver | undefined }> {
     const { spec, peer, hello } = this.#asked;
     const ended = shadow.keep();
     const control = new ShadowControl({
@@ -138,26 +141,40 @@ export class ShadowLodging implements AsyncDisposable {
     await using _server = await ControlServer.listen(socket, { control, clock: this.#clock, log });
     const end = await ended;
     log.info('the shadow is kept no longer', { ...end });
-    if (end.kind !== 'called' && end.kind !== 'alone') return { end, right: undefined };
-    const right = await RecordedRight.takeOver({ ...this.#right, log }, hello, signals.start);
-    if (right === undefined) log.info('the shadow may not act', { vm: spec.name });
-    return { end, right };
+    // One that holds nothing may wait for the right of who acted alone to end, where that is wanted.
+    const mayStartCold = spec.shadow.restartElsewhere;
+    if (end.kind === 'dismissed' || (end.kind === 'useless' && !mayStartCold))
+      return { end, taken: undefined };
+    // What cannot be relied on is no copy that anybody may go on from.
+    const claimant = end.kind === 'useless' ? { copy: NO_COPY } : hello;
+    const taken = await RecordedRight.takeOver({ ...this.#right, log }, claimant, {
+      ...{ mayStartCold, signal: signals.start },
+    });
+    if (taken === undefined) log.info('the shadow may not act', { vm: spec.name });
+    return { end, taken };
   }
 
-  async #takeOver(session: ShadowSession, { end, right, log, signals }: TakingOver): Promise<number> {
+  async #takeOver(session: ShadowSession, { end, taken, log, signals }: TakingOver): Promise<number> {
     const { spec, hello, peer, link } = this.#asked;
+    const { right, how } = taken;
     // The files are those of the other host: that was seen when the shadow was taken in.
     const remote = remoteSite(this.#site, { spec, right, given: hello.spec, files: hello.files });
+    const fencedAtMs = this.#clock.nowMs();
+    const noticedAtMs = 'atMs' in end ? end.atMs : fencedAtMs;
+    const lastSignMs = end.kind === 'alone' ? end.lastSignMs : noticedAtMs;
     const promised: PromisedShadow = {
-      ...{ session, from: peer, lostAtMs: end.atMs },
+      ...{ session, from: peer, lastSignMs, noticedAtMs, fencedAtMs },
       reason: end.kind === 'called' ? end.reason : 'peer-lost',
       trace: end.kind === 'called' ? end.trace : undefined,
     };
     // It is the VM's now, and goes with that.
     this.#session = undefined;
-    const keeper = await this.#act({ ...this.#options(log), remote, promised }, signals);
+    // What it holds is older than what has left since.
+    if (how === 'anew') await session[Symbol.asyncDispose]();
+    const options: KeeperOptions = { ...this.#options(log), remote };
+    const keeper = await this.#act(how === 'anew' ? options : { ...options, promised }, signals);
     const words: PeerWords = {
-      ...{ kind: 'acts', token: right.token, tookMs: this.#clock.nowMs() - end.atMs },
+      ...{ kind: 'acts', token: right.token, tookMs: this.#clock.nowMs() - noticedAtMs },
     };
     await link.send(MESSAGE.words, [encodeWords(words)]).catch(() => {});
     link.close();
@@ -194,8 +211,8 @@ export class ShadowLodging implements AsyncDisposable {
 }
 
 interface TakingOver {
-  readonly end: Extract<ShadowEnd, { atMs: number }>;
-  readonly right: RecordedRight;
+  readonly end: Exclude<ShadowEnd, { kind: 'dismissed' }>;
+  readonly taken: TakenOver;
   readonly log: Logger;
   readonly signals: StopSignals;
 }

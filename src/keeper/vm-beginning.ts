@@ -11,7 +11,7 @@ import { type RestoredVm, type Restoring, restoreSnapshot, snapshotToRestore } f
 import { restoreState, stateToBeginFrom } from './state-restoring.ts';
 import { type Succession, succeed } from './succession.ts';
 import type { TakeoverRemains } from './takeover-remains.ts';
-import type { TakeoverStats } from './takeover-stats.ts';
+import { FirstReply, type TakeoverStats } from './takeover-stats.ts';
 import { prepareImages } from './vm-images.ts';
 
 /** What a beginning needs of the keeper. */
@@ -82,18 +82,23 @@ export async function boot(vm: BeginningVm, signal?: AbortSignal): Promise<void>
 /** Until now it acted on another host, and its shadow was kept here. */
 async function become(
   vm: BeginningVm,
-  { session, from, reason, lostAtMs, trace }: PromisedShadow,
+  { session, from, reason, trace, ...times }: PromisedShadow,
 ): Promise<void> {
   const { clock, failpoints } = vm.options;
-  const startMs = clock.nowMs();
+  let reply: FirstReply | undefined;
   vm.countFrom(session.standby.number);
   vm.shadow.inherit(session.image.committed);
-  const onActs = () => vm.beginToAct(session.standby);
+  const onActs = () => {
+    vm.beginToAct(session.standby);
+    reply = new FirstReply(vm.links(), clock);
+  };
   await promoteShadow(session, { ...{ links: vm.links(), failpoints, trace, onActs } });
-  const taken = vm.takeovers.add({ lostAtMs, startMs, nowMs: clock.nowMs() });
+  const runsAtMs = clock.nowMs();
+  const taken = vm.takeovers.add({ ...times, runsAtMs });
   vm.remains.keep({ primary: undefined, session, trace });
   vm.makePrimary(session.standby);
   vm.publish('promoted', { instance: session.standby.number, from, reason, ...taken, ...traceFacts(trace) });
+  reply?.since({ runsAtMs, stats: vm.takeovers }, (replyMs) => vm.publish('replied', { ...taken, replyMs }));
 }
 
 /** Goes on where a keeper was killed, if that left something to go on from. */

@@ -1,12 +1,13 @@
 import { disksOf } from '../config/spec-disks.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
-import type { GuestClockStatus, ShadowStatus, VmStatus } from '../control/vm-status.ts';
+import type { GuestClockStatus, LeaseStatus, ShadowStatus, VmStatus } from '../control/vm-status.ts';
 import type { EpochId } from '../epoch/epoch-id.ts';
 import type { GuestLink } from '../net/guest-link.ts';
 import type { Accelerator } from '../qemu/launch-arguments.ts';
 import type { QemuBinary } from '../qemu/qemu-binary.ts';
 import type { EpochStats } from '../replication/epoch-stats.ts';
 import type { ProtectionState } from '../shadow/protection.ts';
+import type { ActingRight } from './acting-right.ts';
 import type { Instance } from './instance.ts';
 import type { Shadow } from './shadow.ts';
 import type { TakeoverStats } from './takeover-stats.ts';
@@ -26,6 +27,8 @@ export interface KnownVm {
   readonly guestClock: GuestClockStatus;
   readonly links: readonly GuestLink[];
   readonly takeovers: TakeoverStats;
+  /** Undefined for a VM of one host. */
+  readonly right?: ActingRight | undefined;
 }
 
 /** The status that is shown to people and scripts. */
@@ -44,6 +47,7 @@ export function describeVm(vm: KnownVm): VmStatus {
     vcpus: spec.vcpus,
     memoryBytes: spec.memoryBytes,
     dirtyLog: primary?.dirtyLog.method ?? spec.shadow.dirtyLog,
+    ...(vm.right !== undefined && { lease: describeRight(vm.right) }),
     primary: primary === undefined ? null : { instance: primary.number, pid: primary.pid },
     shadow: shadow === undefined ? null : { ...describeShadow(shadow), copiedShare: shadow.copiedShare },
     epochs: {
@@ -61,7 +65,15 @@ export function describeVm(vm: KnownVm): VmStatus {
     restarts: state.restarts,
     promoteMs: vm.takeovers.promoteMs.summary(),
     outageMs: vm.takeovers.outageMs.summary(),
+    detectMs: vm.takeovers.detectMs.summary(),
+    fenceMs: vm.takeovers.fenceMs.summary(),
+    replyMs: vm.takeovers.replyMs.summary(),
   };
+}
+
+function describeRight(right: ActingRight): LeaseStatus {
+  const { storeAwayMs: awayMs, ...known } = right.status();
+  return { store: awayMs === null ? 'reachable' : 'away', awayMs, ...known };
 }
 
 function describeShadow(shadow: Shadow): ShadowStatus {

@@ -1,6 +1,7 @@
 import type { Measurement } from '../base/measurement.ts';
 import type { Measured, VmMetrics } from '../control/vm-metrics.ts';
 import type { GuestLink, GuestLinkStats } from '../net/guest-link.ts';
+import type { ActingRight } from './acting-right.ts';
 import type { KnownVm } from './vm-description.ts';
 
 /** What is measured of a VM, for those who ask again and again. */
@@ -28,7 +29,16 @@ export function measureVm({ spec, state, shadow, epochs, ...vm }: KnownVm): VmMe
     restarts: state.restarts,
     promoteMs: measured(vm.takeovers.promoteMs),
     outageMs: measured(vm.takeovers.outageMs),
+    detectMs: measured(vm.takeovers.detectMs),
+    fenceMs: measured(vm.takeovers.fenceMs),
+    replyMs: measured(vm.takeovers.replyMs),
+    ...(vm.right !== undefined && { lease: leaseOf(vm.right) }),
   };
+}
+
+function leaseOf(right: ActingRight): NonNullable<VmMetrics['lease']> {
+  const { storeAwayMs: awayMs, endsInMs } = right.status();
+  return { awayMs, endsInMs };
 }
 
 function measured(measurement: Measurement): Measured {

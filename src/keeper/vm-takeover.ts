@@ -10,7 +10,7 @@ import { RemoteShadow } from './remote-shadow.ts';
 import type { ShadowLife } from './shadow-life.ts';
 import type { ShadowSession } from './shadow-session.ts';
 import type { TakeoverRemains } from './takeover-remains.ts';
-import type { TakeoverStats } from './takeover-stats.ts';
+import { FirstReply, type TakeoverStats } from './takeover-stats.ts';
 
 /** What a takeover needs of the keeper. */
 export interface TakenOverVm {
@@ -21,8 +21,13 @@ export interface TakenOverVm {
   readonly links: () => readonly GuestLink[];
   /** The QEMU that was lost, dead by now. */
   readonly primary: () => Instance | undefined;
-  /** When and why it was lost, and the request that asked for it, if any did. */
-  readonly loss: () => { atMs: number; reason: LossReason | undefined; trace: Trace | undefined };
+  /** When and why it was lost, when that was noticed, and the request that asked for it, if any did. */
+  readonly loss: () => {
+    atMs: number;
+    noticedAtMs: number;
+    reason: LossReason | undefined;
+    trace: Trace | undefined;
+  };
   readonly forgetHeldEvents: () => void;
   readonly beginToAct: (instance: Instance) => void;
   readonly makePrimary: (instance: Instance) => void;
@@ -37,11 +42,15 @@ export async function takeOver(vm: TakenOverVm): Promise<void> {
   vm.forgetHeldEvents();
   if (current instanceof RemoteShadow) return await handOver(vm, current);
   const { clock, failpoints } = vm.options;
-  const startMs = clock.nowMs();
+  const fencedAtMs = clock.nowMs();
   const { trace } = vm.loss();
+  let reply: FirstReply | undefined;
   try {
     assert(session !== undefined, 'there is a shadow to promote');
-    const onActs = () => vm.beginToAct(session.standby);
+    const onActs = () => {
+      vm.beginToAct(session.standby);
+      reply = new FirstReply(vm.links(), clock);
+    };
     await promoteShadow(session, { ...{ links: vm.links(), failpoints, trace, onActs } });
   } catch (cause) {
     vm.publish('promote-failed', { ...errorFacts(cause), ...traceFacts(trace) });
@@ -51,15 +60,21 @@ export async function takeOver(vm: TakenOverVm): Promise<void> {
     return;
   }
   // It acts: nothing from here on may be taken for a failed promotion.
-  finish(vm, vm.shadow.handOver(), startMs);
+  finish(vm, vm.shadow.handOver(), { fencedAtMs, reply });
 }
 
-function finish(vm: TakenOverVm, session: ShadowSession, startMs: number): void {
-  const { atMs, trace } = vm.loss();
-  const taken = vm.takeovers.add({ lostAtMs: atMs, startMs, nowMs: vm.options.clock.nowMs() });
+function finish(
+  vm: TakenOverVm,
+  session: ShadowSession,
+  { fencedAtMs, reply }: { fencedAtMs: number; reply: FirstReply | undefined },
+): void {
+  const { atMs: lastSignMs, noticedAtMs, trace } = vm.loss();
+  const runsAtMs = vm.options.clock.nowMs();
+  const taken = vm.takeovers.add({ lastSignMs, noticedAtMs, fencedAtMs, runsAtMs });
   vm.remains.keep({ primary: vm.primary(), session, trace });
   vm.makePrimary(session.standby);
   vm.publish('promoted', { instance: session.standby.number, ...taken, ...traceFacts(trace) });
+  reply?.since({ runsAtMs, stats: vm.takeovers }, (replyMs) => vm.publish('replied', { ...taken, replyMs }));
   vm.dispatch({ kind: 'promoted' });
 }
 

@@ -189,8 +189,8 @@ function seen(vm: string, txn: Txn): Seen {
   };
 }
 
-function publicPart({ record, revision, isHeld }: Seen): StoredLease {
-  return { record, revision, isHeld };
+function publicPart({ record, revision, isHeld, holdRevision }: Seen): StoredLease {
+  return { record, revision, isHeld, ...(isHeld && { holdRevision }) };
 }
 
 function parsed<Schema extends z.ZodType>(schema: Schema, body: unknown): z.infer<Schema> | undefined {

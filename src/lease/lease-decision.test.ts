@@ -7,10 +7,12 @@ import {
   type LeaseEffect,
   type LeaseFact,
   type LeaseState,
+  leasePolicy,
   mayAcknowledge,
   outputRight,
-  DEFAULT_LEASE_POLICY as policy,
 } from './lease-state.ts';
+
+const policy = leasePolicy({ holdTtlMs: 10_000 });
 
 const IN_SYNC: LeaseRecord = {
   token: 4,

@@ -66,6 +66,8 @@ function decide(state: LeaseState, event: LeaseEvent, moment: Moment): LeaseStep
       return state.phase === 'shadow' ? lookIfIdle(forgetCopy(state)) : stay(state);
     case 'shadow-ready':
       return close(state, event);
+    case 'shadow-dismissed':
+      return dismiss(state, event);
     case 'epoch-acknowledged':
       return join(state, event, moment);
     case 'read':
@@ -139,6 +141,19 @@ function losePeer(state: LeaseState): LeaseStep {
   return look(lost);
 }
 
+/**
+ * The record stays as it is until somebody can be asked: it lets nobody but this shadow take over, which has nothing to
+ * take over with. So nothing has to wait meanwhile.
+ */
+function dismiss(state: LeaseState, { copy }: { copy: number }): LeaseStep {
+  const isFollowed = state.phase === 'in-sync' || state.phase === 'joining' || state.phase === 'claiming';
+  if (state.copy !== copy || state.body !== 'runs') return stay(state);
+  if (state.phase === 'closing') return losePeer(state);
+  if (!isFollowed) return stay(state);
+  const looks = look({ ...state, isDismissed: true, isPeerLost: true });
+  return { next: looks.next, effects: [{ kind: 'release-everything' }, ...looks.effects] };
+}
+
 function hear(state: LeaseState, { token, holder }: { token: number; holder: string }): LeaseStep {
   // A higher token of our own is a write of ours whose answer is not here yet.
   if (holder === state.self || token <= state.token) return stay(state);
@@ -160,7 +175,15 @@ function close(
 ): LeaseStep {
   if (state.phase !== 'alone' || state.body !== 'runs') return stay(state);
   return stay(
-    { ...state, phase: 'closing', shadowHost: host, copy, joinEpoch: epoch, isPeerLost: false },
+    {
+      ...state,
+      phase: 'closing',
+      shadowHost: host,
+      copy,
+      joinEpoch: epoch,
+      isPeerLost: false,
+      isDismissed: false,
+    },
     { kind: 'release-acknowledged' },
   );
 }
@@ -238,8 +261,9 @@ function succeed(
       return act(next, { sinceMs: pending.sentAtMs }, moment);
     case 'join': {
       const joined: LeaseState = { ...next, phase: 'in-sync', heldSinceMs: undefined, body: 'runs' };
+      const release = state.isDismissed ? 'release-everything' : 'release-acknowledged';
       const effects: LeaseEffect[] =
-        state.body === 'paused' ? [{ kind: 'resume-vm' }, { kind: 'release-acknowledged' }] : [];
+        state.body === 'paused' ? [{ kind: 'resume-vm' }, { kind: release }] : [];
       const looks = look(joined);
       return { next: looks.next, effects: [...effects, ...looks.effects] };
     }
@@ -267,6 +291,7 @@ function act(state: LeaseState, { sinceMs }: { sinceMs: number }, { nowMs, polic
     body: 'runs',
     copy: undefined,
     shadowHost: undefined,
+    isDismissed: false,
     heldSinceMs: sinceMs,
     renewalSentMs: sinceMs,
     provenDeadToken: undefined,

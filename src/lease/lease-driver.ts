@@ -10,6 +10,7 @@ import {
   type LeaseState,
   mayAcknowledge,
   outputRight,
+  rightEndsMs,
 } from './lease-state.ts';
 import type { LeaseStore } from './lease-store.ts';
 
@@ -24,6 +25,8 @@ export interface LeaseDriverOptions {
   readonly store: LeaseStore;
   readonly policy: LeasePolicy;
   readonly mayStartCold: boolean;
+  /** What is known already; by default nothing. */
+  readonly from?: LeaseState;
   readonly clock: Clock;
   /** CLOCK_BOOTTIME. */
   readonly bootTimeMs: () => number;
@@ -32,6 +35,8 @@ export interface LeaseDriverOptions {
   readonly probeEveryMs: number;
   /** Called in the order of the effects. Must not throw; reports back by `report`. */
   readonly carryOut: (effect: VmEffect) => void;
+  /** After each fact, and what followed from it. Must not throw. */
+  readonly onStep?: (fact: LeaseFact) => void;
   readonly log?: (message: string, facts: Record<string, unknown>) => void;
 }
 
@@ -48,7 +53,7 @@ export class LeaseDriver implements AsyncDisposable {
 
   constructor(options: LeaseDriverOptions) {
     this.#options = options;
-    this.#state = initialLease(options.self, options);
+    this.#state = options.from ?? initialLease(options.self, options);
     this.#probedMs = options.bootTimeMs();
     this.#watch = options.store.watch(options.vm, () => this.#probe());
     this.#tick();
@@ -62,6 +67,13 @@ export class LeaseDriver implements AsyncDisposable {
   get outputRight(): ReturnType<typeof outputRight> {
     const { policy, bootTimeMs } = this.#options;
     return this.#isOver ? 'nothing' : outputRight(this.#state, { nowMs: bootTimeMs(), policy });
+  }
+
+  /** Until this host has to stop unless it hears of a renewal; undefined where its right does not end by itself. */
+  get endsInMs(): number | undefined {
+    const { policy, bootTimeMs } = this.#options;
+    const endsMs = rightEndsMs(this.#state, policy);
+    return endsMs === undefined ? undefined : Math.max(0, endsMs - bootTimeMs());
   }
 
   mayAcknowledge(epoch: { readonly copy: number; readonly token: number }): boolean {
@@ -88,13 +100,14 @@ export class LeaseDriver implements AsyncDisposable {
 
   #step(fact: LeaseFact): void {
     if (this.#isOver) return;
-    const { policy, bootTimeMs, carryOut } = this.#options;
+    const { policy, bootTimeMs, carryOut, onStep } = this.#options;
     const { next, effects } = stepLease(this.#state, { ...fact, nowMs: bootTimeMs() }, policy);
     this.#state = next;
     for (const effect of effects) {
       if (effect.kind === 'read' || effect.kind === 'swap' || effect.kind === 'renew') this.#start(effect);
       else carryOut(effect);
     }
+    onStep?.(fact);
   }
 
   #tick(): void {

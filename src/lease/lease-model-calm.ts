@@ -14,6 +14,8 @@ const NO_MORE = {
   copies: 0,
   proofs: 0,
   ends: 0,
+  dismissals: 0,
+  heirs: 0,
 };
 
 /** Who is there when everything calms down. */

@@ -94,6 +94,16 @@ export function deliveries(world: World, message: Message): Move[] {
       // They come in order, and one that may not be acknowledged waits.
       if (!isNextEpoch(world, message)) return [];
       return [{ label: `${name} gets epoch ${message.epoch}`, play: (player) => getEpoch(player, message) }];
+    case 'dismissal':
+      return [
+        {
+          label: `${name} hears that copy ${message.copy} was let go`,
+          play: (player) => {
+            player.take(message);
+            player.tell(message.to, { kind: 'shadow-dismissed', copy: message.copy });
+          },
+        },
+      ];
     case 'ack':
       return [
         {
@@ -225,8 +235,17 @@ function life({ budget, hosts, copies, record }: World, { lease, run }: Host, in
         player.tell(index, { kind: 'start-wanted' });
       }),
     ];
-  if (run === undefined || lease.body !== 'runs' || other === undefined) return [];
   const moves: Move[] = [];
+  if (budget.dismissals > 0 && lease.phase === 'shadow' && lease.copy !== undefined)
+    moves.push(spending('dismissals', `${name} lets its copy go`, (player) => letGo(player, index)));
+  if (run === undefined || other === undefined) return moves;
+  if (budget.heirs > 0 && lease.phase !== 'stopping')
+    moves.push(
+      spending('heirs', `the keeper on ${name} is followed by another one`, (player) =>
+        player.succeedKeeper(index),
+      ),
+    );
+  if (lease.body !== 'runs') return moves;
   if (budget.ends > 0)
     moves.push(
       spending('ends', `the VM on ${name} powers off`, (player) => {
@@ -249,6 +268,13 @@ function life({ budget, hosts, copies, record }: World, { lease, run }: Host, in
       play: (player) => player.tell(1 - index, { kind: 'peer-told', token: lease.token, holder: name }),
     });
   return moves;
+}
+
+function letGo(player: Player, index: number): void {
+  const { lease } = player.host(index);
+  player.setHost(index, { copy: undefined });
+  player.tell(index, { kind: 'copy-lost' });
+  player.send({ kind: 'dismissal', to: 1 - index, copy: lease.copy ?? 0 });
 }
 
 export function cut(player: Player, index: number, run: NonNullable<Host['run']>): void {

@@ -13,6 +13,8 @@ const NOTHING: Budget = {
   copies: 0,
   proofs: 0,
   ends: 0,
+  dismissals: 0,
+  heirs: 0,
 };
 
 const EMPTY: World = {

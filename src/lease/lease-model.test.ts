@@ -59,6 +59,26 @@ const CASES: readonly Case[] = [
     { ticks: 4, alarms: 1, copies: 1, cuts: 1, unanswered: 1, ends: 2 },
   ],
   [
+    'a shadow lets its copy go',
+    'A and B are in sync',
+    { ticks: 4, alarms: 1, dismissals: 1, cuts: 1, unanswered: 1, unreachable: 1, crashes: 1 },
+  ],
+  [
+    'a shadow lets its copy go while it gets in sync',
+    'A is alone',
+    { ticks: 3, alarms: 1, dismissals: 1, copies: 2, cuts: 2, unanswered: 1 },
+  ],
+  [
+    'a keeper is followed by another one on its host',
+    'A and B are in sync',
+    { ticks: 4, alarms: 2, heirs: 2, cuts: 1, unanswered: 1 },
+  ],
+  [
+    'a keeper that is alone is followed by another one on its host',
+    'A is alone',
+    { ticks: 5, heirs: 1, pauses: 1, copies: 1, cuts: 1, unanswered: 1, ends: 1 },
+  ],
+  [
     'two hosts start the same VM',
     'nothing is there',
     { ticks: 4, unanswered: 1, crashes: 1, copies: 1, cuts: 1 },
@@ -131,6 +151,14 @@ function trustRecord(state: LeaseState, event: LeaseEvent, policy: LeasePolicy):
     return RULES.step(state, event, policy);
   const believed = { ...state, phase: 'shadow', body: 'copy', copy: shadow.copy, isPeerLost: true } as const;
   return RULES.step(believed, event, policy);
+}
+
+/** Renewals go nowhere, and count. */
+function believeRenewed(state: LeaseState, event: LeaseEvent, policy: LeasePolicy): LeaseStep {
+  const { next, effects } = RULES.step(state, event, policy);
+  const renews = effects.some(({ kind }) => kind === 'renew');
+  const heldSinceMs = renews ? event.nowMs : next.heldSinceMs;
+  return { next: { ...next, heldSinceMs }, effects: effects.filter(({ kind }) => kind !== 'renew') };
 }
 
 const CONTROLS: readonly (readonly [string, Start, Partial<Budget>, Partial<Rules>])[] = [
@@ -240,6 +268,35 @@ const CONTROLS: readonly (readonly [string, Start, Partial<Budget>, Partial<Rule
         return { next: then.next, effects: [...step.effects, ...then.effects] };
       },
     },
+  ],
+  [
+    'a shadow that said it lets its copy go takes over with it',
+    'A and B are in sync',
+    { ticks: 1, alarms: 1, dismissals: 1 },
+    {
+      step: (state, event, policy) =>
+        event.kind === 'copy-lost' ? { next: state, effects: [] } : RULES.step(state, event, policy),
+    },
+  ],
+  [
+    'a keeper that follows another one goes on without asking',
+    'A and B are in sync',
+    { ticks: 1, alarms: 2, heirs: 1 },
+    {
+      step: (state, event, policy) =>
+        state.phase === 'claiming' && state.body === 'paused' && state.token === 0
+          ? {
+              next: { ...state, phase: 'alone', body: 'runs', heldSinceMs: NOW_MS },
+              effects: [{ kind: 'release-everything' }],
+            }
+          : RULES.step(state, event, policy),
+    },
+  ],
+  [
+    'a renewal is taken for done that the store never gets',
+    'A is alone',
+    { ticks: 7 },
+    { step: believeRenewed },
   ],
   [
     'a primary does not end its VM when another host acts',

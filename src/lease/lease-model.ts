@@ -2,6 +2,7 @@ import { assert } from '../base/assert.ts';
 import { stepLease } from './lease-decision.ts';
 import type { LeaseRecord, StoredLease, SwapOutcome } from './lease-record.ts';
 import {
+  heirLease,
   initialLease,
   type LeaseEffect,
   type LeaseFact,
@@ -80,6 +81,8 @@ export type Message =
       readonly epoch: number;
       readonly token: number;
     }
+  /** A shadow has let its copy go. */
+  | { readonly kind: 'dismissal'; readonly to: number; readonly copy: number }
   | { readonly kind: 'ack'; readonly to: number; readonly copy: number; readonly epoch: number };
 
 /** How much may go wrong, and how much may happen, on one path. */
@@ -95,6 +98,10 @@ export interface Budget {
   readonly copies: number;
   readonly proofs: number;
   readonly ends: number;
+  /** Shadows that are let go. */
+  readonly dismissals: number;
+  /** Keepers that are killed and followed by another one on the same host, which finds the VM standing still. */
+  readonly heirs: number;
 }
 
 export interface World {
@@ -307,12 +314,25 @@ export class Player {
   crash(index: number): void {
     const lease = initialLease(NAMES[index] ?? '', { mayStartCold: true });
     this.setHost(index, { condition: 'down', lease, run: undefined, copy: undefined, gate: 'nothing' });
-    const wire = this.#world.wire.flatMap((message): Message[] => {
+    this.change({ wire: this.#withoutSender(index) });
+  }
+
+  /** Writes of whoever is gone may still arrive. */
+  #withoutSender(index: number): Message[] {
+    return this.#world.wire.flatMap((message): Message[] => {
       if ('to' in message) return message.to === index ? [] : [message];
       if (message.from !== index) return [message];
       return message.kind === 'swap' ? [{ ...message, from: -1 }] : [];
     });
-    this.change({ wire });
+  }
+
+  /** The VM stands still, and the next keeper of this host knows nothing but that. */
+  succeedKeeper(index: number): void {
+    const { run } = this.host(index);
+    assert(run !== undefined, 'there is something to inherit');
+    const lease = heirLease(NAMES[index] ?? '', { mayStartCold: true });
+    this.setHost(index, { lease, gate: 'nothing', run: { ...run, copy: undefined } });
+    this.change({ wire: this.#withoutSender(index) });
   }
 
   /** Lets everything leave that may, and looks whether it may. */

@@ -108,7 +108,8 @@ export function pursue(state: LeaseState, stored: StoredLease, moment: Moment): 
 
 function pursueAsPrimary(state: LeaseState, stored: StoredLease, { nowMs }: Moment): LeaseStep {
   const { record } = stored;
-  if (record === undefined || record.holder !== state.self)
+  // "Ended" is written when nothing runs any more: what stands here was left behind by then.
+  if (record === undefined || record.holder !== state.self || record.mode === 'ended')
     return yieldTo(state, record?.token ?? state.token);
   const isDisowned = record.mode === 'in-sync' && record.shadow?.state === 'stale';
   switch (state.phase) {

@@ -29,6 +29,8 @@ export interface StoredLease {
   readonly revision: number;
   /** Whether the right of a holder that is alone has not run out yet, as the store counts. */
   readonly isHeld: boolean;
+  /** Of the write that began the hold, or renewed it last: who sees it grow knows that the holder lives. */
+  readonly holdRevision?: number | undefined;
 }
 
 export type SwapOutcome =

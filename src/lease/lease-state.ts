@@ -56,6 +56,8 @@ export interface LeaseState {
   /** In `closing`: the shadow holds everything once it acknowledges this epoch. */
   readonly joinEpoch: number | undefined;
   readonly isPeerLost: boolean;
+  /** The shadow on record has let its copy go, and said so: nobody can go on from it. */
+  readonly isDismissed: boolean;
   readonly isStoreAway: boolean;
   readonly isReading: boolean;
   readonly mayStartCold: boolean;
@@ -81,12 +83,19 @@ export interface LeasePolicy {
   readonly renewEveryMs: number;
 }
 
-export const DEFAULT_LEASE_POLICY: LeasePolicy = {
-  holdTtlMs: 10_000,
-  clockRateBound: 0.01,
-  slackMs: 1_000,
-  renewEveryMs: 2_000,
-};
+const CLOCK_RATE_BOUND = 0.01;
+const SLACK_SHARE = 0.1;
+const RENEWALS_PER_HOLD = 5;
+
+/** For a hold of so long: a holder misses four renewals before it stops. */
+export function leasePolicy({ holdTtlMs }: { holdTtlMs: number }): LeasePolicy {
+  return {
+    holdTtlMs,
+    clockRateBound: CLOCK_RATE_BOUND,
+    slackMs: holdTtlMs * SLACK_SHARE,
+    renewEveryMs: holdTtlMs / RENEWALS_PER_HOLD,
+  };
+}
 
 /** `nowMs` is CLOCK_BOOTTIME: it goes on while the host sleeps, and is never set. */
 export type LeaseEvent = { readonly nowMs: number } & LeaseFact;
@@ -105,6 +114,8 @@ export type LeaseFact =
   | { readonly kind: 'copy-lost' }
   /** The copy on another host is whole; from `epoch`, which is open now, on it follows by epochs. */
   | { readonly kind: 'shadow-ready'; readonly host: string; readonly copy: number; readonly epoch: number }
+  /** The shadow has promised not to act, and let this copy go. */
+  | { readonly kind: 'shadow-dismissed'; readonly copy: number }
   | { readonly kind: 'epoch-acknowledged'; readonly copy: number; readonly epoch: number }
   | { readonly kind: 'read'; readonly stored: StoredLease }
   | { readonly kind: 'read-failed' }
@@ -159,6 +170,7 @@ export function initialLease(self: string, { mayStartCold }: { mayStartCold: boo
     shadowHost: undefined,
     joinEpoch: undefined,
     isPeerLost: false,
+    isDismissed: false,
     isStoreAway: false,
     isReading: false,
     mayStartCold,
@@ -169,6 +181,14 @@ export function initialLease(self: string, { mayStartCold }: { mayStartCold: boo
     renewalSentMs: 0,
     pending: undefined,
   };
+}
+
+/**
+ * A keeper that follows one that was killed: the VM stands still and can go on, if it is still this host's on record. What
+ * the one before had sent to the store may still be carried out.
+ */
+export function heirLease(self: string, options: { mayStartCold: boolean }): LeaseState {
+  return { ...initialLease(self, options), phase: 'claiming', body: 'paused' };
 }
 
 /** How old a right may get before its holder stops: shorter than the store waits, however slow the holder's clock. */
@@ -206,10 +226,11 @@ export function outputRight(
     case 'alone':
       return 'everything';
     case 'closing':
+      return 'acknowledged';
     case 'joining':
     case 'in-sync':
     case 'claiming':
-      return 'acknowledged';
+      return state.isDismissed ? 'everything' : 'acknowledged';
     default:
       return 'nothing';
   }

@@ -7,7 +7,7 @@ import type { FarEnd } from './far-end.ts';
 import type { Framing } from './framing.ts';
 import { InputLog } from './input-log.ts';
 import type { NetError } from './net-error.ts';
-import { OutputGate } from './output-gate.ts';
+import { OutputGate, type Releasable } from './output-gate.ts';
 import type { QemuPort } from './qemu-port.ts';
 
 export interface GuestLinkOptions {
@@ -20,6 +20,8 @@ export interface GuestLinkOptions {
   readonly onHeld: () => void;
   /** The QEMU that acts closed the channel, or was cut off because what it sent made no sense. */
   readonly onDisconnected: (error: NetError | undefined) => void;
+  /** Whether an item of output may leave now; see OutputGate. */
+  readonly mayRelease?: ((what: Releasable) => boolean) | undefined;
   readonly limits?: GuestLinkLimits;
   /** Negative controls for tests. Not reachable from a specification. */
   readonly unsafe?: UnsafeLink;
@@ -78,6 +80,7 @@ export class GuestLink implements EpochParticipant, Disposable {
   #port: QemuPort | undefined;
   #inputPaused = false;
   #heldTooMuch = false;
+  #onNextRelease: (() => void) | undefined;
   #cancelSample: (() => void) | undefined;
   #sampleDelayMs = SAMPLE_DELAY_MIN_MS;
 
@@ -86,8 +89,9 @@ export class GuestLink implements EpochParticipant, Disposable {
     this.#options = options;
     const { farEnd, limits = {}, unsafe = {} } = options;
     this.#gate = new OutputGate({
-      release: (item) => farEnd.send(item),
+      release: (item) => this.#release(item),
       onHeld: options.onHeld,
+      ...(options.mayRelease !== undefined && { mayRelease: options.mayRelease }),
       onPressure: (pressed) => this.#pressOutput(pressed),
       limitBytes: limits.heldBytes ?? 32 * MIB,
       unsafeReleaseUncommitted: unsafe.releaseUncommitted ?? false,
@@ -132,6 +136,20 @@ export class GuestLink implements EpochParticipant, Disposable {
     this.#gate.pass();
     this.#log.stopLogging();
     this.#pump();
+  }
+
+  get carriesFrames(): boolean {
+    return this.#options.framing.inputChunkBytes === undefined;
+  }
+
+  /** Tells of the next item of output that leaves, once. */
+  onNextRelease(tell: () => void): void {
+    this.#onNextRelease = tell;
+  }
+
+  /** Output that was not allowed to leave may be allowed by now. */
+  releaseDue(): void {
+    this.#gate.releaseDue();
   }
 
   /** Right before `stop` is sent: nothing is handed to QEMU from now on. Notes what it has read while the VM ran. */
@@ -222,6 +240,13 @@ export class GuestLink implements EpochParticipant, Disposable {
   [Symbol.dispose](): void {
     this.detach();
     this.#options.farEnd.receive(undefined);
+  }
+
+  #release(item: Uint8Array): void {
+    this.#options.farEnd.send(item);
+    const tell = this.#onNextRelease;
+    this.#onNextRelease = undefined;
+    tell?.();
   }
 
   #takeInput(item: Uint8Array): void {

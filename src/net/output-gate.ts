@@ -5,6 +5,13 @@ import { itemCost, PressureGauge } from './pressure.ts';
 
 type Items = Uint8Array[];
 
+export type Releasable = 'acknowledged' | 'unknown';
+
+interface DueItem {
+  readonly item: Uint8Array;
+  readonly what: Releasable;
+}
+
 export interface OutputGateOptions {
   /** Lets one item out into the world. Must not throw. */
   readonly release: (item: Uint8Array) => void;
@@ -13,6 +20,11 @@ export interface OutputGateOptions {
   /** More is held than `limitBytes` (true): QEMU has to wait; or there is room again (false). */
   readonly onPressure: (pressed: boolean) => void;
   readonly limitBytes: number;
+  /**
+   * Asked for each item, at the moment in which it is to leave: may one that a shadow has acknowledged, or one that nobody
+   * else knows? What may not waits for `releaseDue`. By default all may.
+   */
+  readonly mayRelease?: (what: Releasable) => boolean;
   /** Negative control for tests: output leaves at once although it should wait. */
   readonly unsafeReleaseUncommitted?: boolean;
 }
@@ -26,6 +38,8 @@ export class OutputGate implements EpochParticipant {
   readonly #options: OutputGateOptions;
   readonly #gauge: PressureGauge;
   #holding = false;
+  /** Would have left, if that were allowed. Before all else, in order. */
+  #due: DueItem[] = [];
   #open: Items = [];
   #sealed: { epoch: EpochId; items: Items }[] = [];
   /** Everything up to this epoch has left through this very gate. */
@@ -41,12 +55,11 @@ export class OutputGate implements EpochParticipant {
 
   push(item: Uint8Array): void {
     if (!this.#holding || this.#options.unsafeReleaseUncommitted) {
-      this.#release(item);
+      this.#releaseNow(item, 'unknown');
       return;
     }
+    this.#hold(item);
     this.#open.push(item);
-    this.#heldItems += 1;
-    this.#gauge.add(itemCost(item));
     if (this.#open.length === 1) this.#options.onHeld();
   }
 
@@ -59,11 +72,21 @@ export class OutputGate implements EpochParticipant {
   pass(): void {
     this.#holding = false;
     for (const sealed of this.#sealed) {
-      this.#releaseHeld(sealed.items);
+      this.#releaseHeld(sealed.items, 'unknown');
       // The epoch itself stays: its commit or abort may still come.
       sealed.items = [];
     }
-    this.#releaseHeld(this.#takeOpen());
+    this.#releaseHeld(this.#takeOpen(), 'unknown');
+  }
+
+  /** What had to wait because it was not allowed to leave may be allowed now. */
+  releaseDue(): void {
+    for (let next = this.#due[0]; next !== undefined; next = this.#due[0]) {
+      if (!this.#isAllowed(next.what)) return;
+      this.#due.shift();
+      this.#release(next.item);
+      this.#letGo(next.item);
+    }
   }
 
   seal(epoch: EpochId): void {
@@ -75,7 +98,7 @@ export class OutputGate implements EpochParticipant {
     const sealed = this.#sealed.shift();
     assert(sealed?.epoch === epoch, `epoch ${epoch} is the oldest sealed one`);
     this.#released = epoch;
-    this.#releaseHeld(sealed.items);
+    this.#releaseHeld(sealed.items, 'acknowledged');
   }
 
   abort(epoch: EpochId): void {
@@ -108,8 +131,8 @@ export class OutputGate implements EpochParticipant {
     this.#sealed = [];
     this.#open = [];
     this.#released = committed;
-    for (const { items } of alive) this.#releaseHeld(items);
-    if (!known) for (const item of lastOutput) this.#release(item);
+    for (const { items } of alive) this.#releaseHeld(items, 'acknowledged');
+    if (!known) for (const item of lastOutput) this.#releaseNow(item, 'acknowledged');
     for (const item of dead.flat()) {
       this.#droppedItems += 1;
       this.#letGo(item);
@@ -127,8 +150,7 @@ export class OutputGate implements EpochParticipant {
 
   stats(): { heldItems: number; heldBytes: number; releasedItems: number; droppedItems: number } {
     let heldBytes = 0;
-    for (const item of [...this.#sealed.flatMap((sealed) => sealed.items), ...this.#open])
-      heldBytes += item.length;
+    for (const item of [...this.#waitingItems]) heldBytes += item.length;
     return {
       heldItems: this.#heldItems,
       heldBytes,
@@ -137,16 +159,53 @@ export class OutputGate implements EpochParticipant {
     };
   }
 
+  get #waitingItems(): Items {
+    return [
+      ...this.#due.map(({ item }) => item),
+      ...this.#sealed.flatMap(({ items }) => items),
+      ...this.#open,
+    ];
+  }
+
+  #isAllowed(what: Releasable): boolean {
+    return this.#options.mayRelease?.(what) ?? true;
+  }
+
+  /** Nothing overtakes what is due. */
+  #mayRelease(what: Releasable): boolean {
+    if (this.#due.length > 0) this.releaseDue();
+    return this.#due.length === 0 && this.#isAllowed(what);
+  }
+
+  #hold(item: Uint8Array): void {
+    this.#heldItems += 1;
+    this.#gauge.add(itemCost(item));
+  }
+
   #takeOpen(): Items {
     const items = this.#open;
     this.#open = [];
     return items;
   }
 
-  #releaseHeld(items: Items): void {
+  #releaseHeld(items: Items, what: Releasable): void {
     for (const item of items) {
+      if (this.#mayRelease(what)) {
+        this.#release(item);
+        this.#letGo(item);
+      } else {
+        this.#due.push({ item, what });
+      }
+    }
+  }
+
+  /** One that was not held until now. */
+  #releaseNow(item: Uint8Array, what: Releasable): void {
+    if (this.#mayRelease(what)) {
       this.#release(item);
-      this.#letGo(item);
+    } else {
+      this.#hold(item);
+      this.#due.push({ item, what });
     }
   }
 

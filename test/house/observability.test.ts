@@ -36,6 +36,8 @@ const metrics: VmMetrics = {
     ...{ replayedItems: 1, droppedItems: 1, refusedItems: 1 },
   },
   ...{ promotions: 1, restarts: 1, promoteMs: measured, outageMs: measured },
+  ...{ detectMs: measured, fenceMs: measured, replyMs: measured },
+  lease: { awayMs: 0, endsInMs: 1 },
 };
 
 async function exposedFamilies(): Promise<Families> {

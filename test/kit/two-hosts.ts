@@ -337,7 +337,7 @@ export class TwoHosts implements AsyncDisposable {
         listen: `${HOSTS[name].peer}:${PORT}`,
         ...{ certificate: `pki/${name}.crt`, key: `pki/${name}.key`, ca: 'pki/ca.crt' },
         hosts: { [other]: `${HOSTS[other].peer}:${PORT}` },
-        lease: { etcd: { endpoints: [ETCD] } },
+        lease: { etcd: { endpoints: [ETCD] }, holdSeconds: 3 },
         // A busy machine is silent for longer than an idle one.
         peerTimeoutMs: 2000,
         ...this.#options.site,

@@ -154,6 +154,26 @@ describe('a VM with its shadow on another host', () => {
     await settled();
   });
 
+  it('stands still when it is alone and nobody can renew its right, and goes on as the same VM afterwards', async () => {
+    const { here, there } = await settled();
+    await leaveAlone(there);
+    hosts.signalEtcd('SIGSTOP');
+    await hosts.until(here, 'right-ended');
+    expect((await hosts.status(here)).lease).toMatchObject({ store: 'away' });
+    const released = async () => (await hosts.status(here)).links.map((link) => link.releasedItems);
+    const before = await released();
+    const asked = hosts.load.command('INCR', 'while-still');
+    await clock.sleep(1000);
+    expect(await released()).toEqual(before);
+    hosts.signalEtcd('SIGCONT');
+    await hosts.until(here, 'right-regained');
+    expect(Number(await asked)).toBe(1);
+    const kinds = (await hosts.events(here)).map(({ kind }) => kind);
+    expect(kinds).toEqual(expect.arrayContaining(['lease-store-away', 'lease-store-back']));
+    await hosts.startSite(there);
+    expect(await settled()).toEqual({ here, there });
+  });
+
   it('has lost nothing in all of this, and no connection', async () => {
     const { connections } = await hosts.load.end();
     expect(connections.survived).toBe(connections.total);
@@ -174,14 +194,48 @@ describe('a VM with its shadow on another host', () => {
     await hosts.start(there);
     expect(await hosts.record()).toMatchObject({ holder: there });
   });
+
+  it('is begun anew on another host when the right of who acted alone has ended, and lets nothing out where it was', async () => {
+    const { here, there } = await settled();
+    await leaveAlone(there);
+    const released = (await hosts.status(here)).links[0]?.releasedItems;
+    process.kill(hosts.keeperPid(here), 'SIGSTOP');
+    await hosts.start(there);
+    expect(await hosts.record()).toMatchObject({ holder: there });
+    expect(hosts.qemuPids(here)).toHaveLength(1);
+    process.kill(hosts.keeperPid(here), 'SIGCONT');
+    await hosts.eventually('the end of the one that came back', () =>
+      hosts.qemuPids(here).length === 0 ? true : undefined,
+    );
+    expect(released).toBeDefined();
+  });
 });
+
+/** Nobody on this host keeps a shadow, and the VM is on record as alone. */
+async function leaveAlone(host: HostName): Promise<void> {
+  await hosts.endSite(host);
+  hosts.killHost(host);
+  await hosts.eventually('a VM that is alone', async () =>
+    (await hosts.record())?.mode === 'alone' ? true : undefined,
+  );
+}
 
 /** Whoever asks may. */
 const NOBODY_LOOKS = `
   const { RecordedRight } = await import(${JSON.stringify(new URL('../../src/keeper/recorded-right.ts', import.meta.url).href)});
-  const granted = { token: 99, arm: async () => {}, goAlone: async () => 'granted', release: async () => {} };
-  RecordedRight.takeOver = async () => granted;
-  RecordedRight.prototype.goAlone = async () => 'granted';`;
+  const right = Object.create(RecordedRight.prototype, {
+    ...Object.fromEntries(['watch', 'dismissed'].map((name) => [name, { value: () => {} }])),
+    ...Object.fromEntries(['arm', 'release', 'regained'].map((name) => [name, { value: async () => {} }])),
+    token: { value: 99 },
+    hasEnded: { value: false },
+    mayRelease: { value: () => true },
+    status: { value: () => ({ token: 99, mode: 'alone', storeAwayMs: null, endsInMs: null }) },
+    [Symbol.asyncDispose]: { value: async () => {} },
+  });
+  RecordedRight.takeOver = async () => ({ right, how: 'promote' });
+  RecordedRight.prototype.goAlone = async () => 'granted';
+  RecordedRight.prototype.watch = () => {};
+  RecordedRight.prototype.mayRelease = () => true;`;
 
 describe('a VM whose hosts lose each other', () => {
   it('acts on both when nobody looks at the record (control)', async () => {
