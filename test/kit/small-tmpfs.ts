@@ -6,15 +6,18 @@ import { join } from 'node:path';
 /** A file system in memory with little room, so that running out of it takes no effort. Needs root. */
 export class SmallTmpfs implements Disposable {
   readonly path: string;
+  readonly #isOwn: boolean;
 
-  constructor(sizeBytes: number) {
-    this.path = mkdtempSync(join(tmpdir(), 'us-tmpfs-'));
+  /** In a directory of its own, or over one that is there. */
+  constructor(sizeBytes: number, path?: string) {
+    this.#isOwn = path === undefined;
+    this.path = path ?? mkdtempSync(join(tmpdir(), 'us-tmpfs-'));
     execFileSync('mount', ['-t', 'tmpfs', '-o', `size=${sizeBytes},mode=0755`, 'tmpfs', this.path]);
   }
 
   [Symbol.dispose](): void {
     // Lazily, because a test that failed may still have files open in it.
     execFileSync('umount', ['--lazy', this.path]);
-    rmdirSync(this.path);
+    if (this.#isOwn) rmdirSync(this.path);
   }
 }

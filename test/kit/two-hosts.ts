@@ -1,4 +1,4 @@
-import { type ChildProcess, execFile, spawn } from 'node:child_process';
+import { type ChildProcess, execFile, execFileSync, type StdioOptions, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -9,6 +9,7 @@ import { promisify } from 'node:util';
 import { stringify } from 'yaml';
 import { ensureDemoGuest } from '../../guest/build.ts';
 import { systemClock as clock } from '../../src/base/clock.ts';
+import { ControlClient } from '../../src/control/control-client.ts';
 import type { KeeperRecord } from '../../src/control/keeper-record.ts';
 import { processesMapping } from '../../src/control/process-identity.ts';
 import type { VmEvent } from '../../src/control/vm-event.ts';
@@ -17,6 +18,8 @@ import { RedisLoad } from '../../src/demo/redis-load.ts';
 import type { LeaseRecord } from '../../src/lease/lease-record.ts';
 import { readRecord } from '../../src/lease/lease-store.ts';
 import { CertificateStore } from '../../src/pki/certificate-store.ts';
+import { type HostPlaces, processesOn } from './host-usage.ts';
+import type { OddClock } from './odd-clock.ts';
 
 const run = promisify(execFile);
 const CLI = fileURLToPath(new URL('../../src/cli/main.ts', import.meta.url));
@@ -26,11 +29,11 @@ const DEADLINE_MS = 90_000;
 const POLL_MS = 20;
 const ETCD_ADDRESS = '10.77.0.1';
 const ETCD = `https://${ETCD_ADDRESS}:2379`;
-const GUEST = { host: '10.77.0.2', port: 6379 };
+export const GUEST = { host: '10.77.0.2', port: 6379 };
 const PORT = 7946;
 
 export type HostName = 'a' | 'b';
-const HOSTS = {
+export const HOSTS = {
   a: { peer: '10.78.0.1', lan: '10.77.0.11' },
   b: { peer: '10.78.0.2', lan: '10.77.0.12' },
 } as const;
@@ -38,7 +41,9 @@ const NAMES = ['a', 'b'] as const;
 
 export interface TwoHostsOptions {
   /** Runs on this host in every process of understudy before anything else; see `killAt` in kept-vm.ts. */
-  readonly plants?: Partial<Record<HostName, string>>;
+  readonly plants?: Partial<Record<HostName, string>> | ((hosts: TwoHosts) => Record<HostName, string>);
+  /** Where one of them has its own idea of time. */
+  readonly clocks?: (hosts: TwoHosts) => Partial<Record<HostName, OddClock>>;
   /** Fields of site.yaml. */
   readonly site?: Readonly<Record<string, unknown>>;
   /** Fields of the specification. */
@@ -59,6 +64,7 @@ export class TwoHosts implements AsyncDisposable {
   readonly #options: TwoHostsOptions;
   readonly #owned = new AsyncDisposableStack();
   readonly #sites = new Map<HostName, ChildProcess>();
+  readonly #clocks: Partial<Record<HostName, OddClock>>;
   #etcd: ChildProcess | undefined;
   #load: RedisLoad | undefined;
   #runId = '';
@@ -70,6 +76,7 @@ export class TwoHosts implements AsyncDisposable {
     this.vm = `two-${process.pid}-${made}`;
     this.folder = mkdtempSync(join(tmpdir(), 'us-two-'));
     this.memoryFolder = mkdtempSync('/dev/shm/us-two-');
+    this.#clocks = options.clocks?.(this) ?? {};
     this.#owned.defer(() => {
       for (const path of [this.folder, this.memoryFolder]) rmSync(path, { recursive: true, force: true });
     });
@@ -181,6 +188,13 @@ export class TwoHosts implements AsyncDisposable {
     return value === undefined ? undefined : readRecord(this.vm, Buffer.from(value, 'base64').toString());
   }
 
+  /** As the keeper on this host says it over its socket. @throws KeeperError when none answers */
+  async statusNow(host: HostName): Promise<VmStatus> {
+    const path = join(this.runDirectory(host), this.vm, 'control.sock');
+    using client = await ControlClient.connect(path, { vm: this.vm, clock, connectDeadlineMs: 1000 });
+    return await client.status();
+  }
+
   keeperPid(host: HostName): number {
     return this.#keeperRecord(host).keeper.pid;
   }
@@ -189,6 +203,11 @@ export class TwoHosts implements AsyncDisposable {
     return processesMapping(this.memoryOf(host))
       .map(({ pid }) => pid)
       .filter((pid) => readFileSync(`/proc/${pid}/comm`, 'utf8').startsWith('qemu'));
+  }
+
+  /** Undefined while it is not running. */
+  sitePid(host: HostName): number | undefined {
+    return this.#sites.get(host)?.pid;
   }
 
   /** As a host ends whose plug is pulled, as far as this VM goes: keeper and QEMU at once. */
@@ -248,7 +267,8 @@ export class TwoHosts implements AsyncDisposable {
   }
 
   async startSite(host: HostName): Promise<void> {
-    const child = spawn('ip', this.#on(host, [process.execPath, SITE]), {
+    const site = [process.execPath, SITE];
+    const child = spawn('ip', this.#on(host, this.#clocks[host]?.elsewhen(site) ?? site), {
       env: this.environment(host),
       stdio: ['ignore', 'pipe', 'inherit'],
     });
@@ -264,6 +284,37 @@ export class TwoHosts implements AsyncDisposable {
     this.#sites.delete(host);
   }
 
+  /** It loses what it had in memory, not what it said it had written. */
+  async restartEtcd(): Promise<void> {
+    await end(this.#etcd);
+    await this.startEtcd();
+  }
+
+  /** Follows the record in etcd, as JSON lines of its gateway, until it is killed or etcd ends. */
+  watchRecord(fromRevision: number): ChildProcess {
+    const key = Buffer.from(`understudy/lease/${this.vm}/record`).toString('base64');
+    const create_request = { key, start_revision: fromRevision };
+    const words = ['-sN', ...this.#shown(), '-d', JSON.stringify({ create_request }), `${ETCD}/v3/watch`];
+    const stdio: StdioOptions = ['ignore', 'pipe', 'ignore'];
+    return spawn('nsenter', this.#entering('lan', ['curl', ...words]), { stdio });
+  }
+
+  /** One that comes after whatever became of the one before. */
+  async replaceSite(host: HostName): Promise<void> {
+    await this.endSite(host);
+    await this.startSite(host);
+  }
+
+  placesOf(host: HostName): HostPlaces {
+    const links = execFileSync('ip', ['-n', this.netns(host), '-j', 'link'], { encoding: 'utf8' });
+    return {
+      runDirectory: this.runDirectory(host),
+      stateDirectory: join(this.folder, host, 'state'),
+      memoryDirectory: this.memoryOf(host),
+      devices: (JSON.parse(links) as { ifname: string }[]).map(({ ifname }) => ifname),
+    };
+  }
+
   netns(place: HostName | 'lan'): string {
     return `${this.#prefix}-${place}`;
   }
@@ -277,7 +328,8 @@ export class TwoHosts implements AsyncDisposable {
   }
 
   environment(host: HostName): NodeJS.ProcessEnv {
-    const plant = this.#options.plants?.[host];
+    const { plants = {} } = this.#options;
+    const plant = (typeof plants === 'function' ? plants(this) : plants)[host];
     const plantUrl = `data:text/javascript,${encodeURIComponent(plant ?? '')}`;
     return {
       ...process.env,
@@ -285,6 +337,7 @@ export class TwoHosts implements AsyncDisposable {
       UNDERSTUDY_MEMORY_DIR: this.memoryOf(host),
       UNDERSTUDY_STATE_DIR: join(this.folder, host, 'state'),
       UNDERSTUDY_SITE: this.sitePath(host),
+      ...this.#clocks[host]?.environment,
       ...(plant !== undefined && { NODE_OPTIONS: `--import ${JSON.stringify(plantUrl)}` }),
     };
   }
@@ -363,13 +416,9 @@ export class TwoHosts implements AsyncDisposable {
   async #endAll(): Promise<void> {
     for (const child of [...this.#sites.values(), this.#etcd]) await end(child);
     for (const name of NAMES) {
-      const pids = new Set(processesMapping(this.memoryOf(name)).map(({ pid }) => pid));
-      try {
-        pids.add(this.keeperPid(name));
-      } catch {
-        // There is no VM on that host.
-      }
-      for (const pid of pids) {
+      // Also a keeper that waits for the shadow that it is for, and has nothing yet.
+      const pids = [...processesMapping(this.memoryOf(name)), ...processesOn(this.runDirectory(name))];
+      for (const { pid } of pids) {
         try {
           process.kill(pid, 'SIGKILL');
         } catch {
@@ -388,10 +437,17 @@ export class TwoHosts implements AsyncDisposable {
   }
 
   async #askEtcd(...words: string[]): Promise<string> {
-    const pki = (file: string) => join(this.folder, 'pki', file);
-    const shown = ['--cacert', pki('ca.crt'), '--cert', pki('a.crt'), '--key', pki('a.key')];
-    const { stdout } = await run('nsenter', this.#entering('lan', ['curl', '-s', ...shown, ...words]));
+    const { stdout } = await run(
+      'nsenter',
+      this.#entering('lan', ['curl', '-s', ...this.#shown(), ...words]),
+    );
     return stdout;
+  }
+
+  /** What curl shows to etcd. */
+  #shown(): string[] {
+    const pki = (file: string) => join(this.folder, 'pki', file);
+    return ['--cacert', pki('ca.crt'), '--cert', pki('a.crt'), '--key', pki('a.key')];
   }
 
   /** Unlike `nsenter`, this shows a /sys without cgroups: those of a VM have the same names on both hosts. */
@@ -431,6 +487,6 @@ async function end(child: ChildProcess | undefined): Promise<void> {
   await exited;
 }
 
-function otherThan(host: HostName): HostName {
+export function otherThan(host: HostName): HostName {
   return host === 'a' ? 'b' : 'a';
 }

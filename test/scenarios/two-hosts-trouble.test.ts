@@ -1,0 +1,189 @@
+import { existsSync, readdirSync, rmSync, statfsSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { systemClock as clock } from '../../src/base/clock.ts';
+import type { VmEvent } from '../../src/control/vm-event.ts';
+import { CertificateStore } from '../../src/pki/certificate-store.ts';
+import { foreignTls } from '../kit/etcd-cluster.ts';
+import { OddClock } from '../kit/odd-clock.ts';
+import { SmallTmpfs } from '../kit/small-tmpfs.ts';
+import type { Roles } from '../kit/two-host-faults.ts';
+import { TwoHostOracle } from '../kit/two-host-oracle.ts';
+import { HOSTS, type HostName, otherThan, TwoHosts } from '../kit/two-hosts.ts';
+
+const DAY_MS = 24 * 3_600_000;
+const YEAR_MS = 365 * DAY_MS;
+/** Longer than silence may last. */
+const NOTICED_MS = 2500;
+const ROOM_BYTES = 400 * 2 ** 20;
+const PEERS: Readonly<Record<HostName, string>> = { a: HOSTS.a.peer, b: HOSTS.b.peer };
+
+let hosts: TwoHosts;
+let oracle: TwoHostOracle;
+let oddClock: OddClock;
+let room: SmallTmpfs;
+
+/** Each of these makes the one that is wanted, so that no test depends on where the one before left the VM. */
+async function actingOn(host: HostName): Promise<Roles> {
+  const roles = await oracle.settled();
+  if (roles.here === host) return roles;
+  hosts.killHost(roles.here);
+  return await oracle.settled();
+}
+
+async function lastSeq(host: HostName): Promise<number> {
+  return (await hosts.events(host)).at(-1)?.seq ?? 0;
+}
+
+/** The shadow is lost, and what comes of the next one. */
+async function withoutShadow({ here, there }: Roles): Promise<VmEvent> {
+  const after = await lastSeq(here);
+  process.kill(hosts.keeperPid(there), 'SIGKILL');
+  return await hosts.until(here, 'shadow-failed', { after });
+}
+
+/** The same keepers, and the same token. */
+async function identity({ here, there }: Roles): Promise<unknown> {
+  const record = await hosts.record();
+  return { record, pids: [hosts.keeperPid(here), hosts.keeperPid(there)] };
+}
+
+function pkiOf(): CertificateStore {
+  return new CertificateStore(join(hosts.folder, 'pki'), { wallMs: clock.wallMs });
+}
+
+function removeCertificate(host: HostName): void {
+  for (const kind of ['crt', 'key']) rmSync(join(hosts.folder, 'pki', `${host}.${kind}`));
+}
+
+async function isHarmless(): Promise<void> {
+  const roles = await oracle.settled();
+  const report = await hosts.load.end();
+  expect(await oracle.judge(roles, report)).toEqual([]);
+  await hosts.load.begin({ gapMs: 10 });
+}
+
+describe('a VM with its shadow on a host with clocks, certificates and room of its own', () => {
+  beforeAll(async () => {
+    hosts = await TwoHosts.open({
+      clocks: ({ folder }) => {
+        oddClock = new OddClock(folder, { rate: 1.05 });
+        return { b: oddClock };
+      },
+    });
+    room = new SmallTmpfs(ROOM_BYTES, hosts.memoryOf('b'));
+    await hosts.start('a');
+    await hosts.connect(2);
+    await hosts.until('a', 'protected');
+    oracle = new TwoHostOracle(hosts);
+    await hosts.load.begin({ gapMs: 10 });
+  });
+
+  afterAll(async () => {
+    await oracle?.[Symbol.asyncDispose]();
+    await hosts?.[Symbol.asyncDispose]();
+    room?.[Symbol.dispose]();
+  });
+
+  it('is taken over, protected again and taken back, though the wall clock there is set forth and back', async () => {
+    for (const offsetMs of [20 * DAY_MS, -DAY_MS / 48, 300 * DAY_MS, 0]) {
+      const { here, there } = await oracle.settled();
+      oddClock.setWall(offsetMs);
+      const before = await identity({ here, there });
+      await clock.sleep(300);
+      expect(await identity({ here, there })).toEqual(before);
+      hosts.killHost(here);
+      expect(await oracle.settled()).toEqual({ here: there, there: here });
+    }
+    await isHarmless();
+  });
+
+  it.each([
+    ['have expired', 20 * YEAR_MS],
+    ['are not valid yet', -YEAR_MS],
+  ])(
+    'does not notice that certificates %s there, and has no other shadow on it until that has passed',
+    async (_what, offsetMs) => {
+      const roles = await actingOn('a');
+      const before = await identity(roles);
+      oddClock.setWall(offsetMs);
+      await clock.sleep(NOTICED_MS);
+      expect(await identity(roles)).toEqual(before);
+      const { facts } = await withoutShadow(roles);
+      expect(JSON.stringify(facts)).toMatch(/WIRE_PEER_EXPIRED/);
+      oddClock.setWall(0);
+      await isHarmless();
+    },
+  );
+
+  it('has no shadow on a host whose certificate is by another CA', async () => {
+    const roles = await actingOn('a');
+    const foreign = await foreignTls();
+    removeCertificate('b');
+    writeFileSync(join(hosts.folder, 'pki/b.crt'), foreign.certificate);
+    writeFileSync(join(hosts.folder, 'pki/b.key'), foreign.key, { mode: 0o600 });
+    await hosts.endSite('b');
+    await expect(hosts.startSite('b')).rejects.toThrow('WIRE_CERTIFICATE_UNUSABLE');
+    const { facts } = await withoutShadow(roles);
+    expect(JSON.stringify(facts)).toMatch(/WIRE_DIAL_FAILED/);
+    removeCertificate('b');
+    await pkiOf().host('b', [PEERS.b]);
+    await hosts.startSite('b');
+    await isHarmless();
+  });
+
+  it('does not notice that certificates are renewed, and is protected with the new ones', async () => {
+    const roles = await oracle.settled();
+    const before = await identity(roles);
+    for (const host of ['a', 'b'] as const) {
+      removeCertificate(host);
+      await pkiOf().host(host, [PEERS[host]]);
+      await hosts.replaceSite(host);
+    }
+    await clock.sleep(NOTICED_MS);
+    expect(await identity(roles)).toEqual(before);
+    hosts.killHost(roles.here);
+    expect(await oracle.settled()).toEqual({ here: roles.there, there: roles.here });
+    await isHarmless();
+  });
+
+  it('goes on alone when there is no room left for its epochs there, and is protected when there is', async () => {
+    const roles = await actingOn('a');
+    const after = await lastSeq('a');
+    const { bavail, bsize } = statfsSync(room.path);
+    writeFileSync(join(room.path, 'ballast'), Buffer.alloc(bavail * bsize));
+    await hosts.load.command('SET', 'filler', 'x'.repeat(16 * 2 ** 20));
+    await hosts.until('a', 'shadow-lost', { after });
+    rmSync(join(room.path, 'ballast'));
+    expect(await oracle.settled()).toEqual(roles);
+    await isHarmless();
+  });
+
+  it('begins anew on one host when both have lost power, and only where somebody says so', async () => {
+    const { here } = await oracle.settled();
+    const before = await hosts.record();
+    await hosts.load.end();
+    for (const host of ['a', 'b'] as const) {
+      hosts.killHost(host);
+      await hosts.endSite(host);
+    }
+    for (const host of ['a', 'b'] as const) {
+      await hosts.eventually('their end', () => hosts.qemuPids(host).length === 0);
+      for (const folder of [hosts.runDirectory(host), hosts.memoryOf(host)])
+        for (const name of readdirSync(folder)) rmSync(join(folder, name), { recursive: true });
+      await hosts.startSite(host);
+    }
+    await clock.sleep(NOTICED_MS);
+    for (const host of ['a', 'b'] as const) {
+      expect(existsSync(join(hosts.runDirectory(host), hosts.vm))).toBe(false);
+      await expect(hosts.start(host)).rejects.toThrow('KEEPER_SUPERSEDED');
+    }
+    expect(await hosts.record()).toEqual(before);
+    const other = otherThan(here);
+    await hosts.cli(other, 'run', join(hosts.folder, 'vm.yaml'), '--wait', 'started', '--anew');
+    expect(await hosts.record()).toMatchObject({ holder: other, token: (before?.token ?? 0) + 1 });
+    await expect(hosts.start(here)).rejects.toThrow('KEEPER_SUPERSEDED');
+    await hosts.until(other, 'protected');
+    expect(oracle.judgeActing()).toEqual([]);
+  });
+});
