@@ -2,6 +2,7 @@ import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { systemClock as clock } from '../../src/base/clock.ts';
+import { TwoHostOracle } from '../kit/two-host-oracle.ts';
 import { type HostName, TwoHosts } from '../kit/two-hosts.ts';
 
 let hosts: TwoHosts;
@@ -240,10 +241,15 @@ const NOBODY_LOOKS = `
 describe('a VM whose hosts lose each other', () => {
   it('acts on both when nobody looks at the record (control)', async () => {
     await using pair = await TwoHosts.withVm({ clients: 1, plants: { a: NOBODY_LOOKS, b: NOBODY_LOOKS } });
+    await using oracle = new TwoHostOracle(pair);
+    await pair.load.begin();
+    expect(oracle.judgeActing()).toEqual([]);
     await pair.cutPeers();
     await pair.until('b', 'promoted');
     await pair.until('a', 'shadow-lost');
     expect(pair.qemuPids('a')).toHaveLength(1);
     expect(pair.qemuPids('b')).toHaveLength(1);
+    const seen = await pair.eventually('frames of both', () => oracle.judgeActing()[0]);
+    expect(seen).toMatch(/^on record were a, and frames came .* from b/);
   });
 });
