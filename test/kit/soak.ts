@@ -6,7 +6,7 @@ export const soakSetting = {
   isLong: soaking,
   /** Decides which faults happen, and when. */
   seed: numberOf('UNDERSTUDY_SOAK_SEED', Math.floor(Math.random() * 2 ** 31)),
-  faults: numberOf('UNDERSTUDY_SOAK_FAULTS', soaking ? 200 : 8),
+  faults: numberOf('UNDERSTUDY_SOAK_FAULTS', soaking ? 200 : 6),
   /** From one host to the other and back. */
   failbacks: numberOf('UNDERSTUDY_SOAK_FAILBACKS', soaking ? 100 : 3),
 };

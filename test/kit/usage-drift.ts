@@ -5,7 +5,7 @@ const FIRST_ROUNDS = 2;
 /** Connections of commands and of this test that are open in the moment of a look. */
 const DESCRIPTORS_SLACK = 6;
 /** What a heap without a leak may grow by, as Node sees no reason to shrink it. */
-const ANONYMOUS_SLACK_BYTES = 64e6;
+const ANONYMOUS_SLACK_BYTES = 100e6;
 /** A guest comes to use all of its memory, and nothing beyond it may grow. */
 const SHARED_SLACK_BYTES = 16 * 2 ** 20;
 

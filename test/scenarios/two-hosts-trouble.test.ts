@@ -1,4 +1,4 @@
-import { existsSync, readdirSync, rmSync, statfsSync, writeFileSync } from 'node:fs';
+import { closeSync, existsSync, openSync, readdirSync, rmSync, writeFileSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { systemClock as clock } from '../../src/base/clock.ts';
@@ -15,7 +15,7 @@ const DAY_MS = 24 * 3_600_000;
 const YEAR_MS = 365 * DAY_MS;
 /** Longer than silence may last. */
 const NOTICED_MS = 2500;
-const ROOM_BYTES = 400 * 2 ** 20;
+const ROOM_BYTES = 512 * 2 ** 20;
 const PEERS: Readonly<Record<HostName, string>> = { a: HOSTS.a.peer, b: HOSTS.b.peer };
 
 let hosts: TwoHosts;
@@ -56,6 +56,18 @@ function removeCertificate(host: HostName): void {
   for (const kind of ['crt', 'key']) rmSync(join(hosts.folder, 'pki', `${host}.${kind}`));
 }
 
+/** Takes all the room that there is. */
+function fill(path: string): void {
+  const fd = openSync(path, 'w');
+  try {
+    for (;;) writeSync(fd, Buffer.alloc(2 ** 20));
+  } catch (thrown) {
+    if ((thrown as NodeJS.ErrnoException).code !== 'ENOSPC') throw thrown;
+  } finally {
+    closeSync(fd);
+  }
+}
+
 async function isHarmless(): Promise<void> {
   const roles = await oracle.settled();
   const report = await hosts.load.end();
@@ -81,12 +93,13 @@ describe('a VM with its shadow on a host with clocks, certificates and room of i
 
   afterAll(async () => {
     await oracle?.[Symbol.asyncDispose]();
-    await hosts?.[Symbol.asyncDispose]();
     room?.[Symbol.dispose]();
+    await hosts?.[Symbol.asyncDispose]();
   });
 
   it('is taken over, protected again and taken back, though the wall clock there is set forth and back', async () => {
-    for (const offsetMs of [20 * DAY_MS, -DAY_MS / 48, 300 * DAY_MS, 0]) {
+    // As far back as certificates were valid before they were made.
+    for (const offsetMs of [300 * DAY_MS, -DAY_MS / 48]) {
       const { here, there } = await oracle.settled();
       oddClock.setWall(offsetMs);
       const before = await identity({ here, there });
@@ -150,9 +163,8 @@ describe('a VM with its shadow on a host with clocks, certificates and room of i
   it('goes on alone when there is no room left for its epochs there, and is protected when there is', async () => {
     const roles = await actingOn('a');
     const after = await lastSeq('a');
-    const { bavail, bsize } = statfsSync(room.path);
-    writeFileSync(join(room.path, 'ballast'), Buffer.alloc(bavail * bsize));
-    await hosts.load.command('SET', 'filler', 'x'.repeat(16 * 2 ** 20));
+    fill(join(room.path, 'ballast'));
+    await hosts.load.command('SET', 'filler', 'x'.repeat(2 ** 20));
     await hosts.until('a', 'shadow-lost', { after });
     rmSync(join(room.path, 'ballast'));
     expect(await oracle.settled()).toEqual(roles);
