@@ -1,10 +1,8 @@
 import type { HostUsage } from './host-usage.ts';
 
-/** Before they count as steady: both hosts have been what the other one was. */
-const FIRST_ROUNDS = 2;
-/** Connections of commands and of this test that are open in the moment of a look. */
+/** Connections of commands, and of this test, that are open in the moment of a look. */
 const DESCRIPTORS_SLACK = 6;
-/** What a heap without a leak may grow by, as Node sees no reason to shrink it. */
+/** A heap grows until it is worth collecting, and a keeper remembers 64 MiB of what it has sent. */
 const ANONYMOUS_SLACK_BYTES = 100e6;
 /** A guest comes to use all of its memory, and nothing beyond it may grow. */
 const SHARED_SLACK_BYTES = 16 * 2 ** 20;
@@ -13,28 +11,20 @@ export interface DriftOptions {
   readonly memoryBytes: number;
 }
 
-/** What a host uses more after many rounds than after the first ones, of the same role. Empty if nothing. */
+/**
+ * What a host uses more in the last third of all rounds than in the first one, in the same role. Medians: what is on its way in the
+ * moment of a look does not count, what stays does. Empty if nothing.
+ */
 export function driftOf(usages: readonly HostUsage[], { memoryBytes }: DriftOptions): string[] {
-  const [steady, later] = [usages.slice(0, FIRST_ROUNDS), usages.slice(FIRST_ROUNDS)];
-  const found = new Set<string>();
-  for (const kind of ['processes', 'files', 'devices'] as const) {
-    const known = new Set(steady.map((usage) => canonical(usage[kind])));
-    for (const usage of later)
-      if (!known.has(canonical(usage[kind]))) found.add(`${kind}: ${canonical(usage[kind])}`);
-  }
-  for (const process of Object.keys(steady[0]?.descriptors ?? {})) {
-    const ofFirst = Math.max(...steady.map(({ descriptors }) => descriptors[process] ?? 0));
-    const most = Math.max(...later.map(({ descriptors }) => descriptors[process] ?? 0));
-    if (most > ofFirst + DESCRIPTORS_SLACK) found.add(`descriptors of ${process}: ${ofFirst}, then ${most}`);
-    const early = medianOf(steady.map(({ anonymousBytes }) => anonymousBytes[process] ?? 0));
-    const late = medianOf(
-      later.slice(-steady.length).map(({ anonymousBytes }) => anonymousBytes[process] ?? 0),
-    );
-    if (late > early + ANONYMOUS_SLACK_BYTES) found.add(`memory of ${process}: ${early} bytes, then ${late}`);
-  }
-  const shared = Math.max(...later.map(({ sharedMemoryBytes }) => sharedMemoryBytes));
-  if (shared > memoryBytes + SHARED_SLACK_BYTES) found.add(`shared memory: ${shared} bytes`);
-  return [...found];
+  const third = Math.max(1, Math.floor(usages.length / 3));
+  const [early, late] = [usages.slice(0, third).map(countersOf), usages.slice(-third).map(countersOf)];
+  const names = new Set([...early, ...late].flatMap((counters) => Object.keys(counters)));
+  return [...names].flatMap((name) => {
+    const of = (counters: readonly Counters[]) => medianOf(counters.map((each) => each[name] ?? 0));
+    const [before, after] = [of(early), of(late)];
+    const limit = name === SHARED ? memoryBytes + SHARED_SLACK_BYTES : before + slackOf(name);
+    return after > limit ? [`${name}: ${before}, then ${after}`] : [];
+  });
 }
 
 /** In a line, for people. */
@@ -45,10 +35,29 @@ export function summaryOf({ descriptors, anonymousBytes, sharedMemoryBytes, file
   return [...each, `shm ${megabytes(sharedMemoryBytes)}`, `${files.length} files`].join(', ');
 }
 
-function canonical(value: Readonly<Record<string, number>> | readonly string[]): string {
-  return Array.isArray(value) ? value.join(' ') : JSON.stringify(Object.entries(value).toSorted());
+type Counters = Readonly<Record<string, number>>;
+
+const SHARED = 'shared memory';
+
+function countersOf(usage: HostUsage): Counters {
+  const counters: Record<string, number> = { [SHARED]: usage.sharedMemoryBytes };
+  const counted = {
+    processes: usage.processes,
+    descriptors: usage.descriptors,
+    memory: usage.anonymousBytes,
+  };
+  for (const [what, by] of Object.entries(counted))
+    for (const [kind, count] of Object.entries(by)) counters[`${what} of ${kind}`] = count;
+  for (const name of [...usage.files, ...usage.devices]) counters[name] = (counters[name] ?? 0) + 1;
+  return counters;
 }
 
+function slackOf(name: string): number {
+  if (name.startsWith('descriptors ')) return DESCRIPTORS_SLACK;
+  return name.startsWith('memory ') ? ANONYMOUS_SLACK_BYTES : 0;
+}
+
+/** The greater one of two in the middle: one of two hosts that leaks is half of them. */
 function medianOf(values: readonly number[]): number {
   return values.toSorted((one, other) => one - other)[Math.floor(values.length / 2)] ?? 0;
 }
