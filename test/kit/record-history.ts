@@ -1,10 +1,11 @@
-import type { ChildProcess } from 'node:child_process';
+import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
+import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { LeaseRecord } from '../../src/lease/lease-record.ts';
 import { readRecord } from '../../src/lease/lease-store.ts';
-import type { TwoHosts } from './two-hosts.ts';
+import { ETCD, type TwoHosts } from './two-hosts.ts';
 
 const AGAIN_MS = 100;
 
@@ -52,7 +53,7 @@ export class RecordHistory implements AsyncDisposable {
   /** etcd may end meanwhile and begin again. */
   async #follow(): Promise<void> {
     while (!this.#isOver) {
-      const child = this.#hosts.watchRecord(this.#revision + 1);
+      const child = watchRecord(this.#hosts, this.#revision + 1);
       this.#child = child;
       const closed = once(child, 'close');
       if (child.stdout === null) throw new Error('a pipe was asked for');
@@ -72,4 +73,15 @@ export class RecordHistory implements AsyncDisposable {
         this.records.push(readRecord(this.#hosts.vm, Buffer.from(kv.value, 'base64').toString()));
     }
   }
+}
+
+/** JSON lines of etcd's gateway, until it is killed or etcd ends. */
+function watchRecord(hosts: TwoHosts, fromRevision: number): ChildProcess {
+  const pki = (file: string) => join(hosts.folder, 'pki', file);
+  const key = Buffer.from(`understudy/lease/${hosts.vm}/record`).toString('base64');
+  const asked = JSON.stringify({ create_request: { key, start_revision: fromRevision } });
+  const shown = ['--cacert', pki('ca.crt'), '--cert', pki('a.crt'), '--key', pki('a.key')];
+  const curl = ['curl', '-sN', ...shown, '-d', asked, `${ETCD}/v3/watch`];
+  const words = [`--net=/run/netns/${hosts.netns('lan')}`, '--', ...curl];
+  return spawn('nsenter', words, { stdio: ['ignore', 'pipe', 'ignore'] });
 }

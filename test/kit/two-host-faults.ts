@@ -54,12 +54,18 @@ function signal(pids: readonly number[], name: NodeJS.Signals): void {
   }
 }
 
+/** By one that comes after whatever became of the one before. */
+async function replaceSite(hosts: TwoHosts, host: HostName): Promise<void> {
+  await hosts.endSite(host);
+  await hosts.startSite(host);
+}
+
 function kill(role: keyof Roles, part: Part, costs: Fault['costs']): Fault {
   return {
     costs,
     strike: ({ hosts, [role]: host }) => {
       signal(pidsOf(hosts, host, part), 'SIGKILL');
-      return part === 'site' || part === 'host' ? () => hosts.replaceSite(host) : done;
+      return part === 'site' || part === 'host' ? () => replaceSite(hosts, host) : done;
     },
   };
 }

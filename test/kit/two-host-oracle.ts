@@ -1,7 +1,10 @@
 import { execFileSync } from 'node:child_process';
+import { join } from 'node:path';
+import { systemClock as clock } from '../../src/base/clock.ts';
+import { ControlClient } from '../../src/control/control-client.ts';
 import type { VmStatus } from '../../src/control/vm-status.ts';
 import type { LoadReport } from '../../src/demo/load-generator.ts';
-import { type HostUsage, usageOf } from './host-usage.ts';
+import { type HostPlaces, type HostUsage, usageOf } from './host-usage.ts';
 import { PortWatch } from './port-watch.ts';
 import { RecordHistory } from './record-history.ts';
 import type { Roles } from './two-host-faults.ts';
@@ -112,7 +115,7 @@ export class TwoHostOracle implements AsyncDisposable {
   }
 
   usage({ here, there }: Roles): Usage {
-    return { acting: usageOf(this.#hosts.placesOf(here)), shadowing: usageOf(this.#hosts.placesOf(there)) };
+    return { acting: usageOf(this.#placesOf(here)), shadowing: usageOf(this.#placesOf(there)) };
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -120,11 +123,29 @@ export class TwoHostOracle implements AsyncDisposable {
     await this.#history[Symbol.asyncDispose]();
   }
 
+  /** As the keeper on this host says it over its socket. @throws KeeperError when none answers */
+  async #status(host: HostName): Promise<VmStatus> {
+    const { vm } = this.#hosts;
+    const path = join(this.#hosts.runDirectory(host), vm, 'control.sock');
+    using client = await ControlClient.connect(path, { vm, clock, connectDeadlineMs: 1000 });
+    return await client.status();
+  }
+
+  #placesOf(host: HostName): HostPlaces {
+    const links: { ifname: string }[] = JSON.parse(ip(this.#hosts.netns(host), '-j', 'link'));
+    return {
+      runDirectory: this.#hosts.runDirectory(host),
+      stateDirectory: join(this.#hosts.folder, host, 'state'),
+      memoryDirectory: this.#hosts.memoryOf(host),
+      devices: links.map(({ ifname }) => ifname),
+    };
+  }
+
   async #agreed({ here, there }: Roles): Promise<VmStatus | undefined> {
     try {
-      const acting = await this.#hosts.statusNow(here);
+      const acting = await this.#status(here);
       if (acting.phase !== 'protected' || acting.shadow?.host !== there) return undefined;
-      const { actsOn, shadow } = await this.#hosts.statusNow(there);
+      const { actsOn, shadow } = await this.#status(there);
       return actsOn === here && shadow?.copiedShare === 1 ? acting : undefined;
     } catch {
       return undefined;

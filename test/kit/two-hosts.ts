@@ -1,4 +1,4 @@
-import { type ChildProcess, execFile, execFileSync, type StdioOptions, spawn } from 'node:child_process';
+import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -9,7 +9,6 @@ import { promisify } from 'node:util';
 import { stringify } from 'yaml';
 import { ensureDemoGuest } from '../../guest/build.ts';
 import { systemClock as clock } from '../../src/base/clock.ts';
-import { ControlClient } from '../../src/control/control-client.ts';
 import type { KeeperRecord } from '../../src/control/keeper-record.ts';
 import { processesMapping } from '../../src/control/process-identity.ts';
 import type { VmEvent } from '../../src/control/vm-event.ts';
@@ -18,7 +17,7 @@ import { RedisLoad } from '../../src/demo/redis-load.ts';
 import type { LeaseRecord } from '../../src/lease/lease-record.ts';
 import { readRecord } from '../../src/lease/lease-store.ts';
 import { CertificateStore } from '../../src/pki/certificate-store.ts';
-import { type HostPlaces, processesOn } from './host-usage.ts';
+import { processesOn } from './host-usage.ts';
 import type { OddClock } from './odd-clock.ts';
 
 const run = promisify(execFile);
@@ -28,7 +27,7 @@ const SITE = fileURLToPath(new URL('../../src/keeper/site-main.ts', import.meta.
 const DEADLINE_MS = 90_000;
 const POLL_MS = 20;
 const ETCD_ADDRESS = '10.77.0.1';
-const ETCD = `https://${ETCD_ADDRESS}:2379`;
+export const ETCD = `https://${ETCD_ADDRESS}:2379`;
 export const GUEST = { host: '10.77.0.2', port: 6379 };
 const PORT = 7946;
 
@@ -188,13 +187,6 @@ export class TwoHosts implements AsyncDisposable {
     return value === undefined ? undefined : readRecord(this.vm, Buffer.from(value, 'base64').toString());
   }
 
-  /** As the keeper on this host says it over its socket. @throws KeeperError when none answers */
-  async statusNow(host: HostName): Promise<VmStatus> {
-    const path = join(this.runDirectory(host), this.vm, 'control.sock');
-    using client = await ControlClient.connect(path, { vm: this.vm, clock, connectDeadlineMs: 1000 });
-    return await client.status();
-  }
-
   keeperPid(host: HostName): number {
     return this.#keeperRecord(host).keeper.pid;
   }
@@ -288,31 +280,6 @@ export class TwoHosts implements AsyncDisposable {
   async restartEtcd(): Promise<void> {
     await end(this.#etcd);
     await this.startEtcd();
-  }
-
-  /** Follows the record in etcd, as JSON lines of its gateway, until it is killed or etcd ends. */
-  watchRecord(fromRevision: number): ChildProcess {
-    const key = Buffer.from(`understudy/lease/${this.vm}/record`).toString('base64');
-    const create_request = { key, start_revision: fromRevision };
-    const words = ['-sN', ...this.#shown(), '-d', JSON.stringify({ create_request }), `${ETCD}/v3/watch`];
-    const stdio: StdioOptions = ['ignore', 'pipe', 'ignore'];
-    return spawn('nsenter', this.#entering('lan', ['curl', ...words]), { stdio });
-  }
-
-  /** One that comes after whatever became of the one before. */
-  async replaceSite(host: HostName): Promise<void> {
-    await this.endSite(host);
-    await this.startSite(host);
-  }
-
-  placesOf(host: HostName): HostPlaces {
-    const links = execFileSync('ip', ['-n', this.netns(host), '-j', 'link'], { encoding: 'utf8' });
-    return {
-      runDirectory: this.runDirectory(host),
-      stateDirectory: join(this.folder, host, 'state'),
-      memoryDirectory: this.memoryOf(host),
-      devices: (JSON.parse(links) as { ifname: string }[]).map(({ ifname }) => ifname),
-    };
   }
 
   netns(place: HostName | 'lan'): string {
@@ -437,17 +404,10 @@ export class TwoHosts implements AsyncDisposable {
   }
 
   async #askEtcd(...words: string[]): Promise<string> {
-    const { stdout } = await run(
-      'nsenter',
-      this.#entering('lan', ['curl', '-s', ...this.#shown(), ...words]),
-    );
-    return stdout;
-  }
-
-  /** What curl shows to etcd. */
-  #shown(): string[] {
     const pki = (file: string) => join(this.folder, 'pki', file);
-    return ['--cacert', pki('ca.crt'), '--cert', pki('a.crt'), '--key', pki('a.key')];
+    const shown = ['--cacert', pki('ca.crt'), '--cert', pki('a.crt'), '--key', pki('a.key')];
+    const { stdout } = await run('nsenter', this.#entering('lan', ['curl', '-s', ...shown, ...words]));
+    return stdout;
   }
 
   /** Unlike `nsenter`, this shows a /sys without cgroups: those of a VM have the same names on both hosts. */

@@ -38,6 +38,10 @@ async function lastSeq(host: HostName): Promise<number> {
 /** The shadow is lost, and what comes of the next one. */
 async function withoutShadow({ here, there }: Roles): Promise<VmEvent> {
   const after = await lastSeq(here);
+  if (!existsSync(`/proc/${hosts.keeperPid(there)}`)) {
+    const { execFileSync } = await import('node:child_process');
+    process.stderr.write(`DBG ${here} ${there} ${execFileSync('sh', ['-c', `cat ${hosts.runDirectory(there)}/*/keeper.json; ls -laR --full-time ${hosts.runDirectory(there)}; ps aux | grep ${hosts.vm}; cat ${hosts.runDirectory(there)}/*/keeper.log`], {encoding: 'utf8'})}`);
+  }
   process.kill(hosts.keeperPid(there), 'SIGKILL');
   return await hosts.until(here, 'shadow-failed', { after });
 }
@@ -151,7 +155,8 @@ describe('a VM with its shadow on a host with clocks, certificates and room of i
     for (const host of ['a', 'b'] as const) {
       removeCertificate(host);
       await pkiOf().host(host, [PEERS[host]]);
-      await hosts.replaceSite(host);
+      await hosts.endSite(host);
+      await hosts.startSite(host);
     }
     await clock.sleep(NOTICED_MS);
     expect(await identity(roles)).toEqual(before);
