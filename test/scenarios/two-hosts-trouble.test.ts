@@ -38,10 +38,6 @@ async function lastSeq(host: HostName): Promise<number> {
 /** The shadow is lost, and what comes of the next one. */
 async function withoutShadow({ here, there }: Roles): Promise<VmEvent> {
   const after = await lastSeq(here);
-  if (!existsSync(`/proc/${hosts.keeperPid(there)}`)) {
-    const { execFileSync } = await import('node:child_process');
-    process.stderr.write(`DBG ${here} ${there} ${execFileSync('sh', ['-c', `cat ${hosts.runDirectory(there)}/*/keeper.json; ls -laR --full-time ${hosts.runDirectory(there)}; ps aux | grep ${hosts.vm}; cat ${hosts.runDirectory(there)}/*/keeper.log`], {encoding: 'utf8'})}`);
-  }
   process.kill(hosts.keeperPid(there), 'SIGKILL');
   return await hosts.until(here, 'shadow-failed', { after });
 }
