@@ -36,6 +36,7 @@ const ROOMS = [
   'pki',
   'api',
   'control',
+  'site',
   'keeper',
   'host',
   'demo',

@@ -52,6 +52,7 @@ const talk: readonly [string, RawRequest, number][] = [
   ['getMetrics', { path: '/metrics' }, 200],
   ['getMetrics', { path: '/metrics?name=x' }, 200],
   ['getStats', { path: '/v1/stats' }, 200],
+  ['listLodgers', { path: '/v1/lodgers' }, 200],
   ['declareVm', post('/v1/vms', { body }), 201],
   ['declareVm', post('/v1/vms', { body }), 409],
   ['declareVm', post('/v1/vms', { body: '{}' }), 400],
@@ -83,6 +84,10 @@ const talk: readonly [string, RawRequest, number][] = [
   ['deleteSavedState', { method: 'DELETE', path: `${vm}/saved/memory` }, 400],
   ['promoteVm', post(`${vm}/promote`), 200],
   ['promoteVm', post('/v1/vms/beta/promote'), 404],
+  ['migrateVm', post(`${vm}/migrate`), 200],
+  ['migrateVm', post(`${vm}/migrate`, { body: '{"to":"b","wait":"moved","timeoutSeconds":5}' }), 200],
+  ['migrateVm', post(`${vm}/migrate`, { body: '{"timeoutSeconds":0}' }), 400],
+  ['migrateVm', post('/v1/vms/beta/migrate'), 404],
   ['listEvents', { path: '/v1/events?after=1&limit=2&vm=alpha' }, 200],
   ['listEvents', { path: '/v1/events?after=-1' }, 400],
   ['streamEvents', { path: '/v1/events/stream?after=x' }, 400],
@@ -149,6 +154,8 @@ const refusals: readonly (readonly [string, RawRequest, number, (() => Promise<v
   ['promoteVm', post(`${vm}/promote`), 409, failing('KEEPER_NOT_PROTECTED')],
   ['promoteVm', post(`${vm}/promote`), 503, failing('KEEPER_NO_ANSWER')],
   ['promoteVm', post(`${vm}/promote`), 500, () => Promise.reject(new Error('disk on fire'))],
+  ['migrateVm', post('/v1/vms/beta/migrate'), 404],
+  ['migrateVm', post(`${vm}/migrate`, { body: '{"wait":"never"}' }), 400],
   ['openConsole', { path: `${vm}/console` }, 426],
   ['openConsole', { path: '/v1/vms/beta/console', headers: upgrade }, 404],
   ['openConsole', { path: `${vm}/console`, headers: { ...upgrade, origin: 'http://a' } }, 403],
@@ -202,7 +209,7 @@ describe('the OpenAPI document', () => {
       refused.add(id);
     }
     // What asks for nothing can only be asked in a wrong way that belongs to no route.
-    const asksNothing = ['getHealth', 'getMetrics', 'getOpenApi', 'getStats'];
+    const asksNothing = ['getHealth', 'getMetrics', 'getOpenApi', 'getStats', 'listLodgers'];
     expect([...byId.keys()].filter((id) => !refused.has(id)).sort()).toEqual(asksNothing);
     expect([...statuses].sort()).toEqual([400, 403, 404, 409, 412, 413, 415, 422, 426, 428, 431, 500, 503]);
     const problem = described.schema('Problem');

@@ -58,6 +58,10 @@ export const handlers: { readonly [Id in HandledId]: Handler<Id> } = {
     return { body: null };
   },
   promoteVm: async (service, { params }, context) => tagged(await service.promoteVm(params.name, context)),
+  migrateVm: async (service, { params, body }, context) => ({
+    body: await service.migrateVm(params.name, { ...body, ...context }),
+  }),
+  listLodgers: async (service) => ({ body: await service.listLodgers() }),
   listTokens: (service, { query }, { principal }) => ({
     body: service.listTokens({ after: query.after, limit: query.limit, reach: reachOf(principal) }),
   }),

@@ -14,6 +14,9 @@ import type {
   Host,
   HostEvent,
   HostPage,
+  LodgerPage,
+  MigrateVm,
+  Migration,
   NewToken,
   StartVm,
   StopVm,
@@ -101,6 +104,11 @@ export interface HostService {
   deleteSavedState(name: string, kind: 'suspended' | 'snapshot'): void;
   /** Planned switch to the shadow; resolves when it acts. @throws HostError HOST_VM_UNKNOWN; KeeperError KEEPER_NOT_PROTECTED */
   promoteVm(name: string, context?: RequestContext): Promise<Vm>;
+
+  /** Moves it to another host of the site. @throws HostError HOST_VM_UNKNOWN, HOST_VM_ELSEWHERE; KeeperError, ConfigError */
+  migrateVm(name: string, order: MigrateVm & RequestContext): Promise<Migration>;
+  /** VMs on this machine that are not declared here. */
+  listLodgers(): Promise<LodgerPage>;
 
   /**
    * Joins the serial console: what it showed last, then committed output; what is written is typed. It ends with the VM,

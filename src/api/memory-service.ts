@@ -15,6 +15,9 @@ import type {
   Host,
   HostEvent,
   HostPage,
+  LodgerPage,
+  MigrateVm,
+  Migration,
   NewToken,
   Token,
   TokenPage,
@@ -110,7 +113,7 @@ export class MemoryService implements HostService {
       desired,
       shadowWanted: true,
       saved: { suspended: null, snapshot: { savedAt: TIME, sizeBytes: 1, epoch: 1, problem: null } },
-      observed: { state: 'absent', version: null, keeperPid: null, problem: null },
+      observed: { state: 'absent', version: null, keeperPid: null, actsOn: null, problem: null },
       createdAt: TIME,
       changedAt: TIME,
     });
@@ -128,6 +131,21 @@ export class MemoryService implements HostService {
     if (ifVersion !== undefined && vm.version !== ifVersion) throw hostError('HOST_VM_CHANGED', name);
     this.emit(name, 'vm-deleted');
     this.vms.delete(name);
+  }
+
+  /** Moves, one after the other. */
+  readonly migrations: { readonly name: string; readonly to: string | undefined }[] = [];
+
+  async migrateVm(name: string, { to }: MigrateVm): Promise<Migration> {
+    this.getVm(name);
+    this.migrations.push({ name, to });
+    const token = this.migrations.length;
+    const times = { pauseMs: 1, promoteMs: 1 };
+    return { name, from: 'here', to: to ?? 'there', token, ...times, protected: true, shadowHost: 'here' };
+  }
+
+  async listLodgers(): Promise<LodgerPage> {
+    return { lodgers: [{ name: 'lodger', state: 'shadowing', actsOn: 'there', memoryBytes: 1 }] };
   }
 
   startVm(name: string): Vm {

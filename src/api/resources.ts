@@ -13,11 +13,13 @@ export const vmNameSchema = z
   .meta({ description: 'Name of a VM, unique on its host.', examples: ['redis-demo'] });
 
 /** What the VM does, as far as the host knows. */
-export const observedStateSchema = z.enum(['absent', ...PHASES, 'lost', 'failed', 'no-answer']).meta({
-  description:
-    'absent: nothing of it exists. lost: its keeper was killed. failed: it ended by a fault and left its logs. ' +
-    'no-answer: its keeper does not answer. All others: the phase that its keeper reports.',
-});
+export const observedStateSchema = z
+  .enum(['absent', 'elsewhere', ...PHASES, 'lost', 'failed', 'no-answer'])
+  .meta({
+    description:
+      'absent: nothing of it exists. elsewhere: another host acts as it. shadowing: one does, and its shadow is here. lost: its keeper was killed. failed: it ended by a fault and left its logs. ' +
+      'no-answer: its keeper does not answer. All others: the phase that its keeper reports.',
+  });
 
 export const desiredStateSchema = z.enum(['running', 'stopped']);
 
@@ -56,6 +58,10 @@ export const vmSchema = z
       /** Of the specification that it was started with; null while nothing of it runs. */
       version: z.int().positive().nullable(),
       keeperPid: z.int().positive().nullable(),
+      actsOn: z
+        .string()
+        .nullable()
+        .meta({ description: 'The host of the site that acts as it, where that is another one.' }),
       /** Why it is not as desired, where that is known. */
       problem: z.object({ code: z.string(), message: z.string(), hint: z.string().optional() }).nullable(),
     }),
@@ -121,6 +127,67 @@ export const startVmSchema = z
     discard: z.boolean().default(false).meta({ description: 'Give the state up that it was suspended in.' }),
   })
   .meta({ id: 'StartVm' });
+
+export const migrateVmSchema = z
+  .strictObject({
+    to: z
+      .string()
+      .min(1)
+      .max(64)
+      .optional()
+      .meta({ description: 'A host of the site; by default where its shadow is.' }),
+    wait: z
+      .enum(['protected', 'moved'])
+      .default('protected')
+      .meta({ description: 'When to answer: it is protected there, or it acts there.' }),
+    timeoutSeconds: z
+      .number()
+      .positive()
+      .max(1800)
+      .default(300)
+      .meta({ description: 'For a shadow in sync there, and once more for one in the other direction.' }),
+  })
+  .meta({ id: 'MigrateVm' });
+
+export const migrationSchema = z
+  .object({
+    name: vmNameSchema,
+    from: z.string(),
+    to: z.string(),
+    token: z.int().nonnegative().meta({ description: 'On record, of the host that acts now.' }),
+    pauseMs: z
+      .number()
+      .nonnegative()
+      .meta({ description: 'From the last instruction here until it was heard that the guest runs there.' }),
+    promoteMs: z
+      .number()
+      .nonnegative()
+      .meta({ description: 'The part of it that the other host took to let it run.' }),
+    protected: z
+      .boolean()
+      .meta({ description: 'Whether a shadow in the other direction is in sync by now.' }),
+    shadowHost: z.string().nullable(),
+  })
+  .meta({ id: 'Migration' });
+
+export const lodgerPageSchema = z
+  .object({
+    lodgers: z.array(
+      z.object({
+        name: vmNameSchema,
+        state: z.enum([...PHASES, 'no-answer']),
+        actsOn: z
+          .string()
+          .nullable()
+          .meta({ description: 'Of a shadow: the host that acts. null: it acts here, or does not answer.' }),
+        memoryBytes: z.int().nonnegative().nullable(),
+      }),
+    ),
+  })
+  .meta({
+    id: 'LodgerPage',
+    description: 'VMs on this machine that are not declared on it: it lets them be.',
+  });
 
 const tookMs = z.number().nonnegative().nullable();
 
@@ -277,6 +344,9 @@ export type DeclareVm = z.output<typeof declareVmSchema>;
 export type ChangeVm = z.output<typeof changeVmSchema>;
 export type StartVm = z.output<typeof startVmSchema>;
 export type StopVm = z.output<typeof stopVmSchema>;
+export type MigrateVm = z.output<typeof migrateVmSchema>;
+export type Migration = z.output<typeof migrationSchema>;
+export type LodgerPage = z.output<typeof lodgerPageSchema>;
 export type FailoverReport = z.output<typeof failoverReportSchema>;
 export type HostEvent = z.output<typeof hostEventSchema>;
 export type EventPage = z.output<typeof eventPageSchema>;

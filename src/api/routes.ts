@@ -10,6 +10,9 @@ import {
   hostNameSchema,
   hostPageSchema,
   hostSchema,
+  lodgerPageSchema,
+  migrateVmSchema,
+  migrationSchema,
   newTokenSchema,
   startVmSchema,
   stopVmSchema,
@@ -34,6 +37,9 @@ import { statsSchema } from './stats.ts';
 
 /** How long a caller has to be ready to wait where the host waits for a VM. Milliseconds. */
 const ACT_DEADLINE_MS = 150_000;
+
+/** Two shadows may have to be filled meanwhile. Milliseconds. */
+const MIGRATE_DEADLINE_MS = 3_700_000;
 
 /** The routes by operation id: server, OpenAPI document and client are made from this table. */
 export const routes = {
@@ -188,6 +194,29 @@ export const routes = {
     status: 200,
     answer: vmSchema,
     deadlineMs: ACT_DEADLINE_MS,
+  },
+  migrateVm: {
+    role: 'operator',
+    method: 'POST',
+    path: '/v1/vms/{name}/migrate',
+    summary:
+      'Move a VM to another host of the site, by way of its shadow. Answers when it acts there, or is protected there too.',
+    params: oneVm,
+    headers: keyed,
+    body: migrateVmSchema.nullish().transform((said) => said ?? migrateVmSchema.parse({})),
+    status: 200,
+    answer: migrationSchema,
+    deadlineMs: MIGRATE_DEADLINE_MS,
+  },
+  listLodgers: {
+    role: 'viewer',
+    hostOnly: true,
+    method: 'GET',
+    path: '/v1/lodgers',
+    summary:
+      'VMs on this machine that are not declared here: shadows for other hosts, and what they have become.',
+    status: 200,
+    answer: lodgerPageSchema,
   },
   openConsole: {
     role: 'operator',

@@ -41,8 +41,9 @@ export async function untilVm(
   const endMs = clock.nowMs() + timeoutMs;
   for (;;) {
     const vm = await client.call('getVm', { params: { name } }, interruption.signal);
-    const { state, problem } = vm.observed;
+    const { state, problem, actsOn } = vm.observed;
     if (isReached(goal, state)) return vm;
+    if (actsOn !== null) throw actsElsewhere(name, actsOn);
     if (problem !== null) throw notStarted(name, problem);
     out.progress(`${name}:`, state);
     if (clock.nowMs() > endMs) {
@@ -64,6 +65,13 @@ function isReached(goal: Goal, state: Vm['observed']['state']): boolean {
   if (goal === 'absent') return state === 'absent';
   if (state === 'protected') return true;
   return goal === 'started' && (state === 'alone' || state === 'syncing');
+}
+
+function actsElsewhere(name: string, host: string): KeeperError {
+  return new KeeperError('HOST_VM_ELSEWHERE' as KeeperErrorCode, `${name} acts on ${host}`, {
+    hint: `It is not started here as long as it does. \`understudy status ${name}\` on ${host} shows it.`,
+    facts: { vm: name, host },
+  });
 }
 
 function notStarted(name: string, problem: NonNullable<Vm['observed']['problem']>): KeeperError {

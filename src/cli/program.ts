@@ -1,7 +1,6 @@
 import { readFileSync } from 'node:fs';
 import { Command, CommanderError, Option } from 'commander';
 import { HOST_CONFIG_EXAMPLE } from '../config/host-config-example.ts';
-import { SITE_CONFIG_EXAMPLE } from '../config/site-config.ts';
 import { VM_SPEC_EXAMPLE } from '../config/vm-spec-example.ts';
 import { addAccess, addPki, addTenants } from './access-definition.ts';
 import { CliError } from './cli-error.ts';
@@ -16,6 +15,7 @@ import {
 import { EXIT_CODES, exitCodeOf, exitCodesText } from './exit-codes.ts';
 import { addInstallation } from './installation-definition.ts';
 import { Output } from './output.ts';
+import { addSite } from './site-definition.ts';
 import { addSnapshot } from './snapshot-definition.ts';
 
 /** Runs the command line `args` and returns the exit code. Never throws. */
@@ -64,7 +64,7 @@ export function buildProgram(out: Output, finish: (exitCode: number) => void): C
   addPki(program, out, finish);
   addTenants(program, out, finish);
   addHost(program, out, finish);
-  addSite(program);
+  addSite(program, out, finish);
   addInstallation(program, out, { finish, version: packageVersion() });
   addHelp(program);
   return program;
@@ -335,22 +335,6 @@ function addHost(program: Command, out: Output, finish: Finish): void {
     .option('--spec <file>', 'also write a specification that runs it')
     .addHelpText('after', examples('understudy guest build --spec redis.yaml'))
     .action(async (options) => finish(await (await import('./guest-command.ts')).buildGuest(options, out)));
-}
-
-/** Other hosts. */
-function addSite(program: Command): void {
-  command(
-    program,
-    'site',
-    'answer for this host when others want shadows of their VMs here; runs until it is ended',
-  )
-    .option('--config <file>', 'by default $UNDERSTUDY_SITE, else /etc/understudy/site.yaml')
-    .addHelpText('after', examples('understudy site', 'understudy site --config site.yaml'))
-    .addHelpText(
-      'after',
-      `\nA configuration with all keys, and their defaults where they have one:\n\n${SITE_CONFIG_EXAMPLE}`,
-    )
-    .action(async ({ config }) => (await import('./site-command.ts')).becomeSite({ config }));
 }
 
 function addHelp(program: Command): void {

@@ -24,6 +24,7 @@ export function statusText(vm: VmStatus): string {
     ['shadow', shadowText(shadow)],
   ];
   if (vm.lease !== undefined) rows.push(['right to act', leaseText(vm.lease)]);
+  for (const { host, why } of vm.placement?.candidates ?? []) rows.push(['candidate', `${host}: ${why}`]);
   if (epochs.commits > 0) {
     rows.push(
       ['epochs', `${epochs.commits} committed, the last is ${epochs.committed}; dirty log: ${vm.dirtyLog}`],

@@ -20,7 +20,9 @@ shadow: {hosts: [a, b]}
   it.each([
     ['[a]', /expected 2 or more/],
     ['[a, a]', /names a host twice/],
-    ["[a, 'b c']", /no name of a host/],
+    ["[a, 'b c']", /redis.yaml:4: shadow.hosts\[1\]: no name of a host/],
+    ['all', /expected auto, or a list of hosts/],
+    ['{a: b}', /expected auto, or a list of hosts/],
   ])('names at least two hosts, each once: not %s', (hosts, problem) => {
     const text = `name: redis\nmemory: 64MiB\nboot: {kernel: vmlinuz}\nshadow: {hosts: ${hosts}}\n`;
     expect(() => parseVmSpec(text, { source: 'redis.yaml' })).toThrow(problem);
@@ -30,6 +32,19 @@ shadow: {hosts: [a, b]}
     const text = 'name: redis\nmemory: 64MiB\nboot: {kernel: vmlinuz}\nshadow: {restartElsewhere: true}\n';
     expect(() => parseVmSpec(text, { source: 'redis.yaml' })).toThrow(
       /:4: shadow.restartElsewhere: is about/,
+    );
+  });
+
+  it('may leave the choice among all hosts open, and say what to avoid', () => {
+    const text =
+      'name: redis\nmemory: 64MiB\nboot: {kernel: vmlinuz}\nshadow: {hosts: auto, antiAffinity: [web, db]}\n';
+    expect(parseVmSpec(text, { source: 'redis.yaml' }).shadow).toMatchObject({
+      hosts: 'auto',
+      antiAffinity: ['web', 'db'],
+    });
+    const bad = text.replace('db', "'D B'");
+    expect(() => parseVmSpec(bad, { source: 'redis.yaml' })).toThrow(
+      /antiAffinity\[1\]: expected the name of/,
     );
   });
 });

@@ -21,6 +21,7 @@ describe('the configuration of a site', () => {
           key: '/etc/understudy/pki/a.key',
         },
       },
+      labels: { rack: 'r1' },
       peerTimeoutMs: 1000,
     });
   });

@@ -40,6 +40,9 @@ const siteConfigSchema = z
     ca: filePath,
     hosts: z.record(hostName, address),
     lease: z.strictObject({ etcd, holdSeconds: z.int().min(3).max(60).default(10) }),
+    labels: z
+      .record(z.string().regex(/^[a-z][a-z0-9-]{0,39}$/, 'no name of a label'), z.string().max(64))
+      .optional(),
     peerTimeoutMs: z.int().min(500).max(60_000).default(1000),
   })
   .superRefine(({ host, hosts }, context) => {
@@ -78,6 +81,7 @@ lease:                              # where it is on record who acts as which VM
     certificate: pki/a.crt
     key: pki/a.key
   holdSeconds: 10                   # a VM without a shadow stands still when etcd is away for longer
+labels: {rack: r1}                  # what may fail together with this host; by default none
 peerTimeoutMs: 1000                 # a host that was not heard for so long is taken for lost
 `;
 

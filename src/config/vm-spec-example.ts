@@ -40,8 +40,9 @@ qemu:
   extraArgs: []                # only what a shadow can follow, e.g. [-device, virtio-rng-pci]
 shadow:
   enabled: true
-  # hosts: [a, b]              # of site.yaml: the shadow is on another one; left out: on this host
   # restartElsewhere: false    # another of these hosts may begin the VM anew when who acted alone is gone
+  # hosts: [a, b]              # of site.yaml, or auto for all of them: the shadow is on another one; left out: on this host
+  # antiAffinity: [web]        # VMs, or words that VMs have in common, whose hosts the shadow avoids
   maxIntervalMs: 100           # an epoch ends at least this often
   pauseShare: 0.3              # bound on the share of time the guest stands still, 0.01 to 0.9
   pauseBurstMs: 20             # pause that a quiet VM may spend at once

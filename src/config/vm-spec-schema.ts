@@ -173,11 +173,28 @@ const siteHosts = z
   .max(8)
   .refine((names) => new Set(names).size === names.length, 'names a host twice');
 
+/** Not a union: what is wrong with a list is to be told as of a list. */
+const shadowHosts = z.unknown().transform((given, context): 'auto' | string[] => {
+  if (given === 'auto') return given;
+  if (!Array.isArray(given)) {
+    context.addIssue({ code: 'custom', message: 'expected auto, or a list of hosts' });
+    return z.NEVER;
+  }
+  const { data, error } = siteHosts.safeParse(given);
+  for (const issue of error?.issues ?? [])
+    context.addIssue({ ...issue } as Parameters<typeof context.addIssue>[0]);
+  return data ?? z.NEVER;
+});
+
+const antiAffinity = z
+  .array(z.string().regex(/^[a-z0-9][a-z0-9-]{0,39}$/, 'expected the name of a VM, or a word like one'))
+  .max(64);
+
 export const shadowSchema = z
   .strictObject({
     enabled: z.boolean().default(true),
     /** Where the VM and its shadow may be; left out: both on this host. */
-    hosts: siteHosts.optional(),
+    hosts: shadowHosts.optional(),
     /** A host that has no state in sync may begin the VM anew by itself when who acted alone is gone. */
     restartElsewhere: z.boolean().default(false),
     maxIntervalMs: z.number().min(1).max(60_000).default(100),
@@ -188,6 +205,8 @@ export const shadowSchema = z
     hangTimeoutMs: z.number().min(100).max(600_000).default(2000),
     dirtyLog: z.enum(['auto', 'pagemap-scan', 'soft-dirty', 'compare']).default('auto'),
     standbyCpuShare: z.number().min(0.001).max(1).default(0.01),
+    /** VMs, or words that VMs have in common, whose hosts its shadow avoids. No default, as with `generationId`. */
+    antiAffinity: antiAffinity.optional(),
   })
   .refine(({ hosts, restartElsewhere }) => hosts !== undefined || !restartElsewhere, {
     path: ['restartElsewhere'],

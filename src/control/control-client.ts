@@ -99,6 +99,11 @@ export class ControlClient implements Disposable {
     await this.#ask({ method: 'unprotect', trace }, PROMOTE_DEADLINE_MS);
   }
 
+  /** Has the shadow made on this host of the site; null: on any. Resolves when that is wanted. */
+  async place(host: string | null): Promise<void> {
+    await this.#ask({ method: 'place', params: { host } }, PROMOTE_DEADLINE_MS);
+  }
+
   /** Tries the shadow out on a copy. */
   async testFailover(): Promise<FailoverReport> {
     return (await this.#ask({ method: 'test-failover' }, TEST_DEADLINE_MS)) as FailoverReport;

@@ -124,6 +124,10 @@ export class ControlConnection {
       case 'unprotect':
         await control.unprotect();
         return null;
+      case 'place':
+        log.info('a place for the shadow is asked for', { ...request.params, ...traceFacts(request.trace) });
+        await control.place(request.params);
+        return null;
       case 'test-failover':
         return await control.testFailover();
       case 'snapshot':

@@ -39,6 +39,12 @@ export const requestSchema = z.discriminatedUnion('method', [
   z.strictObject({ id, trace, method: z.literal('promote') }),
   z.strictObject({ id, trace, method: z.literal('protect') }),
   z.strictObject({ id, trace, method: z.literal('unprotect') }),
+  z.strictObject({
+    id,
+    trace,
+    method: z.literal('place'),
+    params: z.strictObject({ host: z.string().max(64).nullable() }),
+  }),
   z.strictObject({ id, trace, method: z.literal('test-failover') }),
   z.strictObject({
     id,

@@ -75,6 +75,9 @@ class ScriptedKeeper implements KeeperControl {
   get listeners(): number {
     return this.#listeners.size;
   }
+  async place({ host }: { host: string | null }): Promise<void> {
+    this.traces.push(`place ${host}`);
+  }
   async promote(options?: { trace?: string | undefined }): Promise<void> {
     this.traces.push(options?.trace);
     await this.promotion();

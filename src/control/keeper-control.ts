@@ -15,6 +15,11 @@ export interface KeeperControl {
   onEvent(listener: (event: VmEvent) => void): () => void;
   /** Planned switch to the shadow. Rejects with KEEPER_NOT_PROTECTED; resolves when the shadow acts. */
   promote(options?: { readonly trace?: Trace | undefined }): Promise<void>;
+  /**
+   * Has the shadow made on this host of the site, also where there is one elsewhere; null: on any again. Rejects with
+   * KEEPER_HOST_UNKNOWN, KEEPER_HOST_REFUSED; resolves when that is wanted.
+   */
+  place(order: { readonly host: string | null }): Promise<void>;
   /** Wants a shadow from now on. Rejects with the reason where there can be none; resolves when one will be made. */
   protect(): Promise<void>;
   /** Wants none any more. Resolves when there is none and output leaves at once; a takeover under way is not disturbed. */

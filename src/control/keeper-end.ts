@@ -7,6 +7,8 @@ const endSchema = z.object({
   reason: z.enum(['requested', 'powered-off', 'suspended', 'failed', 'moved', 'superseded']),
   /** Of the last QEMU that acted. */
   token: z.int().nonnegative(),
+  /** The host that acts now, as it is on record; left out where that is this one or nobody knows. */
+  host: z.string().optional(),
 });
 
 /**

@@ -22,6 +22,10 @@ export interface VmStatus {
   readonly actsOn?: string;
   /** The right to act among the hosts of the specification; left out for a VM of one host, and on the host of a shadow. */
   readonly lease?: LeaseStatus;
+  /** Of one kept here: it is on record that it may take over. */
+  readonly mayTakeOver?: boolean;
+  /** How the host of its shadow was chosen, for a VM of several hosts. */
+  readonly placement?: PlacementStatus;
   readonly primary: InstanceStatus | null;
   readonly shadow: (ShadowStatus & { readonly copiedShare: number }) | null;
   readonly epochs: {
@@ -76,6 +80,25 @@ export interface ShadowStatus {
   readonly host?: string;
   /** What pages of epochs took on the way to another host, since the connection began. */
   readonly sent?: { readonly dirtyBytes: number; readonly wireBytes: number };
+}
+
+export interface PlacementStatus {
+  readonly host: string;
+  /** When it was chosen, of the day. */
+  readonly atMs: number;
+  /** All that could have been, best first. */
+  readonly candidates: readonly {
+    readonly host: string;
+    readonly verdict: 'fits' | 'unknown' | 'refused' | 'no-room' | 'maintenance';
+    /** VMs there that this one keeps away from. */
+    readonly conflicts: readonly string[];
+    /** Labels that it has in common with the VM's own host. */
+    readonly shared: readonly string[];
+    readonly freeShare: number | null;
+    readonly shadows: number | null;
+    /** The same in words. */
+    readonly why: string;
+  }[];
 }
 
 export interface LinkStatus {

@@ -17,6 +17,7 @@ import type { StateDatabase } from './state-database.ts';
 import type { RunOrder } from './tenant-specs.ts';
 import type { DeclaredVm, VmInventory, VmOutline } from './vm-inventory.ts';
 import type { VmTokens } from './vm-tokens.ts';
+import { Whereabouts } from './whereabouts.ts';
 
 /** A VM that has run for so long is no longer one that does not start. */
 const SETTLED_MS = 60_000;
@@ -33,6 +34,8 @@ export interface ConvergenceOptions {
   readonly startKeeper: StartKeeper;
   /** What its keeper is given, where one that was killed `left` a specification to go on with. @throws what forbids it */
   readonly orderOf: (vm: DeclaredVm, left: GivenSpec | undefined) => RunOrder;
+  /** Whether it may act on other hosts as well. */
+  readonly isSpread: (name: string) => boolean;
   readonly lookIntervalMs: number;
   readonly endDirectory: string;
   readonly stateDirectory: string;
@@ -55,6 +58,7 @@ interface Care {
 export class Convergence implements AsyncDisposable {
   readonly fleet: KeeperFleet;
   readonly #ledger: KeeperLedger;
+  readonly #whereabouts: Whereabouts;
   readonly #options: ConvergenceOptions;
   readonly #bootId = bootId();
   readonly #care = new Map<string, Care>();
@@ -81,6 +85,7 @@ export class Convergence implements AsyncDisposable {
       onEvent: (event, keeper) => events.take(event, { keeper }),
       onChange: (vm) => this.#lookSoon(vm),
     });
+    this.#whereabouts = new Whereabouts(options);
     this.#ledger = new KeeperLedger({ ...options, fleet: this.fleet });
   }
 
@@ -102,8 +107,15 @@ export class Convergence implements AsyncDisposable {
 
   stateOf(name: string): Vm['observed']['state'] {
     const { keeper, phase } = this.sightOf(name);
+    if (keeper !== 'alive' && this.actsOn(name) !== undefined) return 'elsewhere';
     if (keeper === 'alive') return phase ?? (this.isBusyWith(name) ? 'starting' : 'no-answer');
     return keeper === 'none' ? 'absent' : keeper;
+  }
+
+  /** The other host that acts as this VM, where one does. */
+  actsOn(name: string): string | undefined {
+    const { keeper, actsOn } = this.sightOf(name);
+    return keeper === 'alive' ? actsOn : this.#whereabouts.hostOf(name);
   }
 
   /** Why a VM is not as desired, where that is known. */
@@ -119,6 +131,7 @@ export class Convergence implements AsyncDisposable {
   /** Something else is desired of it. Who asks for it anew does not wait for the next try. */
   renew(name: string, trace: Trace | undefined): void {
     Object.assign(this.#careOf(name), { failures: 0, trace });
+    this.#whereabouts.forget(name);
     this.#lookSoon(name);
   }
 
@@ -168,8 +181,11 @@ export class Convergence implements AsyncDisposable {
 
   #sight(vm: VmOutline, nowMs: number): VmSight {
     const care = this.#careOf(vm.name);
-    const { keeper, shadowWanted, leftVm } = this.sightOf(vm.name);
-    if (keeper === 'alive' && vm.desired === 'running' && !care.busy) {
+    const { keeper, phase, shadowWanted, leftVm } = this.sightOf(vm.name);
+    const isShadow = phase === 'shadowing';
+    // Where it acted last is of no interest any more.
+    if (keeper === 'alive' && !isShadow) this.#whereabouts.forget(vm.name);
+    if (keeper === 'alive' && !isShadow && vm.desired === 'running' && !care.busy) {
       care.problem = null;
       care.trace = undefined;
       if (nowMs - care.startedAtMs > SETTLED_MS) care.failures = 0;
@@ -177,9 +193,11 @@ export class Convergence implements AsyncDisposable {
       if (vm.started?.bootId !== this.#bootId) this.#ledger.noteStarted(vm);
     }
     // Only what was started and is gone has left one that says something.
-    const end = keeper === 'none' && vm.started !== null ? this.fleet.endOf(vm.name)?.reason : undefined;
+    const left = keeper === 'none' && vm.started !== null ? this.fleet.endOf(vm.name) : undefined;
+    const staleMs = this.#lookIntervalMs / 2;
+    const known = keeper === 'alive' ? undefined : this.#whereabouts.of(vm, { end: left, staleMs });
     const couldGoOn = leftVm && this.#options.saved.look()(vm.name).suspended === null;
-    return { vm, keeper, end, shadowWanted, couldGoOn, ...care };
+    return { vm, keeper, end: left?.reason, shadowWanted, couldGoOn, isShadow, known, ...care };
   }
 
   #begin(action: HostAction): void {
@@ -189,7 +207,8 @@ export class Convergence implements AsyncDisposable {
       .then(() => {
         care.problem = null;
         this.#options.metrics.noteAction(action.kind, 'done');
-        this.#options.log.info(`${action.kind} done`, { vm: action.name, ...traceFacts(care.trace) });
+        const level = action.kind === 'locate' ? 'debug' : 'info';
+        this.#options.log[level](`${action.kind} done`, { vm: action.name, ...traceFacts(care.trace) });
       })
       .catch((thrown) => this.#noteFailure(action, { care, thrown }))
       .finally(() => {
@@ -220,9 +239,13 @@ export class Convergence implements AsyncDisposable {
         } catch (thrown) {
           this.#ledger.noteFailedStart(name, thrown);
           throw thrown;
+        } finally {
+          this.#whereabouts.forget(name);
         }
         return;
       }
+      case 'locate':
+        return await this.#locate(name);
       case 'stop':
         await this.fleet.stop(name, { ...action, trace: care.trace });
         return;
@@ -250,6 +273,18 @@ export class Convergence implements AsyncDisposable {
         return;
       default:
         return unreachable(action);
+    }
+  }
+
+  async #locate(name: string): Promise<void> {
+    const { inventory, events } = this.#options;
+    try {
+      const host = await this.#whereabouts.locate(name);
+      if (host !== undefined) events.publish('acts-elsewhere', { vm: name, facts: { host } });
+    } catch (thrown) {
+      if (inventory.find(name)?.desired === 'running') throw thrown;
+      // Nothing is to be done with it that this would be needed for.
+      this.#whereabouts.assumeHere(name);
     }
   }
 

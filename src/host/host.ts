@@ -13,6 +13,9 @@ import type {
   HostEvent,
   Host as HostFacts,
   HostPage,
+  LodgerPage,
+  MigrateVm,
+  Migration,
   NewToken,
   StartVm,
   StopVm,
@@ -27,6 +30,7 @@ import { traceFacts } from '../base/trace.ts';
 import { ConfigError } from '../config/config-error.ts';
 import type { Termination } from '../config/vm-spec-schema.ts';
 import { checkSpec } from '../qemu/protectability.ts';
+import { migrateVm } from '../site/migration.ts';
 import { AccessTokens } from './access-tokens.ts';
 import { AnswerStore } from './answer-store.ts';
 import { Convergence } from './convergence.ts';
@@ -35,7 +39,7 @@ import { HostError } from './host-error.ts';
 import { HostMetrics } from './host-metrics.ts';
 import type { StartKeeper } from './keeper-starters.ts';
 import { machineFacts } from './machine-facts.ts';
-import { cannotEnd, isSuspended, noSavedState, runs } from './refusals.ts';
+import { actsElsewhere, cannotEnd, isSuspended, noSavedState, runs } from './refusals.ts';
 import { type SavedKind, SavedStates } from './saved-states.ts';
 import { StateDatabase } from './state-database.ts';
 import { extentOf, TenantSpecs } from './tenant-specs.ts';
@@ -118,6 +122,10 @@ export class Host implements HostService, AsyncDisposable {
       metrics: this.#metrics,
       saved: this.#saved,
       orderOf: (vm, left) => this.#specs.orderOf(vm, left),
+      isSpread: (name) => {
+        const vm = this.#inventory.find(name);
+        return vm !== undefined && this.#specs.isSpread(vm);
+      },
     });
     this.#events.publish('host-started', { facts: { pid: process.pid, version: options.version } });
     this.#convergence.begin();
@@ -128,6 +136,7 @@ export class Host implements HostService, AsyncDisposable {
   health(): Health {
     const asDesired = this.#inventory.outlines().every((vm) => {
       const running = this.#convergence.sightOf(vm.name).keeper === 'alive';
+      if (this.#convergence.actsOn(vm.name) !== undefined) return true;
       return running === (vm.desired === 'running') && this.#convergence.problemOf(vm.name) === null;
     });
     return { status: asDesired ? 'ok' : 'degraded' };
@@ -147,7 +156,7 @@ export class Host implements HostService, AsyncDisposable {
       startedAt: new Date(this.#startedMs).toISOString(),
       vms: {
         declared: phases.length,
-        running: phases.filter(({ keeper }) => keeper === 'alive').length,
+        running: phases.filter(({ keeper, actsOn }) => keeper === 'alive' && actsOn === undefined).length,
         protected: phases.filter(({ phase }) => phase === 'protected').length,
       },
     };
@@ -236,14 +245,14 @@ export class Host implements HostService, AsyncDisposable {
   }
 
   startVm(name: string, { from, discard, trace }: StartVm & RequestContext): Vm {
-    this.#inventory.get(name);
+    this.#getHere(name);
     if (discard && this.#saved.look()(name).suspended !== null) this.deleteSavedState(name, 'suspended');
     if (from === 'snapshot') this.#assertSnapshot(name);
     return this.#desire(name, 'running', { graceful: true, startFrom: from ?? null, trace });
   }
 
   stopVm(name: string, { graceful, termination, trace }: StopVm & RequestContext): Vm {
-    const usual = this.#usualTermination(this.#inventory.get(name));
+    const usual = this.#usualTermination(this.#getHere(name));
     const order = termination ?? (graceful ? usual : 'remove');
     // What nobody ever asked for need not be said.
     const said = order === 'remove' && usual === 'remove' ? null : order;
@@ -251,19 +260,19 @@ export class Host implements HostService, AsyncDisposable {
   }
 
   async protectVm(name: string, { trace }: RequestContext = {}): Promise<Vm> {
-    const vm = this.#inventory.get(name);
+    const vm = this.#getHere(name);
     const parsed = this.#specs.parse(vm);
     checkSpec({ ...parsed, shadow: { ...parsed.shadow, enabled: true } });
     return await this.#wishShadow(name, { wanted: true, before: vm.shadowWanted, trace });
   }
 
   async unprotectVm(name: string, { trace }: RequestContext = {}): Promise<Vm> {
-    const { shadowWanted } = this.#inventory.get(name);
+    const { shadowWanted } = this.#getHere(name);
     return await this.#wishShadow(name, { wanted: false, before: shadowWanted, trace });
   }
 
   async testFailover(name: string): Promise<FailoverReport> {
-    this.#inventory.get(name);
+    this.#getHere(name);
     return await this.#convergence.fleet.testFailover(name);
   }
 
@@ -275,9 +284,27 @@ export class Host implements HostService, AsyncDisposable {
   }
 
   async promoteVm(name: string, context: RequestContext = {}): Promise<Vm> {
-    this.#inventory.get(name);
+    this.#getHere(name);
     await this.#convergence.fleet.promote(name, context);
     return this.getVm(name);
+  }
+
+  async migrateVm(
+    name: string,
+    { to, wait, timeoutSeconds, trace }: MigrateVm & RequestContext,
+  ): Promise<Migration> {
+    this.#getHere(name);
+    const { clock } = this.#options;
+    const order = { to, until: wait, timeoutMs: timeoutSeconds * 1000 };
+    const report = await migrateVm(name, { ...order, clock, trace });
+    this.#events.publish('migrated', { vm: name, facts: { ...report, ...traceFacts(trace) } });
+    this.#convergence.renew(name, undefined);
+    return report;
+  }
+
+  async listLodgers(): Promise<LodgerPage> {
+    const all = await this.#convergence.fleet.strangers((name) => this.#inventory.find(name) !== undefined);
+    return { lodgers: all };
   }
 
   async stats({ reach = WHOLE_REACH }: Reached = {}): Promise<Stats> {
@@ -305,7 +332,7 @@ export class Host implements HostService, AsyncDisposable {
   }
 
   async openConsole(name: string): Promise<Duplex> {
-    this.#inventory.get(name);
+    this.#getHere(name);
     return this.#convergence.fleet.console(name);
   }
 
@@ -370,6 +397,14 @@ export class Host implements HostService, AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#convergence[Symbol.asyncDispose]();
     this.#database[Symbol.dispose]();
+  }
+
+  /** @throws HostError HOST_VM_UNKNOWN, HOST_VM_ELSEWHERE */
+  #getHere(name: string): DeclaredVm {
+    const vm = this.#inventory.get(name);
+    const host = this.#convergence.actsOn(name);
+    if (host !== undefined) throw actsElsewhere(name, host);
+    return vm;
   }
 
   /** A keeper that starts may be reading a saved state, and one that ends may be writing it. */
@@ -441,6 +476,7 @@ export class Host implements HostService, AsyncDisposable {
         state: this.#convergence.stateOf(name),
         version: keeper === 'alive' ? (started?.version ?? null) : null,
         keeperPid: pid ?? null,
+        actsOn: this.#convergence.actsOn(name) ?? null,
         problem: this.#convergence.problemOf(name),
       },
       createdAt: new Date(createdMs).toISOString(),

@@ -2,6 +2,7 @@ import { rmSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Duplex } from 'node:stream';
 import type { RequestContext } from '../api/host-service.ts';
+import type { LodgerPage } from '../api/resources.ts';
 import { assert } from '../base/assert.ts';
 import type { Clock } from '../base/clock.ts';
 import type { Trace } from '../base/trace.ts';
@@ -14,6 +15,7 @@ import { type KeeperFigures, KeeperScrape } from '../control/keeper-scrape.ts';
 import { bootId, waitForEnd } from '../control/process-identity.ts';
 import { controlSocketOf, type FoundVm, type GivenSpec, RunDirectory } from '../control/run-directory.ts';
 import type { VmEvent } from '../control/vm-event.ts';
+import type { VmStatus } from '../control/vm-status.ts';
 import type { Phase } from '../shadow/protection.ts';
 import type { StartKeeper } from './keeper-starters.ts';
 import { KeeperWatch } from './keeper-watch.ts';
@@ -47,6 +49,8 @@ export interface FleetSight {
   /** Of the QEMU that acts or acted last, as far as its keeper wrote it down. */
   readonly token: number | undefined;
   readonly shadowWanted: boolean | undefined;
+  /** The host that the VM acts on, where its keeper here keeps the shadow. */
+  readonly actsOn: string | undefined;
   /** A keeper that was killed left something to go on from: a shadow in sync, or a QEMU that stands still. */
   readonly leftVm: boolean;
 }
@@ -57,6 +61,7 @@ export const NOTHING: FleetSight = {
   pid: undefined,
   token: undefined,
   shadowWanted: undefined,
+  actsOn: undefined,
   leftVm: false,
 };
 
@@ -159,6 +164,18 @@ export class KeeperFleet implements Disposable {
     return await control.testFailover();
   }
 
+  /** Keepers on this machine of VMs that are not `declared`: shadows of others, and what they have become. */
+  async strangers(declared: (name: string) => boolean): Promise<LodgerPage['lodgers']> {
+    const found = RunDirectory.list().filter(({ name, keeper }) => keeper === 'alive' && !declared(name));
+    return await Promise.all(
+      found.map(async ({ name }) => {
+        const status = await this.#statusOf(name);
+        const state = status?.phase ?? 'no-answer';
+        return { name, state, actsOn: status?.actsOn ?? null, memoryBytes: status?.memoryBytes ?? null };
+      }),
+    );
+  }
+
   /** Joins the serial console. @throws KeeperError KEEPER_NO_CONSOLE, KEEPER_NOT_RUNNING, KEEPER_NO_ANSWER */
   async console(name: string): Promise<Duplex> {
     const control = await this.#connect(name);
@@ -179,6 +196,16 @@ export class KeeperFleet implements Disposable {
     this.#disposed = true;
     for (const watch of this.#watches.values()) watch[Symbol.dispose]();
     this.#watches.clear();
+  }
+
+  /** One that does not answer must not keep the others from being listed. */
+  async #statusOf(name: string): Promise<VmStatus | undefined> {
+    try {
+      using control = await this.#connect(name);
+      return await control.status();
+    } catch {
+      return undefined;
+    }
   }
 
   #connect(name: string): Promise<ControlClient> {
@@ -222,6 +249,7 @@ export class KeeperFleet implements Disposable {
       pid: record?.keeper.pid,
       token,
       shadowWanted: watch?.shadowWanted,
+      actsOn: watch?.actsOn,
       leftVm: false,
     };
   }

@@ -30,6 +30,7 @@ export class KeeperWatch implements Disposable {
   #client: ControlClient | undefined;
   #phase: Phase | undefined;
   #shadowWanted: boolean | undefined;
+  #actsOn: string | undefined;
   #seen: number;
 
   constructor(options: KeeperWatchOptions) {
@@ -49,6 +50,11 @@ export class KeeperWatch implements Disposable {
     return this.#shadowWanted;
   }
 
+  /** The host that the VM acts on, where its keeper here keeps the shadow. */
+  get actsOn(): string | undefined {
+    return this.#actsOn;
+  }
+
   [Symbol.dispose](): void {
     this.#abort.abort();
     this.#client?.[Symbol.dispose]();
@@ -63,6 +69,7 @@ export class KeeperWatch implements Disposable {
       if (this.#phase !== undefined) {
         this.#phase = undefined;
         this.#shadowWanted = undefined;
+        this.#actsOn = undefined;
         onChange();
       }
       const ended = await waitForEnd(keeper, { deadlineMs: RETRY_MS, clock });
@@ -76,7 +83,8 @@ export class KeeperWatch implements Disposable {
     using client = await ControlClient.connect(controlSocketOf(vm), { vm, clock });
     this.#client = client;
     if (this.#abort.signal.aborted) return;
-    ({ phase: this.#phase, shadowWanted: this.#shadowWanted } = await client.status());
+    const { phase, shadowWanted, actsOn } = await client.status();
+    [this.#phase, this.#shadowWanted, this.#actsOn] = [phase, shadowWanted, actsOn];
     onChange();
     for await (const event of client.events({ since: this.#seen, follow: true })) {
       this.#seen = event.seq;

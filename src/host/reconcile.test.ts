@@ -3,6 +3,7 @@ import { describe, expect, it } from 'vitest';
 import type { Termination } from '../config/vm-spec-schema.ts';
 import { type HostAction, type KeeperSight, reconcile, type VmSight } from './reconcile.ts';
 import type { Desired, VmOutline } from './vm-inventory.ts';
+import type { Place } from './whereabouts.ts';
 
 const BOOT = 'this boot';
 
@@ -28,6 +29,8 @@ function vm(changes: Partial<VmOutline> = {}): VmOutline {
 function sight(changes: Partial<VmSight> = {}): VmSight {
   return { vm: vm(), keeper: 'none', end: undefined, busy: false, failures: 0, failedAtMs: 0, ...changes };
 }
+
+const known = (place: Place, isStale = false) => ({ place, isStale });
 
 const plan = (vms: VmSight[], nowMs = 0) => reconcile({ nowMs, bootId: BOOT, vms });
 const started = { version: 1, bootId: BOOT };
@@ -138,15 +141,17 @@ it('every VM becomes what it is desired to be, in a few steps, from wherever it 
     wish: fc.constantFrom(true, false, null),
     told: fc.constantFrom(true, false, undefined),
     couldGoOn: fc.boolean(),
+    place: fc.constantFrom<Place | undefined>(undefined, { kind: 'unknown' }, { kind: 'here' }),
     termination: fc.constantFrom<Termination | null>('remove', 'suspend', null),
   });
   fc.assert(
-    fc.property(sights, ({ keeper, desired, bootId, end, wish, told, couldGoOn, termination }) => {
+    fc.property(sights, ({ keeper, desired, bootId, end, wish, told, couldGoOn, place, termination }) => {
       let now: VmSight | undefined = sight({
         keeper,
         end,
         shadowWanted: told,
         couldGoOn,
+        known: place && known(place, place.kind === 'unknown'),
         vm: vm({
           desired,
           shadowWanted: wish,
@@ -154,7 +159,7 @@ it('every VM becomes what it is desired to be, in a few steps, from wherever it 
           started: bootId === undefined ? null : { version: 1, bootId },
         }),
       });
-      for (let step = 0; step < 4; step++) {
+      for (let step = 0; step < 5; step++) {
         if (now === undefined) return desired === 'deleted';
         const [action] = plan([now]).actions;
         if (action === undefined) break;
@@ -166,6 +171,44 @@ it('every VM becomes what it is desired to be, in a few steps, from wherever it 
       return now.vm.desired === 'stopped' && now.keeper === 'none';
     }),
   );
+});
+
+describe('a VM of several hosts', () => {
+  const elsewhere: Place = { kind: 'elsewhere', host: 'b' };
+
+  it('is looked for before it is started, and started where the record has it here', () => {
+    const asked = (place: Place) => plan([sight({ known: known(place) })]).actions;
+    expect(asked({ kind: 'unknown' })).toEqual([{ kind: 'locate', name: 'a' }]);
+    expect(asked({ kind: 'here' })).toEqual([{ kind: 'start', name: 'a' }]);
+  });
+
+  it('is let be as long as another host acts as it, and looked for again', () => {
+    for (const desired of ['running', 'stopped'] as const) {
+      const of = (isStale: boolean) =>
+        plan([sight({ vm: vm({ desired, started }), known: known(elsewhere, isStale) })]).actions;
+      expect(of(false)).toEqual([]);
+      expect(of(true)).toEqual([{ kind: 'locate', name: 'a' }]);
+    }
+  });
+
+  it('leaves nothing that a killed keeper had once it acts elsewhere, and stays off when it has ended there', () => {
+    const of = (keeper: KeeperSight, place: Place, was: VmOutline['started']) =>
+      plan([sight({ keeper, vm: vm({ started: was }), known: known(place) })]).actions[0]?.kind;
+    expect(of('lost', elsewhere, started)).toBe('sweep');
+    expect(of('lost', { kind: 'ended' }, started)).toBe('sweep');
+    expect(of('none', { kind: 'ended' }, started)).toBe('accept-end');
+    // Somebody has asked for it since.
+    expect(of('none', { kind: 'ended' }, null)).toBe('start');
+    expect(of('lost', { kind: 'here' }, started)).toBe('start');
+  });
+
+  it('whose shadow is here is neither stopped nor told anything here, and forgotten without it', () => {
+    const shadow = { keeper: 'alive', isShadow: true, shadowWanted: true } as const;
+    const of = (desired: Desired) => plan([sight({ ...shadow, vm: vm({ desired, shadowWanted: false }) })]);
+    expect(of('running').actions).toEqual([]);
+    expect(of('stopped').actions).toEqual([]);
+    expect(of('deleted').actions).toEqual([{ kind: 'forget', name: 'a' }]);
+  });
 });
 
 /** What the host does on an action, if all goes well. */
@@ -180,6 +223,8 @@ function carriedOut(now: VmSight, { kind }: HostAction): VmSight | undefined {
     case 'stop':
     case 'sweep':
       return { ...now, keeper: 'none' };
+    case 'locate':
+      return { ...now, known: known({ kind: 'here' }) };
     case 'accept-end':
       return { ...now, vm: { ...now.vm, desired: 'stopped', started: null } };
     case 'note-end':

@@ -1,6 +1,7 @@
 import type { Termination } from '../config/vm-spec-schema.ts';
 import type { StopReason } from '../shadow/protection.ts';
 import type { VmOutline } from './vm-inventory.ts';
+import type { KnownPlace } from './whereabouts.ts';
 
 /** What there is of a VM on this machine. */
 export type KeeperSight =
@@ -20,6 +21,10 @@ export interface VmSight {
   readonly shadowWanted?: boolean | undefined;
   /** Its keeper was killed and left a shadow in sync, and no newer state of it is on disk. */
   readonly couldGoOn?: boolean | undefined;
+  /** The keeper here keeps its shadow, and the VM acts on another host. */
+  readonly isShadow?: boolean | undefined;
+  /** Of a VM of several hosts: where it acts, as it is on record. */
+  readonly known?: KnownPlace | undefined;
   /** The host is at work on it: the next decision waits for the outcome. */
   readonly busy: boolean;
   /** Attempts that failed in a row, and when the last one did. */
@@ -48,6 +53,8 @@ export type HostAction =
   | { readonly kind: 'sweep'; readonly name: string }
   /** It ended by itself and in good order (its guest powered off, somebody stopped it), and said so: so be it. */
   | { readonly kind: 'accept-end'; readonly name: string }
+  /** It may act on another host: ask where it does before anything is done here. */
+  | { readonly kind: 'locate'; readonly name: string }
   | { readonly kind: 'note-end'; readonly name: string }
   | { readonly kind: 'forget'; readonly name: string };
 
@@ -75,9 +82,11 @@ export function reconcile({ nowMs, bootId, vms }: HostSnapshot): Plan {
   return { actions, againAtMs };
 }
 
-function towardsRunning({ vm, keeper, end, shadowWanted }: VmSight, bootId: string): HostAction | undefined {
+function towardsRunning(sight: VmSight, bootId: string): HostAction | undefined {
+  const { vm, keeper, end, shadowWanted, isShadow, known } = sight;
   const { name, started } = vm;
   if (keeper === 'alive') {
+    if (isShadow) return undefined;
     const isAsWished =
       vm.shadowWanted === null || shadowWanted === undefined || shadowWanted === vm.shadowWanted;
     return isAsWished ? undefined : { kind: vm.shadowWanted ? 'protect' : 'unprotect', name };
@@ -85,11 +94,25 @@ function towardsRunning({ vm, keeper, end, shadowWanted }: VmSight, bootId: stri
   // That nothing is left of it proves nothing: the machine may have been rebooted, or somebody have cleared it away.
   const inGoodOrder = end === 'powered-off' || end === 'requested' || end === 'suspended';
   if (keeper === 'none' && started?.bootId === bootId && inGoodOrder) return { kind: 'accept-end', name };
-  return { kind: 'start', name };
+  return known === undefined ? { kind: 'start', name } : whereItMayAct(sight, known);
 }
 
-function towardsStopped({ vm, keeper, couldGoOn }: VmSight): HostAction | undefined {
+/** Of several hosts: it is started here only where the record has it here, or nowhere. */
+function whereItMayAct({ vm, keeper }: VmSight, { place, isStale }: KnownPlace): HostAction | undefined {
+  const { name, started } = vm;
+  if (place.kind === 'unknown') return { kind: 'locate', name };
+  if (place.kind === 'here' || keeper === 'failed') return { kind: 'start', name };
+  // What a killed keeper left here is the past: the VM went on without it.
+  if (keeper === 'lost') return { kind: 'sweep', name };
+  if (isStale) return { kind: 'locate', name };
+  if (place.kind === 'elsewhere') return undefined;
+  return started === null ? { kind: 'start', name } : { kind: 'accept-end', name };
+}
+
+function towardsStopped({ vm, keeper, couldGoOn, isShadow, known }: VmSight): HostAction | undefined {
   const { name, desired, graceful, started } = vm;
+  // The shadow of a VM that acts elsewhere is none of its stopping here.
+  if (isShadow) return desired === 'deleted' ? { kind: 'forget', name } : undefined;
   // Of one that is to be forgotten nothing is kept, as it is not asked to power off either.
   const termination = desired === 'deleted' ? null : vm.termination;
   if (keeper === 'alive') return { kind: 'stop', name, graceful, termination };
@@ -98,6 +121,10 @@ function towardsStopped({ vm, keeper, couldGoOn }: VmSight): HostAction | undefi
   if (keeper === 'lost' && couldGoOn && isToBeSaved) return { kind: 'start', name };
   if (keeper !== 'none') return { kind: 'sweep', name };
   if (desired === 'deleted') return { kind: 'forget', name };
+  if (known !== undefined) {
+    if (known.isStale) return { kind: 'locate', name };
+    if (known.place.kind === 'elsewhere') return undefined;
+  }
   return started === null ? undefined : { kind: 'note-end', name };
 }
 

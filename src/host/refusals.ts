@@ -24,6 +24,13 @@ export function runs(vm: string): HostError {
   });
 }
 
+export function actsElsewhere(vm: string, host: string): HostError {
+  return new HostError('HOST_VM_ELSEWHERE', `${vm} acts on ${host}`, {
+    hint: `Give the command on ${host}, or have it come back first: \`understudy migrate ${vm}\` there.`,
+    facts: { vm, host },
+  });
+}
+
 export function cannotEnd(vm: string, facts: HostEvent['facts']): HostError {
   return new HostError('HOST_VM_STUCK', `${vm} cannot be ended yet: ${facts.error}`, {
     hint: `The host goes on trying, and forgets it then. \`understudy stop ${vm} --force\` ends a keeper that hangs.`,

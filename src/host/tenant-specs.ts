@@ -63,6 +63,17 @@ export class TenantSpecs {
     return spec;
   }
 
+  /** Whether it may act on other hosts as well. Most say nothing of hosts, and need not be read for that. */
+  isSpread(said: SaidSpec): boolean {
+    if (said.tenant === null && !said.spec.includes('hosts')) return false;
+    try {
+      return this.parse(said).shadow.hosts !== undefined;
+    } catch (thrown) {
+      if (thrown instanceof ConfigError) return false;
+      throw thrown;
+    }
+  }
+
   /** How large it is; undefined where its specification is no longer one. */
   extentOf(said: SaidSpec): VmExtent | undefined {
     try {

@@ -60,6 +60,8 @@ export interface ActingRight {
   yieldThenGoAlone(graceMs: number): Promise<'granted' | 'superseded'>;
   /** Rejects where nobody answers now, or where the right has passed on: before something that cannot be taken back. */
   confirm(): Promise<void>;
+  /** Who acts now, as far as somebody answers at once. */
+  holder(): Promise<string | undefined>;
   /** The VM has ended in good order: whoever starts it next may. */
   release(signal?: AbortSignal): Promise<void>;
   /** Lets go of the store. What is on record stays, and a right that ends by itself does. */

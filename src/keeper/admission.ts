@@ -27,12 +27,16 @@ const needsSchema: z.ZodType<Needs> = z.object({
  * @throws MemoryError MEMORY_NO_ROOM
  */
 export function admit(spec: VmSpec, { runs = false, besidesBytes = 0 } = {}): void {
-  const promised = RunDirectory.list()
-    .filter(({ name, keeper }) => keeper === 'alive' && name !== spec.name)
+  const needed = runs ? unusedBytes(spec.name, spec) : roomNeededBytes(spec);
+  assertRoom(memoryRoot(), needed + besidesBytes + promisedBytes(spec.name));
+}
+
+/** What the VMs that run here, but for this one, were promised and have not used yet. */
+export function promisedBytes(exceptVm: string): number {
+  return RunDirectory.list()
+    .filter(({ name, keeper }) => keeper === 'alive' && name !== exceptVm)
     .map(({ name, record }) => ({ name, needs: needsOf(record) }))
     .reduce((sum, { name, needs }) => sum + (needs === undefined ? 0 : unusedBytes(name, needs)), 0);
-  const needed = runs ? unusedBytes(spec.name, spec) : roomNeededBytes(spec);
-  assertRoom(memoryRoot(), needed + besidesBytes + promised);
 }
 
 /** A shadow may have been asked for, or given up, since the VM was started. */

@@ -77,13 +77,18 @@ export async function liveOut(
   return reason;
 }
 
+interface KeeperEnding {
+  readonly reason: StopReason;
+  /** The host that acts now. */
+  readonly host: string | undefined;
+  readonly directory: RunDirectory;
+  readonly log: Logger;
+}
+
 /** Before the directory goes: a host that finds neither would take the VM for one that was taken away. */
-export function leaveEnd(
-  path: string,
-  { reason, directory, log }: { reason: StopReason; directory: RunDirectory; log: Logger },
-): void {
+export function leaveEnd(path: string, { reason, host, directory, log }: KeeperEnding): void {
   try {
-    writeEnd(path, { bootId: bootId(), reason, token: directory.token });
+    writeEnd(path, { bootId: bootId(), reason, token: directory.token, ...(host !== undefined && { host }) });
   } catch (thrown) {
     log.warn('the host will not know how the VM ended', { path, error: messageOf(thrown) });
   }

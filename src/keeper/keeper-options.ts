@@ -9,6 +9,7 @@ import type { Accelerator } from '../qemu/launch-arguments.ts';
 import type { QemuBinary } from '../qemu/qemu-binary.ts';
 import type { PeerLink } from '../replication/peer-link.ts';
 import type { ActingRight } from './acting-right.ts';
+import type { ShadowPlaces } from './shadow-places.ts';
 import type { ShadowSession } from './shadow-session.ts';
 import type { TakeoverTimes } from './takeover-stats.ts';
 
@@ -50,8 +51,8 @@ export interface RemoteSite {
   readonly given: GivenSpec;
   /** Digests of the files that a QEMU of this VM is started from. */
   readonly files: Readonly<Record<string, string>>;
-  /** A link to the keeper of a new shadow, on whichever host takes one. @throws KeeperError KEEPER_PEER_LOST, … */
-  readonly connect: (signal: AbortSignal) => Promise<{ readonly link: PeerLink; readonly host: string }>;
+  /** Links to the keeper of a new shadow, on whichever host takes one. */
+  readonly places: ShadowPlaces<PeerLink>;
 }
 
 export interface PromisedShadow extends Omit<TakeoverTimes, 'runsAtMs'> {

@@ -148,6 +148,7 @@ export class Keeper implements KeeperControl {
 
   // What can be ordered is carried out, and explained, elsewhere.
   readonly promote: KeeperControl['promote'] = (order) => this.#orders.promote(order);
+  readonly place: KeeperControl['place'] = (order) => this.#orders.place(order);
   readonly protect = (): Promise<void> => this.#orders.protect();
   readonly unprotect = (): Promise<void> => this.#orders.unprotect();
   readonly testFailover = (): Promise<FailoverReport> => this.#orders.testFailover();
@@ -421,8 +422,11 @@ export class Keeper implements KeeperControl {
     await this.#options.remote?.right.regained(signal);
     const parts = { ...this.#options, ...this.#setting, onLost };
     const { remote } = this.#options;
-    if (remote !== undefined)
-      return await openRemoteShadow({ ...parts, remote, known: this.#known() }, signal);
+    if (remote !== undefined) {
+      const shadow = await openRemoteShadow({ ...parts, remote, known: this.#known() }, signal);
+      this.#publish('shadow-placed', { ...remote.places.status });
+      return shadow;
+    }
     const startStandby = (given: AbortSignal) => this.#startInstance('standby', { signal: given });
     return await openLocalShadow({ ...parts, startStandby }, signal);
   }

@@ -42,10 +42,11 @@ import type { StartOutcome } from '../control/start-outcome.ts';
 import { ServiceManager } from '../linux/service-manager.ts';
 import { BoundedLog, jsonLossNote } from '../qemu/bounded-log.ts';
 import type { StopReason } from '../shadow/protection.ts';
+import { assertNoMaintenance } from '../site/maintenance.ts';
 import { Keeper } from './keeper.ts';
 import { EXIT_FAILED, leaveEnd, liveOut, StopSignals, startError, stopOnFaults } from './keeper-life.ts';
 import type { RemoteSite } from './keeper-options.ts';
-import { joinSite, leaveSite } from './remote-site.ts';
+import { actsNow, joinSite, leaveSite } from './remote-site.ts';
 import { prepareHost } from './vm-host.ts';
 
 const clock = systemClock;
@@ -133,6 +134,8 @@ async function keep({ spec, given, wishes }: Kept, keeping: Keeping): Promise<nu
   let reason: StopReason = 'failed';
   let remote: RemoteSite | undefined;
   try {
+    // What a killed keeper left here is here already.
+    if (directory.heritage.kind === 'none') assertNoMaintenance(spec.name);
     const host = await prepareHost(spec, {
       cacheDir: cacheDirectory(),
       directory: directory.path,
@@ -165,9 +168,10 @@ async function keep({ spec, given, wishes }: Kept, keeping: Keeping): Promise<nu
     manager.stopping();
     failed = reason === 'failed';
   } finally {
+    const host = await actsNow(remote, reason);
     // A right that nothing came of is given back, unless what it is for is left to the next keeper.
     if (started || !directory.holdsHeritage) await leaveSite(remote, { reason, log });
-    if (endPath !== undefined) leaveEnd(endPath, { reason, directory, log });
+    if (endPath !== undefined) leaveEnd(endPath, { reason, host, directory, log });
     // Who asks why a VM is gone finds its logs.
     if (failed) directory.leaveLogs();
     else if (!started && directory.holdsHeritage) directory.leaveHeritage();

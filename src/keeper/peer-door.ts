@@ -2,10 +2,10 @@ import { type Clock, systemClock } from '../base/clock.ts';
 import type { SiteConfig } from '../config/site-config.ts';
 import type { PeerLink, PeerMessage } from '../replication/peer-link.ts';
 import { MESSAGE, MESSAGE_BYTES_MAX } from '../replication/peer-messages.ts';
+import { readCredentials } from '../site/site-credentials.ts';
 import { dialSecurely, listenSecurely } from '../wire/link-opening.ts';
 import type { LinkEnd, SecureLink } from '../wire/secure-link.ts';
 import { peerLost } from './refusals.ts';
-import { readCredentials } from './site-credentials.ts';
 
 /** Not a part of `peerTimeoutMs`: the other side may have a shorter one. */
 const KEEPALIVE_MS = 100;

@@ -248,6 +248,16 @@ export class RecordedRight implements ActingRight {
       throw superseded(vm, record?.holder ?? 'nobody');
   }
 
+  async holder(): Promise<string | undefined> {
+    const { store, vm } = this.#options;
+    try {
+      return (await store.read(vm)).record?.holder;
+    } catch (cause) {
+      if (cause instanceof LeaseError) return undefined;
+      throw cause;
+    }
+  }
+
   async release(signal?: AbortSignal): Promise<void> {
     this.#driver.report({ kind: 'vm-ended' });
     await this.#waiters.until(() => !this.#driver.state.isEnding, signal);

@@ -47,6 +47,13 @@ export function onAnotherHost(vm: string): KeeperError {
   });
 }
 
+export function ofOneHost(vm: string): KeeperError {
+  return new KeeperError('KEEPER_HOST_REFUSED', `${vm} is a VM of this host alone`, {
+    hint: 'Name the hosts that it may be on in shadow.hosts, and start it anew.',
+    facts: { vm },
+  });
+}
+
 export function noPlaceToSave(vm: string, kind: 'suspended' | 'snapshot'): KeeperError {
   const what = kind === 'suspended' ? 'be suspended' : 'leave a snapshot';
   return new KeeperError('KEEPER_NO_PLACE', `${vm} cannot ${what}: there is no place to save its state`, {

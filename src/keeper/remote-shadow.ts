@@ -45,11 +45,13 @@ export interface RemoteShadowOptions {
   readonly failpoints: Failpoints;
   /** Neither side can rely on the other any more. */
   readonly onLost: (error: string) => void;
+  /** Its host shall be free of it. */
+  readonly onUnwelcome: () => void;
 }
 
 /** How handing over ended. `free`: the shadow does not act and will not, and this keeper holds the right again. */
 export type HandOver =
-  | { readonly kind: 'acts'; readonly tookMs: number }
+  | { readonly kind: 'acts'; readonly tookMs: number; readonly token: number }
   | { readonly kind: 'free'; readonly error: string }
   | { readonly kind: 'superseded' };
 
@@ -173,7 +175,7 @@ export class RemoteShadow implements Shadow {
       };
       const words = await this.#ask(order, 'acts', { deadlineMs: HAND_OVER_DEADLINE_MS });
       assert(words.kind === 'acts', 'asked whether it acts');
-      return { kind: 'acts', tookMs: words.tookMs };
+      return { kind: 'acts', tookMs: words.tookMs, token: words.token };
     } catch (cause) {
       const outcome = this.#mayTakeOver ? await right.yieldThenGoAlone(TAKE_OVER_GRACE_MS) : 'granted';
       this.#mayTakeOver = false;
@@ -264,8 +266,15 @@ export class RemoteShadow implements Shadow {
 
   #take(words: PeerWords): void {
     if (words.kind === 'held') this.#image.noteHeld(epochId(words.epoch));
+    else if (words.kind === 'leave') this.#giveRoom();
     else if (words.kind === 'refused') this.#lose(refused(this.#options.host, words));
     else this.#answers.get(words.kind)?.resolve(words);
+  }
+
+  /** It can still be asked to promise that it does not act. */
+  #giveRoom(): void {
+    this.#options.onUnwelcome();
+    if (!this.#isEnding) this.#options.onLost('its host is to be free of it');
   }
 
   #lose(error: Error): void {

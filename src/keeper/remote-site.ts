@@ -1,3 +1,4 @@
+import type { HostResources } from '../allocation/shadow-choice.ts';
 import type { Clock } from '../base/clock.ts';
 import { messageOf } from '../base/errors.ts';
 import type { Failpoints } from '../base/failpoint.ts';
@@ -10,15 +11,17 @@ import { EtcdLeaseStore } from '../lease/etcd-lease-store.ts';
 import { leasePolicy } from '../lease/lease-state.ts';
 import { bootTimeMs } from '../linux/boot-clock.ts';
 import type { PeerLink } from '../replication/peer-link.ts';
-import { decodeWords, encodeWords, MESSAGE } from '../replication/peer-messages.ts';
+import { decodeWords, encodeWords, MESSAGE, type PeerWords } from '../replication/peer-messages.ts';
 import type { StopReason } from '../shadow/protection.ts';
+import { readCredentials } from '../site/site-credentials.ts';
 import type { ActingRight } from './acting-right.ts';
+import { roomNeededBytes } from './admission.ts';
 import { digestFiles } from './file-digests.ts';
 import type { RemoteSite } from './keeper-options.ts';
 import { dialPeer } from './peer-door.ts';
 import { RecordedRight, type RightOptions } from './recorded-right.ts';
 import { isSuperseded, peerLost } from './refusals.ts';
-import { readCredentials } from './site-credentials.ts';
+import { ShadowPlaces } from './shadow-places.ts';
 
 /** For a call to the store of leases, over all of its members. */
 const CALL_DEADLINE_MS = 3000;
@@ -38,6 +41,7 @@ export function siteOf(spec: VmSpec): SiteConfig | undefined {
   const { hosts } = spec.shadow;
   if (hosts === undefined) return undefined;
   const site = loadSiteConfig(siteConfigPath());
+  if (hosts === 'auto') return site;
   const unknown = hosts.find((name) => name !== site.host && !(name in site.hosts));
   if (unknown !== undefined || !hosts.includes(site.host)) {
     const wrong = unknown ?? site.host;
@@ -108,6 +112,14 @@ export async function leaveSite(
   }
 }
 
+/** The host that the VM has moved to. */
+export async function actsNow(
+  remote: RemoteSite | undefined,
+  reason: StopReason,
+): Promise<string | undefined> {
+  return reason === 'moved' || reason === 'superseded' ? await remote?.right.holder() : undefined;
+}
+
 /** Where it is on record who acts as this VM. */
 export function rightOptions(site: SiteConfig, { spec, clock, log, failpoints }: SiteOptions): RightOptions {
   const { etcd, holdSeconds } = site.lease;
@@ -124,6 +136,7 @@ export function rightOptions(site: SiteConfig, { spec, clock, log, failpoints }:
 }
 
 interface SitedVm {
+  readonly clock: Clock;
   readonly spec: VmSpec;
   readonly right: ActingRight;
   readonly given: GivenSpec;
@@ -132,63 +145,71 @@ interface SitedVm {
 }
 
 /** What a keeper needs to have its shadow on another host. */
-export function remoteSite(site: SiteConfig, { spec, right, given, files }: SitedVm): RemoteSite {
-  const others = (spec.shadow.hosts ?? []).filter((name) => name !== site.host);
-  return {
-    right,
-    given,
-    files,
-    connect: (signal) => connectToFirst(site, { vm: spec.name, others, signal }),
-  };
+export function remoteSite(site: SiteConfig, { spec, right, given, files, clock }: SitedVm): RemoteSite {
+  const { name: vm } = spec;
+  const { hosts = [], antiAffinity = [] } = spec.shadow;
+  const known = Object.keys(site.hosts);
+  const places = new ShadowPlaces<PeerLink>({
+    ...{ host: site.host, known, clock },
+    others: hosts === 'auto' ? known : hosts.filter((name) => name !== site.host),
+    wanted: {
+      ...{ vm, antiAffinity, labels: site.labels ?? {} },
+      // As much as it is admitted with there, for the time that it acts itself and has a shadow.
+      neededBytes: roomNeededBytes({ ...spec, shadow: { ...spec.shadow, enabled: true } }),
+    },
+    askResources: (host, signal) => askForResources(site, { vm, host, signal }),
+    askPlace: async (host, signal) => {
+      const port = await askForPlace(site, { vm, host, signal });
+      return await dialPeer(site, host, { port, signal });
+    },
+  });
+  return { right, given, files, places };
 }
 
 interface Wanted {
   readonly vm: string;
-  readonly others: readonly string[];
+  readonly host: string;
   readonly signal: AbortSignal;
 }
 
-/** In the order of the specification: the first that takes the shadow. */
-async function connectToFirst(
-  site: SiteConfig,
-  { vm, others, signal }: Wanted,
-): Promise<{ link: PeerLink; host: string }> {
-  let refusal: unknown;
-  for (const host of others) {
-    try {
-      const port = await askForPlace(site, { vm, host, signal });
-      return { link: await dialPeer(site, host, { port, signal }), host };
-    } catch (cause) {
-      signal.throwIfAborted();
-      refusal = cause;
-    }
-  }
-  throw refusal ?? peerLost('another', 'shadow.hosts names this host only');
+async function askForResources(site: SiteConfig, wanted: Wanted): Promise<HostResources | undefined> {
+  const answer = await ask(site, wanted, { kind: 'ask-resources', vm: wanted.vm });
+  return answer?.kind === 'resources' ? answer.resources : undefined;
 }
 
 /** The host starts a keeper for the shadow, which listens at a port of its own. */
-async function askForPlace(
-  site: SiteConfig,
-  { vm, host, signal }: { vm: string; host: string; signal: AbortSignal },
-): Promise<number> {
-  const link = await dialPeer(site, host, { signal });
+async function askForPlace(site: SiteConfig, { vm, host, signal }: Wanted): Promise<number> {
   const late = AbortSignal.any([signal, AbortSignal.timeout(PLACE_DEADLINE_MS)]);
+  const words = await ask(site, { vm, host, signal: late }, { kind: 'place', vm });
+  if (words?.kind === 'placed') return words.port;
+  if (words?.kind !== 'refused') throw peerLost(host, 'it said nothing about a place for the shadow');
+  if (words.code === 'KEEPER_HOST_MAINTENANCE')
+    throw new KeeperError(words.code, `${host} takes no shadow of ${vm}: it is in maintenance`, {
+      ...{ hint: `\`understudy maintenance off\` on ${host}.`, facts: { host } },
+    });
+  throw new KeeperError('KEEPER_PEER_REFUSED', `${host} takes no shadow of ${vm}: ${words.message}`, {
+    hint: words.hint ?? `See the log on ${host}.`,
+    facts: { host, reason: words.code },
+  });
+}
+
+/** One question to the process that answers for a host. Undefined where it says nothing before the signal. */
+async function ask(
+  site: SiteConfig,
+  { host, signal }: Wanted,
+  question: PeerWords,
+): Promise<PeerWords | undefined> {
+  const link = await dialPeer(site, host, { signal });
   const close = () => link.close();
-  late.addEventListener('abort', close, { once: true });
+  signal.addEventListener('abort', close, { once: true });
   try {
-    await link.send(MESSAGE.words, [encodeWords({ kind: 'place', vm })]);
+    await link.send(MESSAGE.words, [encodeWords(question)]);
     for await (const { type, body } of link.messages()) {
-      const words = type === MESSAGE.words ? decodeWords(body) : undefined;
-      if (words?.kind === 'placed') return words.port;
-      if (words?.kind === 'refused')
-        throw new KeeperError('KEEPER_PEER_REFUSED', `${host} takes no shadow of ${vm}: ${words.message}`, {
-          hint: words.hint ?? `See the log on ${host}.`,
-          facts: { host, reason: words.code },
-        });
+      if (type === MESSAGE.words) return decodeWords(body);
     }
-    throw peerLost(host, 'it said nothing about a place for the shadow');
+    return undefined;
   } finally {
-    late.removeEventListener('abort', close);
+    signal.removeEventListener('abort', close);
     link.close();
   }
 }

@@ -1,7 +1,7 @@
 import type { Clock } from '../base/clock.ts';
 import { PAGE_BYTES } from '../base/units.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
-import type { ConsoleSession, KeeperControl } from '../control/keeper-control.ts';
+import type { ConsoleSession, KeeperControl, StopOrder } from '../control/keeper-control.ts';
 import { KeeperError } from '../control/keeper-error.ts';
 import type { VmEvent } from '../control/vm-event.ts';
 import type { VmMetrics } from '../control/vm-metrics.ts';
@@ -9,12 +9,15 @@ import type { VmStatus } from '../control/vm-status.ts';
 import { EpochStats } from '../replication/epoch-stats.ts';
 import { INITIAL_PROTECTION } from '../shadow/protection.ts';
 import { noConsole } from './refusals.ts';
-import type { ShadowKeeper } from './shadow-keeper.ts';
+import type { ShadowEnd, ShadowKeeper } from './shadow-keeper.ts';
 import type { ShadowSession } from './shadow-session.ts';
 import { TakeoverStats } from './takeover-stats.ts';
 import { describeVm, type KnownVm } from './vm-description.ts';
 import type { VmHost } from './vm-host.ts';
 import { measureVm } from './vm-measures.ts';
+
+/** For the VM to do without its shadow: it may have to ask who acts. */
+const LEAVE_DEADLINE_MS = 15_000;
 
 export interface ShadowControlOptions {
   readonly spec: VmSpec;
@@ -27,7 +30,7 @@ export interface ShadowControlOptions {
   readonly session: ShadowSession;
   readonly shadow: ShadowKeeper;
   /** Resolves when the shadow is kept no longer. */
-  readonly ended: Promise<unknown>;
+  readonly ended: Promise<ShadowEnd>;
 }
 
 /** What can be asked of the keeper of a shadow. All that concerns the VM is for the host that it acts on. */
@@ -48,7 +51,7 @@ export class ShadowControl implements KeeperControl {
     const copiedShare = holdsAll ? 1 : Math.min(1, (shadow.copiedPages * PAGE_BYTES) / spec.memoryBytes);
     const status = describeVm(this.#known());
     const { number: instance, pid } = session.standby;
-    return { ...status, actsOn: peer, shadow: { instance, pid, copiedShare } };
+    return { ...status, actsOn: peer, mayTakeOver: shadow.isInSync, shadow: { instance, pid, copiedShare } };
   }
 
   metrics(): VmMetrics {
@@ -83,10 +86,27 @@ export class ShadowControl implements KeeperControl {
     return this.#refuse();
   }
 
-  /** Ends the shadow, which promises not to act. The VM looks for another one, also on this host. */
-  async stop(): Promise<void> {
-    this.#options.shadow.leave({ kind: 'dismissed' });
-    await this.#options.ended;
+  /**
+   * Ends the shadow, which promises not to act. The VM looks for another one, also on this host. `graceful`: only if the
+   * VM says that it can do without, as it may be dead without anybody having noticed.
+   * @throws KeeperError KEEPER_SHADOW_NEEDED
+   */
+  async stop({ graceful }: StopOrder): Promise<void> {
+    const { shadow, ended, clock } = this.#options;
+    if (!graceful) {
+      shadow.leave({ kind: 'dismissed' });
+      await ended;
+      return;
+    }
+    const late = Promise.withResolvers<undefined>();
+    const cancel = clock.after(LEAVE_DEADLINE_MS, () => late.resolve(undefined));
+    await shadow.askToLeave().catch(() => {});
+    const end = await Promise.race([ended, late.promise]).finally(cancel);
+    if (end?.kind !== 'dismissed' && end?.kind !== 'useless') throw this.#isNeeded(end !== undefined);
+  }
+
+  place(): Promise<void> {
+    return this.#refuse();
   }
 
   openConsole(): ConsoleSession {
@@ -104,6 +124,15 @@ export class ShadowControl implements KeeperControl {
       links: [],
       takeovers: this.#takeovers,
     };
+  }
+
+  #isNeeded(isTakenOver: boolean): KeeperError {
+    const { spec, peer } = this.#options;
+    const why = isTakenOver ? 'the VM goes on from it' : `${peer} does not say that it can do without`;
+    return new KeeperError('KEEPER_SHADOW_NEEDED', `the shadow of ${spec.name} stays: ${why}`, {
+      hint: `Look after the VM on ${peer}. With --force the shadow is ended all the same, and with it the VM if that is lost.`,
+      facts: { vm: spec.name, host: peer },
+    });
   }
 
   #refuse(): Promise<never> {

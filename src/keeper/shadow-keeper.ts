@@ -93,6 +93,11 @@ export class ShadowKeeper {
     this.#lastSignMs = this.#options.clock.nowMs();
   }
 
+  /** This host is to be free of it. Only the VM's own keeper can say that nobody needs it. */
+  async askToLeave(): Promise<void> {
+    await this.#say({ kind: 'leave' });
+  }
+
   /** Takes epochs until that ends. The link is the caller's to close. */
   async keep(): Promise<ShadowEnd> {
     const { session, host } = this.#options;

@@ -158,10 +158,12 @@ export class ShadowLodging implements AsyncDisposable {
     const { spec, hello, peer, link } = this.#asked;
     const { right, how } = taken;
     // The files are those of the other host: that was seen when the shadow was taken in.
-    const remote = remoteSite(this.#site, { spec, right, given: hello.spec, files: hello.files });
     const fencedAtMs = this.#clock.nowMs();
     const noticedAtMs = 'atMs' in end ? end.atMs : fencedAtMs;
     const lastSignMs = end.kind === 'alone' ? end.lastSignMs : noticedAtMs;
+    const remote = remoteSite(this.#site, {
+      ...{ spec, right, given: hello.spec, files: hello.files, clock: this.#clock },
+    });
     const promised: PromisedShadow = {
       ...{ session, from: peer, lastSignMs, noticedAtMs, fencedAtMs },
       reason: end.kind === 'called' ? end.reason : 'peer-lost',

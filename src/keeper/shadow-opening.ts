@@ -54,12 +54,13 @@ export async function openRemoteShadow(
   { spec, remote, known, memoryDirectory, ...options }: RemoteShadowWishes,
   signal: AbortSignal,
 ): Promise<RemoteShadow> {
-  const { link, host } = await remote.connect(signal);
-  const { right, given, files } = remote;
+  const { right, given, files, places } = remote;
+  const { place: link, host } = await places.find(signal);
   const copy = randomInt(COPIES);
-  return await RemoteShadow.open(
+  const shadow = RemoteShadow.open(
     {
       ...{ ...options, link, host, right, memoryBytes: spec.memoryBytes },
+      onUnwelcome: () => places.avoid(host),
       epochsInFlightMax: spec.shadow.epochsInFlightMax,
       directory: join(memoryDirectory, `outgoing-${copy}`),
       hello: {
@@ -70,4 +71,8 @@ export async function openRemoteShadow(
     },
     signal,
   );
+  return await shadow.catch((cause) => {
+    places.avoid(host);
+    throw cause;
+  });
 }

@@ -12,9 +12,11 @@ import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { z } from 'zod';
 import { messageOf } from '../base/errors.ts';
-import { loadSiteConfig, siteConfigPath } from '../config/site-config.ts';
+import { loadSiteConfig, type SiteConfig, siteConfigPath } from '../config/site-config.ts';
 import type { PeerLink } from '../replication/peer-link.ts';
 import { decodeWords, encodeWords, garbled, MESSAGE, type PeerWords } from '../replication/peer-messages.ts';
+import { assertNoMaintenance } from '../site/maintenance.ts';
+import { hostResources } from './host-resources.ts';
 import { startError } from './keeper-life.ts';
 import { openDoor, splitAddress } from './peer-door.ts';
 
@@ -41,7 +43,7 @@ async function main(): Promise<number> {
   try {
     const site = loadSiteConfig(siteConfigPath());
     const { port } = splitAddress(site.listen);
-    using door = await openDoor(site, { port, onLink: (link, peer) => void answer(link, peer) });
+    using door = await openDoor(site, { port, onLink: (link, peer) => void answer(site, { link, peer }) });
     process.stdout.write(`${JSON.stringify({ ok: true, port: door.port })}\n`);
     await ended.promise;
     return 0;
@@ -51,18 +53,38 @@ async function main(): Promise<number> {
   }
 }
 
-async function answer(link: PeerLink, peer: string): Promise<void> {
+interface Caller {
+  readonly link: PeerLink;
+  readonly peer: string;
+}
+
+async function answer(site: SiteConfig, { link, peer }: Caller): Promise<void> {
   try {
     for await (const { type, body } of link.messages()) {
       const words = type === MESSAGE.words ? decodeWords(body) : undefined;
-      if (words?.kind !== 'place') throw garbled('something else than a request for a place');
-      await link.send(MESSAGE.words, [encodeWords(await placeShadow(words.vm, peer))]);
+      const said = words?.kind === 'ask-resources' ? resourcesFor(site, words.vm) : await place(words, peer);
+      await link.send(MESSAGE.words, [encodeWords(said)]);
     }
   } catch (thrown) {
     process.stderr.write(`${peer}: ${messageOf(thrown)}\n`);
   } finally {
     link.close();
   }
+}
+
+function resourcesFor(site: SiteConfig, vm: string): PeerWords {
+  return { kind: 'resources', resources: hostResources(site, vm) };
+}
+
+async function place(words: PeerWords | undefined, peer: string): Promise<Placed> {
+  if (words?.kind !== 'place') throw garbled('something else than a request for a place');
+  try {
+    assertNoMaintenance(words.vm);
+  } catch (thrown) {
+    const { code, message, hint } = startError(thrown);
+    return { kind: 'refused', code, message, ...(typeof hint === 'string' && { hint }) };
+  }
+  return await placeShadow(words.vm, peer);
 }
 
 /** A keeper of its own, which lives on when this process ends. */

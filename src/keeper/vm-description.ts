@@ -9,6 +9,7 @@ import type { EpochStats } from '../replication/epoch-stats.ts';
 import type { ProtectionState } from '../shadow/protection.ts';
 import type { ActingRight } from './acting-right.ts';
 import type { Instance } from './instance.ts';
+import type { RemoteSite } from './keeper-options.ts';
 import type { Shadow } from './shadow.ts';
 import type { TakeoverStats } from './takeover-stats.ts';
 
@@ -29,6 +30,7 @@ export interface KnownVm {
   readonly takeovers: TakeoverStats;
   /** Undefined for a VM of one host. */
   readonly right?: ActingRight | undefined;
+  readonly remote?: Pick<RemoteSite, 'places'> | undefined;
 }
 
 /** The status that is shown to people and scripts. */
@@ -46,6 +48,7 @@ export function describeVm(vm: KnownVm): VmStatus {
     qemuVersion: vm.qemu.version,
     vcpus: spec.vcpus,
     memoryBytes: spec.memoryBytes,
+    ...(vm.remote?.places.status !== undefined && { placement: vm.remote.places.status }),
     dirtyLog: primary?.dirtyLog.method ?? spec.shadow.dirtyLog,
     ...(vm.right !== undefined && { lease: describeRight(vm.right) }),
     primary: primary === undefined ? null : { instance: primary.number, pid: primary.pid },

@@ -27,6 +27,7 @@ import {
   isStopping,
   noPlaceToSave,
   notProtected,
+  ofOneHost,
   onAnotherHost,
   promoteFailed,
   shadowIsLent,
@@ -89,6 +90,19 @@ export class VmOrders {
     if (!isEnding(state())) this.#vm.onBehalf(undefined);
     if (state().stopReason === 'superseded') throw superseded(this.#name, 'another host');
     if (!isPromoted()) throw promoteFailed(this.#name);
+  }
+
+  async place({ host }: { readonly host: string | null }): Promise<void> {
+    const { options, shadow, state } = this.#vm;
+    const { remote } = options;
+    if (remote === undefined) throw ofOneHost(this.#name);
+    remote.places.prefer(host ?? undefined);
+    const current = shadow.current?.describe().host;
+    if (host === null || current === host || !state().wanted) return;
+    if (current !== undefined) this.#vm.publish('shadow-lost', { error: `it is wanted on ${host}` });
+    // As if nobody had wanted one for a moment: whatever is there or being made goes, and the next try waits no longer.
+    this.#vm.dispatch({ kind: 'unprotect-requested' });
+    this.#vm.dispatch({ kind: 'protect-requested' });
   }
 
   async protect(): Promise<void> {

@@ -80,11 +80,15 @@ function finish(
 
 /** The VM goes on elsewhere, or here anew if its shadow cannot take over. */
 async function handOver(vm: TakenOverVm, shadow: RemoteShadow): Promise<void> {
-  const { reason, trace } = vm.loss();
+  const { atMs, reason, trace } = vm.loss();
   const outcome = await shadow.handOver({ reason: reason ?? 'planned', trace });
   switch (outcome.kind) {
     case 'acts':
-      vm.publish('moved', { host: shadow.describe().host, promoteMs: outcome.tookMs, ...traceFacts(trace) });
+      vm.publish('moved', {
+        ...{ host: shadow.describe().host, promoteMs: outcome.tookMs, token: outcome.token },
+        // With the way of the answer: a little more than what the guest's clients saw.
+        ...{ pauseMs: vm.options.clock.nowMs() - atMs, ...traceFacts(trace) },
+      });
       return vm.dispatch({ kind: 'moved' });
     case 'superseded':
       return vm.dispatch({ kind: 'superseded' });

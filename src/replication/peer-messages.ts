@@ -31,6 +31,23 @@ const CONTINUES = 1;
 const count = z.int().nonnegative();
 const digest = z.string().regex(/^[0-9a-f]{64}$/);
 
+const word = z.string().max(64);
+const resourcesSchema = z.object({
+  memoryFreeBytes: count,
+  memoryTotalBytes: count,
+  /** Below 0 where more was promised than there is. */
+  roomFreeBytes: z.int(),
+  cpus: count,
+  load: z.number().nonnegative(),
+  shadows: count,
+  vms: z
+    .array(z.object({ name: word, antiAffinity: z.array(word).max(64).readonly() }))
+    .max(10_000)
+    .readonly(),
+  labels: z.record(word, word),
+  isInMaintenance: z.boolean(),
+});
+
 const wordsSchema = z.discriminatedUnion('kind', [
   /** To the host itself: a keeper for the shadow of this VM is wanted. */
   z.object({ kind: z.literal('place'), vm: z.string() }),
@@ -72,6 +89,11 @@ const wordsSchema = z.discriminatedUnion('kind', [
   z.object({ kind: z.literal('dismiss') }),
   /** It will not take over. */
   z.object({ kind: z.literal('dismissed') }),
+  /** The host of the shadow shall be free of it: have another one elsewhere, or none, and dismiss this one. */
+  z.object({ kind: z.literal('leave') }),
+  /** To the host itself: what it has left for a shadow of this VM. */
+  z.object({ kind: z.literal('ask-resources'), vm: z.string() }),
+  z.object({ kind: z.literal('resources'), resources: resourcesSchema }),
 ]);
 
 export type PeerWords = z.infer<typeof wordsSchema>;

@@ -1,6 +1,6 @@
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { closeSync, mkdirSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
@@ -8,6 +8,7 @@ import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { stringify } from 'yaml';
 import { ensureDemoGuest } from '../../guest/build.ts';
+import { ApiClient } from '../../src/api/api-client.ts';
 import { systemClock as clock } from '../../src/base/clock.ts';
 import type { KeeperRecord } from '../../src/control/keeper-record.ts';
 import { processesMapping } from '../../src/control/process-identity.ts';
@@ -22,10 +23,13 @@ import type { OddClock } from './odd-clock.ts';
 
 const run = promisify(execFile);
 const CLI = fileURLToPath(new URL('../../src/cli/main.ts', import.meta.url));
+const DAEMON = fileURLToPath(new URL('../../src/host/main.ts', import.meta.url));
 const SITE = fileURLToPath(new URL('../../src/keeper/site-main.ts', import.meta.url));
 /** Of every wait; shorter than that of a test, so that what failed is still tidied up. */
 const DEADLINE_MS = 90_000;
 const POLL_MS = 20;
+/** For a command that waits by then. */
+const INTERRUPTED_AFTER_MS = 3000;
 const ETCD_ADDRESS = '10.77.0.1';
 export const ETCD = `https://${ETCD_ADDRESS}:2379`;
 export const GUEST = { host: '10.77.0.2', port: 6379 };
@@ -64,6 +68,7 @@ export class TwoHosts implements AsyncDisposable {
   readonly #owned = new AsyncDisposableStack();
   readonly #sites = new Map<HostName, ChildProcess>();
   readonly #clocks: Partial<Record<HostName, OddClock>>;
+  readonly #daemons = new Map<HostName, ChildProcess>();
   #etcd: ChildProcess | undefined;
   #load: RedisLoad | undefined;
   #runId = '';
@@ -140,6 +145,19 @@ export class TwoHosts implements AsyncDisposable {
       timeout: DEADLINE_MS,
     });
     return stdout;
+  }
+
+  /** How a command ends that somebody interrupts with Ctrl-C after a while. */
+  async interrupted(host: HostName, ...words: string[]): Promise<{ code?: unknown; stderr?: string }> {
+    const options = {
+      env: this.environment(host),
+      timeout: INTERRUPTED_AFTER_MS,
+      killSignal: 'SIGINT' as const,
+    };
+    return await run('ip', this.#on(host, [process.execPath, CLI, ...words]), options).then(
+      () => ({ code: 0 }),
+      (thrown) => thrown,
+    );
   }
 
   async status(host: HostName): Promise<VmStatus> {
@@ -282,6 +300,42 @@ export class TwoHosts implements AsyncDisposable {
     await this.startEtcd();
   }
 
+  /** The daemon that owns the VMs which are declared on this host. */
+  async startDaemon(host: HostName): Promise<ApiClient> {
+    const config = join(this.folder, `host-${host}.yaml`);
+    writeFileSync(config, stringify({ reconcile: { intervalMs: 500 } }));
+    const log = openSync(join(this.folder, `host-${host}.log`), 'a');
+    const child = spawn('ip', this.#on(host, [process.execPath, DAEMON, '--config', config]), {
+      env: this.environment(host),
+      stdio: ['ignore', 'ignore', log],
+    });
+    closeSync(log);
+    this.#daemons.set(host, child);
+    const client = new ApiClient({ socketPath: join(this.runDirectory(host), 'host.sock'), clock });
+    await this.eventually(`the daemon of ${host}`, async () => {
+      if (child.exitCode !== null) throw new Error(this.daemonLog(host));
+      return await client.call('getHealth', {}).then(
+        () => true,
+        () => undefined,
+      );
+    });
+    return client;
+  }
+
+  async killDaemon(host: HostName): Promise<void> {
+    await end(this.#daemons.get(host));
+    this.#daemons.delete(host);
+  }
+
+  daemonLog(host: HostName): string {
+    return readFileSync(join(this.folder, `host-${host}.log`), 'utf8');
+  }
+
+  /** The specification of the VM, as text. */
+  get spec(): string {
+    return readFileSync(join(this.folder, 'vm.yaml'), 'utf8');
+  }
+
   netns(place: HostName | 'lan'): string {
     return `${this.#prefix}-${place}`;
   }
@@ -381,7 +435,7 @@ export class TwoHosts implements AsyncDisposable {
 
   /** Whatever runs on either host, by what is on record and by the memory that it has open. */
   async #endAll(): Promise<void> {
-    for (const child of [...this.#sites.values(), this.#etcd]) await end(child);
+    for (const child of [...this.#daemons.values(), ...this.#sites.values(), this.#etcd]) await end(child);
     for (const name of NAMES) {
       // Also a keeper that waits for the shadow that it is for, and has nothing yet.
       const pids = [...processesMapping(this.memoryOf(name)), ...processesOn(this.runDirectory(name))];

@@ -1,0 +1,40 @@
+import type { Clock } from '../base/clock.ts';
+import { loadSiteConfig, type SiteConfig, siteConfigPath } from '../config/site-config.ts';
+import { EtcdLeaseStore } from '../lease/etcd-lease-store.ts';
+import type { LeaseRecord } from '../lease/lease-record.ts';
+import { readCredentials } from './site-credentials.ts';
+
+const CALL_DEADLINE_MS = 3000;
+/** Nothing is held by whoever only reads; the store wants to know. */
+const HOLD_TTL_MS = 10_000;
+
+/** What is on record of VMs of several hosts, for those who look and do not write. */
+export class SiteRecords {
+  readonly host: string;
+  readonly #site: SiteConfig;
+  readonly #clock: Clock;
+
+  /** @throws ConfigError CONFIG_NOT_FOUND, CONFIG_INVALID */
+  static open({ clock }: { clock: Clock }): SiteRecords {
+    return new SiteRecords(loadSiteConfig(siteConfigPath()), clock);
+  }
+
+  private constructor(site: SiteConfig, clock: Clock) {
+    this.host = site.host;
+    this.#site = site;
+    this.#clock = clock;
+  }
+
+  /**
+   * Undefined: no host has ever acted as this VM. Credentials are read each time: they are renewed while daemons run.
+   * @throws LeaseError; KeeperError KEEPER_SITE_REFUSED
+   */
+  async read(vm: string): Promise<LeaseRecord | undefined> {
+    const { etcd } = this.#site.lease;
+    await using store = new EtcdLeaseStore({
+      ...{ endpoints: etcd.endpoints, tls: readCredentials(etcd), callDeadlineMs: CALL_DEADLINE_MS },
+      ...{ holdTtlMs: HOLD_TTL_MS, clock: this.#clock },
+    });
+    return (await store.read(vm)).record;
+  }
+}

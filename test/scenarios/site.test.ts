@@ -1,0 +1,155 @@
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import type { ApiClient } from '../../src/api/api-client.ts';
+import type { Vm } from '../../src/api/resources.ts';
+import { EXIT_CODES } from '../../src/cli/exit-codes.ts';
+import { type HostName, TwoHosts } from '../kit/two-hosts.ts';
+
+let hosts: TwoHosts;
+let a: ApiClient;
+let b: ApiClient;
+
+/** What a command prints with --json, or the error that it ends with. */
+async function say(host: HostName, ...words: string[]): Promise<Record<string, unknown>> {
+  const said = await hosts
+    .cli(host, ...words, '--json')
+    .catch((thrown: { stdout?: string }) => thrown.stdout ?? '');
+  const line = said.trim().split('\n').at(-1) ?? '';
+  return JSON.parse(line);
+}
+
+const params = () => ({ name: hosts.vm });
+
+async function untilVm(holds: (observed: Vm['observed']) => boolean): Promise<Vm> {
+  return await hosts.eventually('the VM as its daemon on a shows it', async () => {
+    const vm = await a.call('getVm', { params: params() });
+    return holds(vm.observed) ? vm : undefined;
+  });
+}
+
+async function kindsOn(client: ApiClient, after = 0): Promise<string[]> {
+  const { events } = await client.call('listEvents', { query: { after, limit: 1000, vm: hosts.vm } });
+  return events.map(({ kind }) => kind);
+}
+
+describe('two hosts with daemons, one of which owns a VM', () => {
+  beforeAll(async () => {
+    hosts = await TwoHosts.open();
+    [a, b] = [await hosts.startDaemon('a'), await hosts.startDaemon('b')];
+    await a.call('declareVm', { body: { spec: hosts.spec, directory: hosts.folder } });
+    await untilVm(({ state }) => state === 'protected');
+    await hosts.connect(3);
+    await hosts.load.begin();
+  });
+
+  afterAll(() => hosts?.[Symbol.asyncDispose]());
+
+  it('show on the other one that a shadow is there, which is none of its VMs', async () => {
+    expect((await b.call('listVms', {})).vms).toEqual([]);
+    const { lodgers } = await b.call('listLodgers', {});
+    expect(lodgers).toMatchObject([{ name: hosts.vm, state: 'shadowing', actsOn: 'a' }]);
+    expect((await say('b', 'ls')).vms).toMatchObject([{ name: hosts.vm, state: 'shadowing', actsOn: 'a' }]);
+    const { placement } = await hosts.status('a');
+    expect(placement).toMatchObject({ host: 'b', candidates: [{ host: 'b' }] });
+  });
+
+  it('move it on request, after which its daemon neither starts nor stops it', async () => {
+    const moved = await a.call('migrateVm', { params: params(), body: { to: 'b' } });
+    expect(moved).toMatchObject({ from: 'a', to: 'b', protected: true, shadowHost: 'a' });
+    expect(moved.token).toBe((await hosts.record())?.token);
+    expect(moved.pauseMs).toBeGreaterThanOrEqual(moved.promoteMs);
+    const vm = await untilVm(({ state }) => state === 'shadowing');
+    expect(vm).toMatchObject({ desired: 'running', observed: { actsOn: 'b', problem: null } });
+    expect(await a.call('getHealth', {})).toEqual({ status: 'ok' });
+    for (const id of ['startVm', 'stopVm', 'promoteVm'] as const)
+      await expect(a.call(id, { params: params() })).rejects.toMatchObject({ code: 'HOST_VM_ELSEWHERE' });
+    expect(await say('a', 'start', hosts.vm)).toMatchObject({
+      error: { code: 'HOST_VM_ELSEWHERE', message: `${hosts.vm} acts on b` },
+    });
+    expect((await b.call('listLodgers', {})).lodgers).toMatchObject([{ name: hosts.vm, actsOn: null }]);
+  });
+
+  it('say what keeps it from being moved, and let it be', async () => {
+    const codes = await Promise.all(
+      ['nowhere', 'b'].map(async (to) => (await say('b', 'migrate', hosts.vm, '--to', to)).error),
+    );
+    expect(codes).toMatchObject([{ code: 'KEEPER_HOST_UNKNOWN' }, { code: 'KEEPER_HOST_REFUSED' }]);
+    expect((await say('a', 'migrate', hosts.vm)).error).toMatchObject({ code: 'KEEPER_IS_SHADOW' });
+    expect(await hosts.record()).toMatchObject({ holder: 'b', mode: 'in-sync' });
+  });
+
+  it('take it up where it was declared when it is back', async () => {
+    expect(await say('b', 'migrate', hosts.vm)).toMatchObject({ from: 'b', to: 'a', protected: true });
+    const { observed } = await untilVm(({ state }) => state === 'protected');
+    expect(observed).toMatchObject({ actsOn: null, keeperPid: hosts.keeperPid('a'), version: 1 });
+  });
+
+  it('are emptied for maintenance, and take nothing until that ends', async () => {
+    expect(await say('a', 'maintenance', 'on')).toMatchObject({
+      ...{ maintenance: true, moved: [{ name: hosts.vm, to: 'b' }], left: [], alone: [hosts.vm] },
+    });
+    expect(hosts.qemuPids('a')).toEqual([]);
+    expect(await say('a', 'maintenance', 'on')).toMatchObject({ moved: [], left: [] });
+    await untilVm(({ state, actsOn }) => state === 'elsewhere' && actsOn === 'b');
+    expect((await say('b', 'migrate', hosts.vm, '--to', 'a')).error).toMatchObject({
+      code: 'KEEPER_HOST_MAINTENANCE',
+    });
+    await hosts.endSite('a');
+    const late = await say('b', 'migrate', hosts.vm, '--timeout', '0.5');
+    expect(late.error).toMatchObject({ code: 'KEEPER_MIGRATE_TIMEOUT' });
+    const { code, stderr } = await hosts.interrupted('b', 'migrate', hosts.vm);
+    expect({ code, stderr }).toMatchObject({ code: EXIT_CODES.interrupted.code });
+    expect(await hosts.record()).toMatchObject({ holder: 'b', mode: 'alone' });
+    await hosts.startSite('a');
+    expect(await say('a', 'maintenance', 'off')).toMatchObject({ maintenance: false, changed: true });
+    expect(await say('b', 'migrate', hosts.vm, '--to', 'a')).toMatchObject({ to: 'a', protected: true });
+    await untilVm(({ state }) => state === 'protected');
+  });
+
+  it('have it go on when its own is lost, whose daemon lets it be when it is back', async () => {
+    const after = (await a.call('listEvents', { query: { limit: 1000 } })).events.at(-1)?.id ?? 0;
+    await hosts.killDaemon('a');
+    hosts.killHost('a');
+    await hosts.until('b', 'promoted');
+    const token = (await hosts.record())?.token;
+    a = await hosts.startDaemon('a');
+    await untilVm(({ state }) => state === 'shadowing');
+    await hosts.eventually('protection in the other direction', async () =>
+      (await hosts.record())?.mode === 'in-sync' ? true : undefined,
+    );
+    expect(await hosts.record()).toMatchObject({ holder: 'b', token });
+    expect(await kindsOn(a, after)).not.toContain('qemu-started');
+  });
+
+  it('have a shadow leave only when its VM says so', async () => {
+    const keeper = hosts.keeperPid('b');
+    process.kill(keeper, 'SIGSTOP');
+    // Nobody has noticed yet that it does not answer.
+    const refused = await say('a', 'stop', hosts.vm);
+    process.kill(keeper, 'SIGCONT');
+    expect(refused.error).toMatchObject({ code: 'KEEPER_SHADOW_NEEDED' });
+    await hosts.load.command('PING');
+  });
+
+  it('have lost nothing in all of this, and no connection', async () => {
+    const { connections } = await hosts.load.end();
+    expect(connections.survived).toBe(connections.total);
+    expect(await hosts.load.verify()).toMatchObject({ lostWrites: 0 });
+    expect(await hosts.isSameGuest()).toBe(true);
+  });
+
+  it('count it as stopped where it was declared when it is stopped where it acts', async () => {
+    const holder = (await hosts.record())?.holder as HostName;
+    await hosts.cli(holder, 'stop', hosts.vm, '--force');
+    const vm = await untilVm(({ state }) => state === 'absent');
+    await hosts.eventually('that it is to stay off', async () =>
+      (await a.call('getVm', { params: params() })).desired === 'stopped' ? true : undefined,
+    );
+    expect(vm.observed.actsOn).toBeNull();
+    for (const name of ['a', 'b'] as const)
+      await hosts.eventually(`nothing on ${name}`, () =>
+        existsSync(join(hosts.runDirectory(name), hosts.vm)) ? undefined : true,
+      );
+  });
+});
