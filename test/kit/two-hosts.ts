@@ -28,8 +28,6 @@ const SITE = fileURLToPath(new URL('../../src/keeper/site-main.ts', import.meta.
 /** Of every wait; shorter than that of a test, so that what failed is still tidied up. */
 const DEADLINE_MS = 90_000;
 const POLL_MS = 20;
-/** For a command that waits by then. */
-const INTERRUPTED_AFTER_MS = 3000;
 const ETCD_ADDRESS = '10.77.0.1';
 export const ETCD = `https://${ETCD_ADDRESS}:2379`;
 export const GUEST = { host: '10.77.0.2', port: 6379 };
@@ -147,17 +145,15 @@ export class TwoHosts implements AsyncDisposable {
     return stdout;
   }
 
-  /** How a command ends that somebody interrupts with Ctrl-C after a while. */
-  async interrupted(host: HostName, ...words: string[]): Promise<{ code?: unknown; stderr?: string }> {
-    const options = {
+  /** The exit code of a command that somebody ends with Ctrl-C once it has said what it waits for. */
+  async interrupted(host: HostName, ...words: string[]): Promise<number | null> {
+    const child = spawn('ip', this.#on(host, [process.execPath, CLI, ...words]), {
       env: this.environment(host),
-      timeout: INTERRUPTED_AFTER_MS,
-      killSignal: 'SIGINT' as const,
-    };
-    return await run('ip', this.#on(host, [process.execPath, CLI, ...words]), options).then(
-      () => ({ code: 0 }),
-      (thrown) => thrown,
-    );
+      stdio: ['ignore', 'ignore', 'pipe'],
+    });
+    const exited = once(child, 'exit');
+    child.stderr.once('data', () => child.kill('SIGINT')).resume();
+    return (await exited)[0];
   }
 
   async status(host: HostName): Promise<VmStatus> {
