@@ -67,7 +67,15 @@ export class MemoryService implements HostService {
 
   describe({ reach = WHOLE_REACH }: Reached = {}): Host {
     return {
-      ...{ name: 'here', version: '0.0.0', pid: process.pid, startedAt: TIME, accel: null, cpus: 1 },
+      ...{
+        name: 'here',
+        version: '0.0.0',
+        pid: process.pid,
+        startedAt: TIME,
+        accel: null,
+        cpus: 1,
+        maintenance: false,
+      },
       memory: { totalBytes: 0, freeBytes: 0 },
       vms: { declared: this.#within(reach).length, running: 0, protected: 0 },
     };

@@ -61,6 +61,8 @@ export const vmSchema = z
       actsOn: z
         .string()
         .nullable()
+        // A daemon of an older version does not say.
+        .default(null)
         .meta({ description: 'The host of the site that acts as it, where that is another one.' }),
       /** Why it is not as desired, where that is known. */
       problem: z.object({ code: z.string(), message: z.string(), hint: z.string().optional() }).nullable(),
@@ -266,6 +268,10 @@ export const hostSchema = z
     accel: z.enum(['kvm', 'tcg']).nullable().meta({
       description: 'What runs guests there, as a trial found out; null before the first VM was started.',
     }),
+    maintenance: z
+      .boolean()
+      .default(false)
+      .meta({ description: 'It takes neither VMs nor shadows for now.' }),
     cpus: z.int().positive(),
     memory: z.object({
       totalBytes: z.int().nonnegative(),

@@ -21,6 +21,7 @@ const BY_ERROR_CODE: Readonly<Record<string, keyof typeof EXIT_CODES>> = {
   CONFIG_UNPROTECTABLE: 'usage',
   QEMU_ARGUMENT_REFUSED: 'usage',
   QEMU_UNPROTECTABLE: 'usage',
+  KEEPER_HOST_UNKNOWN: 'usage',
   KEEPER_NOT_RUNNING: 'notFound',
   KEEPER_LOST: 'notFound',
   HOST_VM_UNKNOWN: 'notFound',

@@ -14,7 +14,7 @@ export async function hosts(out: Output): Promise<number> {
       host.accel ?? '',
       String(host.cpus),
       `${formatBytes(host.memory.freeBytes)} of ${formatBytes(host.memory.totalBytes)}`,
-      `${host.vms.declared} declared, ${host.vms.running} running, ${host.vms.protected} protected`,
+      `${host.vms.declared} declared, ${host.vms.running} running, ${host.vms.protected} protected${host.maintenance ? '; in maintenance' : ''}`,
     ]);
     return table([['NAME', 'VERSION', 'UP', 'ACCEL', 'CPUS', 'FREE MEMORY', 'VMS'], ...rows]);
   });

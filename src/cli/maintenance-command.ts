@@ -53,7 +53,7 @@ function reportText({ moved, shadows, alone, left }: EvacuationReport): string {
       ({ name, to, pauseMs }) => `${name} moved to ${to}; it stood still for ${Math.round(pauseMs)} ms`,
     ),
     ...shadows.map((name) => `the shadow of ${name} has left`),
-    ...alone.map((name) => `warning: ${name} runs alone: it has no other host for a shadow`),
+    ...alone.map((name) => `warning: ${name} runs alone: no other host has its shadow`),
     ...left.map(({ name, kind, code, why }) => `stays: ${name} (${kind}): ${code}: ${why}`),
   ];
   return left.length === 0 ? [...lines, 'this host is empty'].join('\n') : lines.join('\n');

@@ -22,6 +22,7 @@ export async function migrate(
   using interruption = new Interruption();
   const { signal } = interruption;
   if (isOwnHost()) findVm(name);
+  else out.progress(`waiting until ${name} has moved`);
   const report: MigrationReport = isOwnHost()
     ? await migrateVm(name, {
         ...{ to, until: wait, timeoutMs, clock, signal },

@@ -22,6 +22,7 @@ const figures: Figures = {
 const host = {
   name: 'here',
   accel: null,
+  maintenance: false,
   cpus: 2,
   memory: { totalBytes: 8, freeBytes: 4 },
   version: '1.2.3',

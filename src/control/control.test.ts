@@ -157,7 +157,9 @@ describe('the control socket', () => {
     using client = await connect();
     await client.promote({ trace: 'call-1:x' });
     await client.stop({ graceful: false, trace: 'call-2' });
-    expect(keeper.traces).toEqual(['call-1:x']);
+    await client.place('b');
+    await client.place(null);
+    expect(keeper.traces).toEqual(['call-1:x', 'place b', 'place null']);
     expect(keeper.stops).toEqual([{ graceful: false, trace: 'call-2' }]);
   });
 

@@ -30,6 +30,7 @@ import { traceFacts } from '../base/trace.ts';
 import { ConfigError } from '../config/config-error.ts';
 import type { Termination } from '../config/vm-spec-schema.ts';
 import { checkSpec } from '../qemu/protectability.ts';
+import { maintenanceOf } from '../site/maintenance.ts';
 import { migrateVm } from '../site/migration.ts';
 import { AccessTokens } from './access-tokens.ts';
 import { AnswerStore } from './answer-store.ts';
@@ -151,6 +152,7 @@ export class Host implements HostService, AsyncDisposable {
     const phases = this.#within(reach).map(({ name }) => this.#convergence.sightOf(name));
     return {
       ...machineFacts(),
+      maintenance: maintenanceOf() !== undefined,
       version: this.#options.version,
       pid: process.pid,
       startedAt: new Date(this.#startedMs).toISOString(),

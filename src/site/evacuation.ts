@@ -5,9 +5,13 @@ import { loadSiteConfig, siteConfigPath } from '../config/site-config.ts';
 import { ControlClient } from '../control/control-client.ts';
 import { waitForEnd } from '../control/process-identity.ts';
 import { controlSocketOf, type FoundVm, RunDirectory } from '../control/run-directory.ts';
+import type { LeaseRecord } from '../lease/lease-record.ts';
 import { type MigrationReport, migrateVm } from './migration.ts';
+import { SiteRecords } from './site-records.ts';
 
 const KEEPER_END_DEADLINE_MS = 15_000;
+const PROTECTED_DEADLINE_MS = 60_000;
+const POLL_MS = 200;
 /** A shadow may have begun to act meanwhile, and a VM have been started just before. */
 const PASSES_MAX = 3;
 
@@ -30,7 +34,7 @@ export interface EvacuationReport {
   readonly moved: readonly Pick<MigrationReport, 'name' | 'to' | 'token' | 'pauseMs'>[];
   /** VMs whose shadows have left. */
   readonly shadows: readonly string[];
-  /** VMs that have no other host for a shadow, and run alone from now on. */
+  /** VMs without a shadow: there is no other host for it, or none has taken it yet. */
   readonly alone: readonly string[];
   readonly left: readonly LeftBehind[];
 }
@@ -63,10 +67,38 @@ export async function evacuate(options: EvacuationOptions): Promise<EvacuationRe
       if (outcome.kind !== 'left' && outcome.isAlone) alone.add(found.name);
     }
   }
+  const gone = [...moved.map(({ name }) => name), ...shadows].filter((name) => !alone.has(name));
+  for (const name of await unprotected(gone, options)) alone.add(name);
   return {
     moved: moved.map(({ name, to, token, pauseMs }) => ({ name, to, token, pauseMs })),
     ...{ shadows, alone: [...alone], left: [...left.values()] },
   };
+}
+
+/** Those of `names` that have found no other place for their shadow in time. */
+async function unprotected(
+  names: readonly string[],
+  { clock, timeoutMs, signal, onProgress }: EvacuationOptions,
+): Promise<readonly string[]> {
+  if (names.length === 0) return [];
+  const records = SiteRecords.open({ clock });
+  const endMs = clock.nowMs() + Math.min(timeoutMs, PROTECTED_DEADLINE_MS);
+  let waiting = names;
+  for (;;) {
+    const looked = await Promise.all(
+      waiting.map(async (name) => ({ name, record: await records.read(name).catch(() => undefined) })),
+    );
+    // One that has ended meanwhile needs none.
+    waiting = looked.filter(({ record }) => !isCovered(record, records.host)).map(({ name }) => name);
+    if (waiting.length === 0 || clock.nowMs() >= endMs) return waiting;
+    onProgress?.('waiting for shadows elsewhere:', waiting.join(', '));
+    await clock.sleep(POLL_MS, signal);
+  }
+}
+
+/** A shadow that was here stays on record until there is another one. One that has ended meanwhile needs none. */
+function isCovered(record: LeaseRecord | undefined, here: string): boolean {
+  return record?.mode === 'ended' || (record?.mode === 'in-sync' && record.shadow?.host !== here);
 }
 
 type Outcome =
