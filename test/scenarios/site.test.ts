@@ -4,11 +4,13 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { ApiClient } from '../../src/api/api-client.ts';
 import type { Vm } from '../../src/api/resources.ts';
 import { EXIT_CODES } from '../../src/cli/exit-codes.ts';
+import { ThirdHost } from '../kit/third-host.ts';
 import { type HostName, TwoHosts } from '../kit/two-hosts.ts';
 
 let hosts: TwoHosts;
 let a: ApiClient;
 let b: ApiClient;
+let third: ThirdHost;
 
 /** What a command prints with --json, or the error that it ends with. */
 async function say(host: HostName, ...words: string[]): Promise<Record<string, unknown>> {
@@ -35,7 +37,7 @@ async function kindsOn(client: ApiClient, after = 0): Promise<string[]> {
 
 describe('two hosts with daemons, one of which owns a VM', () => {
   beforeAll(async () => {
-    hosts = await TwoHosts.open();
+    hosts = await TwoHosts.open({ spec: { shadow: { hosts: 'auto' } } });
     [a, b] = [await hosts.startDaemon('a'), await hosts.startDaemon('b')];
     await a.call('declareVm', { body: { spec: hosts.spec, directory: hosts.folder } });
     await untilVm(({ state }) => state === 'protected');
@@ -43,7 +45,10 @@ describe('two hosts with daemons, one of which owns a VM', () => {
     await hosts.load.begin();
   });
 
-  afterAll(() => hosts?.[Symbol.asyncDispose]());
+  afterAll(async () => {
+    await third?.leave();
+    await hosts?.[Symbol.asyncDispose]();
+  });
 
   it('show on the other one that a shadow is there, which is none of its VMs', async () => {
     expect((await b.call('listVms', {})).vms).toEqual([]);
@@ -100,9 +105,23 @@ describe('two hosts with daemons, one of which owns a VM', () => {
     expect(late.error).toMatchObject({ code: 'KEEPER_MIGRATE_TIMEOUT' });
     expect(await hosts.interrupted('b', 'migrate', hosts.vm)).toBe(EXIT_CODES.interrupted.code);
     expect(await hosts.record()).toMatchObject({ holder: 'b', mode: 'alone' });
+    third = await ThirdHost.join(hosts);
     await hosts.startSite('a');
     expect(await say('a', 'maintenance', 'off')).toMatchObject({ maintenance: false, changed: true });
     expect(await say('b', 'migrate', hosts.vm, '--to', 'a')).toMatchObject({ to: 'a', protected: true });
+    await untilVm(({ state }) => state === 'protected');
+  });
+
+  it('move it to a third one where its shadow is not, which gets one first, and back', async () => {
+    const { placement, shadow } = await hosts.status('a');
+    expect(placement?.candidates.map(({ host }) => host).sort()).toEqual(['b', 'c']);
+    expect(shadow?.host).toBe('b');
+    const there = await say('a', 'migrate', hosts.vm, '--to', 'c', '--wait', 'moved');
+    expect(there).toMatchObject({ from: 'a', to: 'c' });
+    expect(await hosts.record()).toMatchObject({ holder: 'c', token: there.token });
+    const back = JSON.parse(await third.cli('migrate', hosts.vm, '--to', 'a', '--json'));
+    expect(back).toMatchObject({ from: 'c', to: 'a', protected: true });
+    await third.leave();
     await untilVm(({ state }) => state === 'protected');
   });
 
