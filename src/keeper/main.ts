@@ -168,10 +168,10 @@ async function keep({ spec, given, wishes }: Kept, keeping: Keeping): Promise<nu
     manager.stopping();
     failed = reason === 'failed';
   } finally {
-    const host = await actsNow(remote, reason);
+    const movedTo = await actsNow(remote, reason);
     // A right that nothing came of is given back, unless what it is for is left to the next keeper.
     if (started || !directory.holdsHeritage) await leaveSite(remote, { reason, log });
-    if (endPath !== undefined) leaveEnd(endPath, { reason, host, directory, log });
+    if (endPath !== undefined) leaveEnd(endPath, { reason, host: movedTo, directory, log });
     // Who asks why a VM is gone finds its logs.
     if (failed) directory.leaveLogs();
     else if (!started && directory.holdsHeritage) directory.leaveHeritage();
