@@ -4,8 +4,9 @@ import type { Clock } from '../base/clock.ts';
 import { errnoNameOf } from '../linux/linux-error.ts';
 import { KeeperError } from './keeper-error.ts';
 import { type RecordedQemu, readRecord } from './keeper-record.ts';
-import { directoriesIn, emptyDirectory, removeIfEmpty } from './own-directory.ts';
+import { directoriesIn, emptyDirectory, entriesOf, removeIfEmpty } from './own-directory.ts';
 import { bootId, endProcess, isAlive, type ProcessIdentity, processesMapping } from './process-identity.ts';
+import { keepRelic } from './relic.ts';
 import { runPaths, SPEC_FILE } from './run-paths.ts';
 
 const END_DEADLINE_MS = 5000;
@@ -21,7 +22,7 @@ const CGROUP_RETRY_MS = 20;
  */
 export async function clearLeftovers(
   name: string,
-  { clock, keepMemory = false, spared }: ClearOptions,
+  { clock, keepMemory = false, keepsRelic = false, spared }: ClearOptions,
 ): Promise<number[]> {
   const paths = runPaths(name);
   const record = readRecord(paths.record);
@@ -39,6 +40,7 @@ export async function clearLeftovers(
   // What is not on record may also be another user's, and may not be ours to remove.
   for (const cgroup of cgroupsOf(name).filter((group) => !isSpared(group)))
     await removeCgroup(cgroup, clock).catch(() => {});
+  if (keepsRelic) salvageRelic(name);
   if (!keepMemory && spared === undefined) emptyDirectory(paths.memory, []);
   const kept = keepMemory || spared !== undefined ? [SPEC_FILE] : [];
   emptyDirectory(paths.directory, [
@@ -52,6 +54,8 @@ export async function clearLeftovers(
 interface ClearOptions {
   readonly clock: Clock;
   readonly keepMemory?: boolean;
+  /** Memory that was left is put aside: see relic.ts. */
+  readonly keepsRelic?: boolean;
   readonly spared?: RecordedQemu | undefined;
 }
 
@@ -67,6 +71,16 @@ export async function clearSpared(
   await endAll([process], clock);
   for (const cgroup of cgroupsOf(name)) await removeCgroup(cgroup, clock).catch(() => {});
   rmSync(join(runPaths(name).directory, String(instance)), { recursive: true, force: true });
+}
+
+/** Memory of the last QEMU that a killed keeper started. Its processes have ended. */
+export function salvageRelic(name: string): void {
+  const { memory } = runPaths(name);
+  const numbered = entriesOf(memory)
+    .map((entry) => ({ entry, number: Number(/-(\d+)\.ram$/.exec(entry)?.[1] ?? 0) }))
+    .sort((one, other) => other.number - one.number);
+  const [last] = numbered.filter(({ number }) => number > 0);
+  if (last !== undefined) keepRelic(name, join(memory, last.entry));
 }
 
 /** Kills these processes and waits for their end. Returns the ids of those that lived. */

@@ -60,7 +60,7 @@ export function directoriesIn(path: string): string[] {
   }
 }
 
-function entriesOf(path: string): string[] {
+export function entriesOf(path: string): string[] {
   try {
     return readdirSync(path);
   } catch (thrown) {

@@ -8,7 +8,7 @@ import type { VmSpec } from '../config/vm-spec-schema.ts';
 import { type Heritage, heritageOf, isHeir } from './heritage.ts';
 import { KeeperError } from './keeper-error.ts';
 import { type KeeperRecord, type RecordedQemu, readRecord, writeRecord } from './keeper-record.ts';
-import { clearLeftovers, clearSpared, endAll, removeDirectories } from './leftovers.ts';
+import { clearLeftovers, clearSpared, endAll, removeDirectories, salvageRelic } from './leftovers.ts';
 import { isLocked, NameLock } from './name-lock.ts';
 import { directoriesIn, emptyDirectory, makeOwnDirectory } from './own-directory.ts';
 import {
@@ -20,6 +20,7 @@ import {
   signalNow,
   standsStill,
 } from './process-identity.ts';
+import { dropRelic } from './relic.ts';
 import { type RunPaths, runPaths, runRoot, SPEC_FILE } from './run-paths.ts';
 
 const givenSpecSchema = z.object({ text: z.string(), source: z.string() });
@@ -97,7 +98,7 @@ export class RunDirectory implements Disposable {
    */
   static async open(
     name: string,
-    { clock, othersMayPass = false, inheritAs, tokenAbove = 0 }: OpenOptions,
+    { clock, othersMayPass = false, inheritAs, tokenAbove = 0, keepsRelic = false }: OpenOptions,
   ): Promise<RunDirectory> {
     assert(VM_NAME.test(name), `a VM's name: ${name}`);
     makeOwnDirectory(runRoot(), { othersMayPass });
@@ -106,7 +107,7 @@ export class RunDirectory implements Disposable {
       const heir = heirOf(name, { spec: inheritAs, tokenAbove });
       const { heritage } = heir;
       const keepMemory = heritage.kind === 'shadow';
-      await clearLeftovers(name, { clock, keepMemory, spared: orphanOf(heritage) });
+      await clearLeftovers(name, { clock, keepMemory, keepsRelic, spared: orphanOf(heritage) });
       return new RunDirectory(name, lock, heir);
     } catch (thrown) {
       lock[Symbol.dispose]();
@@ -136,6 +137,7 @@ export class RunDirectory implements Disposable {
    * @throws KeeperError KEEPER_LOST when one of the processes cannot be ended.
    */
   static async sweep(name: string, { clock }: { clock: Clock }): Promise<Sweep> {
+    dropRelic(name);
     if (RunDirectory.find(name) === undefined) return { kind: 'absent' };
     try {
       using _lock = await NameLock.take(name, { clock, othersMayPass: false });
@@ -278,9 +280,13 @@ export class RunDirectory implements Disposable {
     return this.#record.token;
   }
 
-  /** What was left is of no use, and its memory is given back: nobody shall look for it again. */
-  forgetHeritage(): void {
+  /**
+   * What was left is of no use, and its memory is given back: nobody shall look for it again. `keepsRelic`: the VM goes on
+   * elsewhere, and may have its shadow here.
+   */
+  forgetHeritage({ keepsRelic = false } = {}): void {
     this.#update({ shadow: null, acting: null });
+    if (keepsRelic) salvageRelic(this.name);
     emptyDirectory(this.memoryPath, []);
   }
 
@@ -323,6 +329,8 @@ interface OpenOptions {
   readonly othersMayPass?: boolean;
   readonly inheritAs?: VmSpec;
   readonly tokenAbove?: number;
+  /** Memory that was left is put aside for a shadow to begin with. */
+  readonly keepsRelic?: boolean;
 }
 
 interface Heir extends Pick<KeeperRecord, 'spec' | 'committed' | 'shadowWanted' | 'token' | 'generationId'> {

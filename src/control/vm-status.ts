@@ -80,6 +80,15 @@ export interface ShadowStatus {
   readonly host?: string;
   /** What pages of epochs took on the way to another host, since the connection began. */
   readonly sent?: { readonly dirtyBytes: number; readonly wireBytes: number };
+  /** How often the connection to it broke and was taken up again, so that nothing had to be copied. */
+  readonly reconnects?: number;
+  /** How its memory came there: `delta` where that host had older memory of the VM and got only what differs. */
+  readonly filled?: {
+    readonly kind: 'full' | 'delta';
+    /** Of pages that were sent, and of those that did not have to be. */
+    readonly copiedBytes: number;
+    readonly savedBytes: number;
+  };
 }
 
 export interface PlacementStatus {

@@ -4,6 +4,7 @@ import { z } from 'zod';
 import { PAGE_BYTES } from '../base/units.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
 import type { KeeperRecord } from '../control/keeper-record.ts';
+import { dropAllRelics } from '../control/relic.ts';
 import { RunDirectory } from '../control/run-directory.ts';
 import { memoryRoot, runPaths } from '../control/run-paths.ts';
 import { assertRoom } from '../memory/guest-memory.ts';
@@ -28,7 +29,7 @@ const needsSchema: z.ZodType<Needs> = z.object({
  */
 export function admit(spec: VmSpec, { runs = false, besidesBytes = 0 } = {}): void {
   const needed = runs ? unusedBytes(spec.name, spec) : roomNeededBytes(spec);
-  assertRoom(memoryRoot(), needed + besidesBytes + promisedBytes(spec.name));
+  assertRoomBesideRelics(needed + besidesBytes + promisedBytes(spec.name));
 }
 
 /** What the VMs that run here, but for this one, were promised and have not used yet. */
@@ -37,6 +38,16 @@ export function promisedBytes(exceptVm: string): number {
     .filter(({ name, keeper }) => keeper === 'alive' && name !== exceptVm)
     .map(({ name, record }) => ({ name, needs: needsOf(record) }))
     .reduce((sum, { name, needs }) => sum + (needs === undefined ? 0 : unusedBytes(name, needs)), 0);
+}
+
+/** What may be of use some day goes before what is needed. */
+function assertRoomBesideRelics(neededBytes: number): void {
+  try {
+    assertRoom(memoryRoot(), neededBytes);
+  } catch (cause) {
+    if (!dropAllRelics()) throw cause;
+    assertRoom(memoryRoot(), neededBytes);
+  }
 }
 
 /** A shadow may have been asked for, or given up, since the VM was started. */

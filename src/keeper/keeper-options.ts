@@ -8,6 +8,7 @@ import type { UnsafeLink } from '../net/guest-link.ts';
 import type { Accelerator } from '../qemu/launch-arguments.ts';
 import type { QemuBinary } from '../qemu/qemu-binary.ts';
 import type { PeerLink } from '../replication/peer-link.ts';
+import type { Resumed } from '../wire/lasting-link.ts';
 import type { ActingRight } from './acting-right.ts';
 import type { ShadowPlaces } from './shadow-places.ts';
 import type { ShadowSession } from './shadow-session.ts';
@@ -51,8 +52,27 @@ export interface RemoteSite {
   readonly given: GivenSpec;
   /** Digests of the files that a QEMU of this VM is started from. */
   readonly files: Readonly<Record<string, string>>;
-  /** Links to the keeper of a new shadow, on whichever host takes one. */
-  readonly places: ShadowPlaces<PeerLink>;
+  /** Which hosts may have the shadow, and which are asked first. */
+  readonly places: ShadowPlaces;
+  /** Whether memory of a VM that goes on elsewhere may be left here: see relic.ts. */
+  readonly keepsRelics: () => Promise<boolean>;
+  /** A link to the keeper of a new shadow, on whichever host takes one. @throws KeeperError KEEPER_PEER_LOST, … */
+  readonly connect: (options: ConnectOptions) => Promise<ConnectedPeer>;
+}
+
+export interface ConnectOptions {
+  /** Number of the copy that the link is for: nothing else is said over it. */
+  readonly copy: number;
+  readonly signal: AbortSignal;
+  /** Its connection had broken and there is another one; nothing was lost. */
+  readonly onResumed: (resumed: Resumed) => void;
+}
+
+export interface ConnectedPeer {
+  readonly link: PeerLink;
+  readonly host: string;
+  /** See presence.ts. */
+  readonly presencePort: number;
 }
 
 export interface PromisedShadow extends Omit<TakeoverTimes, 'runsAtMs'> {

@@ -420,7 +420,8 @@ export class Keeper implements KeeperControl {
     await this.#memory.whole(signal);
     // As long as it has ended there is nothing that a shadow could follow.
     await this.#options.remote?.right.regained(signal);
-    const parts = { ...this.#options, ...this.#setting, onLost };
+    const { publish } = this.#parts;
+    const parts = { ...this.#options, ...this.#setting, onLost, publish };
     const { remote } = this.#options;
     if (remote !== undefined) {
       const shadow = await openRemoteShadow({ ...parts, remote, known: this.#known() }, signal);
@@ -470,7 +471,12 @@ export class Keeper implements KeeperControl {
     this.#guestClock.stop();
     const primary = this.#primary;
     this.#primary = undefined;
+    const { stopReason } = this.#state;
+    const { spec, remote } = this.#options;
+    const goesOnElsewhere = stopReason === 'moved' || stopReason === 'superseded';
     await endVm({
+      vm: spec.name,
+      keepsRelic: async () => goesOnElsewhere && ((await remote?.keepsRelics()) ?? false),
       links: this.#links,
       primary,
       endSaving: () => this.#states.end(),

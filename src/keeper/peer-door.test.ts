@@ -9,7 +9,7 @@ import type { SiteConfig } from '../config/site-config.ts';
 import { CertificateStore } from '../pki/certificate-store.ts';
 import type { PeerLink } from '../replication/peer-link.ts';
 import { MESSAGE } from '../replication/peer-messages.ts';
-import { dialPeer, openDoor } from './peer-door.ts';
+import { dialPeer, openDoor, SecurePeerLink } from './peer-door.ts';
 
 const MESSAGES = 600;
 const MESSAGE_BYTES = 256 * 1024;
@@ -35,9 +35,10 @@ async function sites(): Promise<{ a: SiteConfig; b: (port: number) => SiteConfig
 async function pairOfLinks(): Promise<{ near: PeerLink; far: PeerLink }> {
   const { a, b } = await sites();
   const { promise, resolve } = Promise.withResolvers<PeerLink>();
-  const door = await openDoor(a, { port: 0, onLink: resolve });
+  const door = await openDoor(a, { port: 0, onLink: (link) => resolve(new SecurePeerLink(link)) });
   onTestFinished(() => door[Symbol.dispose]());
-  const near = await dialPeer(b(door.port), 'a', { signal: AbortSignal.timeout(20_000) });
+  const dialled = await dialPeer(b(door.port), 'a', { signal: AbortSignal.timeout(20_000) });
+  const near = new SecurePeerLink(dialled);
   const far = await promise;
   onTestFinished(() => {
     near.close();

@@ -3,13 +3,15 @@ import type { SiteConfig } from '../config/site-config.ts';
 import type { PeerLink, PeerMessage } from '../replication/peer-link.ts';
 import { MESSAGE, MESSAGE_BYTES_MAX } from '../replication/peer-messages.ts';
 import { readCredentials } from '../site/site-credentials.ts';
+import { LastingLink } from '../wire/lasting-link.ts';
 import { dialSecurely, listenSecurely } from '../wire/link-opening.ts';
+import { withResumeLimits } from '../wire/resume-messages.ts';
 import type { LinkEnd, SecureLink } from '../wire/secure-link.ts';
 import { peerLost } from './refusals.ts';
 
 /** Not a part of `peerTimeoutMs`: the other side may have a shorter one. */
 const KEEPALIVE_MS = 100;
-const LIMITS = new Map<number, number>(Object.values(MESSAGE).map((type) => [type, MESSAGE_BYTES_MAX]));
+const LIMITS = withResumeLimits(new Map(Object.values(MESSAGE).map((type) => [type, MESSAGE_BYTES_MAX])));
 
 /** An address of site.yaml. */
 export function splitAddress(address: string): { readonly host: string; readonly port: number } {
@@ -27,19 +29,19 @@ export function splitAddress(address: string): { readonly host: string; readonly
 export async function dialPeer(
   site: SiteConfig,
   name: string,
-  { port, signal }: { port?: number; signal: AbortSignal },
-): Promise<PeerLink> {
+  { port, signal, dialDeadlineMs }: { port?: number; signal: AbortSignal; dialDeadlineMs?: number },
+): Promise<SecureLink> {
   const address = site.hosts[name];
   if (address === undefined) throw peerLost(name, 'site.yaml does not name it');
   const known = splitAddress(address);
-  const link = await dialSecurely({
+  return await dialSecurely({
     ...openingOf(site),
     ...known,
+    ...(dialDeadlineMs !== undefined && { dialDeadlineMs }),
     port: port ?? known.port,
     peer: name,
     signal,
   });
-  return new SecurePeerLink(link);
 }
 
 export interface PeerDoor extends Disposable {
@@ -52,12 +54,12 @@ export interface PeerDoor extends Disposable {
  */
 export async function openDoor(
   site: SiteConfig,
-  { port, onLink }: { port: number; onLink: (link: PeerLink, peer: string) => void },
+  { port, onLink }: { port: number; onLink: (link: SecureLink, peer: string) => void },
 ): Promise<PeerDoor> {
   return await listenSecurely({
     ...openingOf(site),
     ...{ host: splitAddress(site.listen).host, port, peers: Object.keys(site.hosts) },
-    onLink: (link) => onLink(new SecurePeerLink(link), link.peer),
+    onLink: (link) => onLink(link, link.peer),
   });
 }
 
@@ -69,12 +71,12 @@ function openingOf(site: SiteConfig, clock: Clock = systemClock) {
   };
 }
 
-/** A secure link as the parts of a shadow speak over it. */
-class SecurePeerLink implements PeerLink {
+/** A secure link, over one connection or lasting, as the parts of a shadow speak over it. */
+export class SecurePeerLink implements PeerLink {
   readonly closed: Promise<Error | undefined>;
-  readonly #link: SecureLink;
+  readonly #link: SecureLink | LastingLink;
 
-  constructor(link: SecureLink) {
+  constructor(link: SecureLink | LastingLink) {
     this.#link = link;
     this.closed = link.closed.then(reasonOf);
   }
@@ -107,6 +109,10 @@ class SecurePeerLink implements PeerLink {
       dealtWith = Promise.withResolvers();
       resolve();
     }
+  }
+
+  forgo(): void {
+    if (this.#link instanceof LastingLink) this.#link.forgo();
   }
 
   close(): void {

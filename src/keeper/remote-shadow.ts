@@ -4,24 +4,21 @@ import { messageOf } from '../base/errors.ts';
 import type { Failpoints } from '../base/failpoint.ts';
 import type { Trace } from '../base/trace.ts';
 import { KeeperError } from '../control/keeper-error.ts';
-import { epochId, NO_EPOCH } from '../epoch/epoch-id.ts';
-import type { Mapping } from '../linux/mapping.ts';
-import type { PageRun } from '../memory/page-runs.ts';
+import { epochId } from '../epoch/epoch-id.ts';
 import { readFirmware } from '../qemu/firmware.ts';
 import type { EpochPipeline } from '../replication/epoch-pipeline.ts';
-import { copyWhileRunning } from '../replication/full-copy.ts';
 import { PageSender } from '../replication/page-sender.ts';
 import type { PeerLink } from '../replication/peer-link.ts';
 import { decodeWords, encodeWords, MESSAGE, type PeerWords } from '../replication/peer-messages.ts';
 import { RemoteImage } from '../replication/remote-image.ts';
+import type { Resumed } from '../wire/lasting-link.ts';
 import type { ActingRight } from './acting-right.ts';
 import { SPARE_SLOTS } from './admission.ts';
 import type { Instance } from './instance.ts';
 import { peerLost, superseded } from './refusals.ts';
+import { type FillingOptions, RemoteFilling } from './remote-filling.ts';
 import { type BeginOptions, beginEpochs, type Shadow, type ShadowDescription } from './shadow.ts';
 
-/** Left for the first cut by the copy. */
-const REST_PAGES_MAX = 1024;
 /** The other host starts a QEMU meanwhile. */
 const WELCOME_DEADLINE_MS = 30_000;
 /** A promotion takes milliseconds; a shadow that has not begun to act by then has something wrong with it. */
@@ -47,6 +44,7 @@ export interface RemoteShadowOptions {
   readonly onLost: (error: string) => void;
   /** Its host shall be free of it. */
   readonly onUnwelcome: () => void;
+  readonly publish: (kind: string, facts: Readonly<Record<string, unknown>>) => void;
 }
 
 /** How handing over ended. `free`: the shadow does not act and will not, and this keeper holds the right again. */
@@ -62,12 +60,14 @@ export class RemoteShadow implements Shadow {
   readonly #image: RemoteImage;
   readonly #answers = new Map<PeerWords['kind'], PromiseWithResolvers<PeerWords>>();
   #instance = 0;
-  #copiedShare = 0;
+  #hasRelic = false;
+  readonly #filling: RemoteFilling;
   #mayTakeOver = false;
   readonly #armAbort = new AbortController();
   #arming: Promise<void> = Promise.resolve();
   #pipeline: EpochPipeline | undefined;
   #lost: Error | undefined;
+  #reconnects = 0;
   #isEnding = false;
   readonly #listening: Promise<void>;
 
@@ -92,6 +92,7 @@ export class RemoteShadow implements Shadow {
       const welcome = await shadow.#ask(hello, 'welcome', { deadlineMs: WELCOME_DEADLINE_MS, signal });
       assert(welcome.kind === 'welcome', 'asked for a welcome');
       shadow.#instance = welcome.instance;
+      shadow.#hasRelic = welcome.hasRelic;
       return shadow;
     } catch (cause) {
       await shadow[Symbol.asyncDispose]();
@@ -106,11 +107,13 @@ export class RemoteShadow implements Shadow {
     this.#options = options;
     this.#pages = pages;
     this.#image = image;
+    const ask: FillingOptions['ask'] = (words, answer, limits) => this.#ask(words, answer, limits);
+    this.#filling = new RemoteFilling({ link: options.link, pages, clock: options.clock, ask });
     this.#listening = this.#listen();
   }
 
   get copiedShare(): number {
-    return this.#copiedShare;
+    return this.#filling.copiedShare;
   }
 
   get pipeline(): EpochPipeline | undefined {
@@ -123,26 +126,33 @@ export class RemoteShadow implements Shadow {
 
   describe(): ShadowDescription {
     const { sentBytes: sent } = this.#pages;
-    return { instance: this.#instance, pid: null, host: this.#options.host, sent };
+    return {
+      instance: this.#instance,
+      pid: null,
+      host: this.#options.host,
+      sent,
+      reconnects: this.#reconnects,
+      filled: this.#filling.filled,
+    };
+  }
+
+  /** Its connection had broken and there is another one. */
+  noteResumed({ outageMs, messages, bytes }: Resumed): void {
+    this.#reconnects += 1;
+    const { host, publish } = this.#options;
+    // The last that it said to hold: those after it were on their way, and go on.
+    publish('shadow-reconnected', {
+      ...{ host, outageMs, fromEpoch: this.#image.held, resentMessages: messages, resentBytes: bytes },
+    });
   }
 
   async fill({ primary, signal }: { primary: Instance; signal: AbortSignal }): Promise<void> {
-    const { link } = this.#options;
+    const { link, host, clock, publish } = this.#options;
     const firmware = await readFirmware(primary.machine, primary.paths.firmware);
     await link.send(MESSAGE.firmware, [firmware]);
-    await copyWhileRunning({
-      ...{ from: primary.memory, dirtyLog: primary.dirtyLog, restPagesMax: REST_PAGES_MAX, signal },
-      to: {
-        // The other side begins with empty memory.
-        discardAll: () => {},
-        writeRuns: (runs: readonly PageRun[], { bytes: pages }: Mapping) =>
-          this.#pages.send(MESSAGE.copy, { epoch: NO_EPOCH, runs, pages }),
-      },
-      onProgress: (copied, total) => {
-        this.#copiedShare = total === 0 ? 1 : copied / total;
-      },
-    });
-    this.#copiedShare = 1;
+    const startMs = clock.nowMs();
+    await this.#filling.fill(primary, { hasRelic: this.#hasRelic, signal });
+    publish('shadow-filled', { host, ...this.#filling.filled, tookMs: clock.nowMs() - startMs });
   }
 
   begin(options: BeginOptions): void {
@@ -177,6 +187,7 @@ export class RemoteShadow implements Shadow {
       assert(words.kind === 'acts', 'asked whether it acts');
       return { kind: 'acts', tookMs: words.tookMs, token: words.token };
     } catch (cause) {
+      this.#options.link.forgo();
       const outcome = this.#mayTakeOver ? await right.yieldThenGoAlone(TAKE_OVER_GRACE_MS) : 'granted';
       this.#mayTakeOver = false;
       return outcome === 'granted' ? { kind: 'free', error: messageOf(cause) } : { kind: 'superseded' };
@@ -221,6 +232,8 @@ export class RemoteShadow implements Shadow {
   }
 
   async #goAlone(): Promise<'granted' | 'superseded'> {
+    // Whatever comes of it: this shadow is not heard any more under another right.
+    this.#options.link.forgo();
     const outcome = await this.#options.right.goAlone();
     this.#mayTakeOver = false;
     return outcome;
@@ -255,6 +268,7 @@ export class RemoteShadow implements Shadow {
     try {
       for await (const { type, body } of link.messages()) {
         if (type === MESSAGE.words) this.#take(decodeWords(body));
+        else if (type === MESSAGE.hashes) this.#filling.take(body);
       }
       const reason = await link.closed;
       this.#lose(peerLost(host, reason === undefined ? 'the connection ended' : reason.message));

@@ -8,6 +8,7 @@ import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { stringify } from 'yaml';
 import { systemClock as clock } from '../base/clock.ts';
+import { Failpoints } from '../base/failpoint.ts';
 import { loadSiteConfig } from '../config/site-config.ts';
 import { parseVmSpec } from '../config/vm-spec.ts';
 import { freePort } from '../net/free-port.ts';
@@ -73,39 +74,45 @@ afterAll(async () => {
   rmSync(folder, { recursive: true, force: true });
 });
 
-function placesOf(shadow: string): RemoteSite['places'] {
+function remoteOf(shadow: string): RemoteSite {
   const text = `name: redis\nmemory: 32MiB\nboot: {kernel: vmlinuz}\nshadow: ${shadow}\n`;
   const spec = parseVmSpec(text, { source: 'redis.yaml' });
   const site = loadSiteConfig(join(folder, 'a.yaml'));
-  const right = {} as RemoteSite['right'];
-  return remoteSite(site, { spec, right, given: { text, source: 'redis.yaml' }, files: {}, clock }).places;
+  const right = { token: 1 } as RemoteSite['right'];
+  return remoteSite(site, {
+    ...{ spec, right, given: { text, source: 'redis.yaml' }, files: {}, clock },
+    failpoints: new Failpoints(),
+  });
 }
 
 /** The host whose keeper for the shadow was reached. */
-async function placed(places: RemoteSite['places']): Promise<string> {
-  const { host, place: link } = await places.find(AbortSignal.timeout(30_000));
+async function placed(remote: RemoteSite): Promise<string> {
+  const { host, link } = await remote.connect({
+    ...{ copy: 1, signal: AbortSignal.timeout(30_000), onResumed: () => {} },
+  });
   link.close();
   return host;
 }
 
 describe('the shadow of a VM that may be on any host of its site', () => {
   it('is put into another rack, and there into none in maintenance', async () => {
-    const places = placesOf('{hosts: auto}');
-    expect(await placed(places)).toBe('c');
+    const remote = remoteOf('{hosts: auto}');
+    const { places } = remote;
+    expect(await placed(remote)).toBe('c');
     expect(places.status?.candidates).toMatchObject([
       { host: 'c', verdict: 'fits', shared: [] },
       { host: 'b', verdict: 'fits', shared: ['rack=r1'] },
     ]);
     beginMaintenance({ sinceMs: 1 }, stateOf('c'));
-    expect(await placed(places)).toBe('b');
+    expect(await placed(remote)).toBe('b');
     expect(places.status?.candidates[1]).toMatchObject({ host: 'c', verdict: 'maintenance' });
     beginMaintenance({ sinceMs: 1 }, stateOf('b'));
-    await expect(placed(places)).rejects.toMatchObject({ code: 'KEEPER_HOST_MAINTENANCE' });
+    await expect(placed(remote)).rejects.toMatchObject({ code: 'KEEPER_HOST_MAINTENANCE' });
     // The only one is not asked what it has, and says no all the same.
-    await expect(placed(placesOf('{hosts: [a, b]}'))).rejects.toMatchObject({
+    await expect(placed(remoteOf('{hosts: [a, b]}'))).rejects.toMatchObject({
       code: 'KEEPER_HOST_MAINTENANCE',
     });
     for (const host of ['b', 'c'] as const) endMaintenance(stateOf(host));
-    expect(await placed(placesOf('{hosts: [a, b]}'))).toBe('b');
+    expect(await placed(remoteOf('{hosts: [a, b]}'))).toBe('b');
   }, 60_000);
 });

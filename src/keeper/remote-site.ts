@@ -6,19 +6,22 @@ import type { Logger } from '../base/logger.ts';
 import { loadSiteConfig, type SiteConfig, siteConfigPath } from '../config/site-config.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
 import { KeeperError } from '../control/keeper-error.ts';
+import { dropRelic } from '../control/relic.ts';
 import type { GivenSpec, RunDirectory } from '../control/run-directory.ts';
 import { EtcdLeaseStore } from '../lease/etcd-lease-store.ts';
 import { leasePolicy } from '../lease/lease-state.ts';
+import type { LeaseStore } from '../lease/lease-store.ts';
 import { bootTimeMs } from '../linux/boot-clock.ts';
-import type { PeerLink } from '../replication/peer-link.ts';
 import { decodeWords, encodeWords, MESSAGE, type PeerWords } from '../replication/peer-messages.ts';
 import type { StopReason } from '../shadow/protection.ts';
 import { readCredentials } from '../site/site-credentials.ts';
 import type { ActingRight } from './acting-right.ts';
 import { roomNeededBytes } from './admission.ts';
 import { digestFiles } from './file-digests.ts';
-import type { RemoteSite } from './keeper-options.ts';
-import { dialPeer } from './peer-door.ts';
+import type { ConnectedPeer, ConnectOptions, RemoteSite } from './keeper-options.ts';
+import { dialLasting } from './lasting-peer.ts';
+import { dialPeer, SecurePeerLink, splitAddress } from './peer-door.ts';
+import { isGone, openPresence } from './presence.ts';
 import { RecordedRight, type RightOptions } from './recorded-right.ts';
 import { isSuperseded, peerLost } from './refusals.ts';
 import { ShadowPlaces } from './shadow-places.ts';
@@ -26,6 +29,7 @@ import { ShadowPlaces } from './shadow-places.ts';
 /** For a call to the store of leases, over all of its members. */
 const CALL_DEADLINE_MS = 3000;
 const RELEASE_DEADLINE_MS = 10_000;
+const LOOK_DEADLINE_MS = 1000;
 /** The other host starts a process meanwhile. */
 const PLACE_DEADLINE_MS = 20_000;
 
@@ -80,6 +84,7 @@ export async function joinSite(vm: JoiningVm): Promise<RemoteSite | undefined> {
     const right = await RecordedRight.begin(rightOptions(site, vm), { ...vm, fromScratch });
     // What a killed keeper left here is older than what another host has made of the VM since.
     if (right.follows !== undefined) await giveHeritageUp(vm);
+    dropRelic(vm.spec.name);
     return remoteSite(site, { ...vm, right, files });
   } catch (cause) {
     if (isSuperseded(cause)) await giveHeritageUp(vm);
@@ -91,7 +96,7 @@ export async function joinSite(vm: JoiningVm): Promise<RemoteSite | undefined> {
 async function giveHeritageUp({ directory, clock }: JoiningVm): Promise<void> {
   const { heritage } = directory;
   if (heritage.kind === 'orphan') await directory.endOrphan(heritage, clock);
-  directory.forgetHeritage();
+  directory.forgetHeritage({ keepsRelic: true });
 }
 
 /**
@@ -122,22 +127,28 @@ export async function actsNow(
 
 /** Where it is on record who acts as this VM. */
 export function rightOptions(site: SiteConfig, { spec, clock, log, failpoints }: SiteOptions): RightOptions {
-  const { etcd, holdSeconds } = site.lease;
-  const { endpoints } = etcd;
-  const holdTtlMs = holdSeconds * 1000;
   return {
     ...{ vm: spec.name, host: site.host, clock, bootTimeMs, log, failpoints },
-    policy: leasePolicy({ holdTtlMs }),
-    store: new EtcdLeaseStore({
-      ...{ endpoints, tls: readCredentials(etcd), callDeadlineMs: Math.min(CALL_DEADLINE_MS, holdTtlMs / 2) },
-      ...{ holdTtlMs, clock },
-    }),
+    policy: leasePolicy({ holdTtlMs: holdTtlMs(site) }),
+    store: leaseStore(site, { clock }),
   };
 }
 
-interface SitedVm {
-  readonly clock: Clock;
-  readonly spec: VmSpec;
+export function leaseStore(site: SiteConfig, { clock }: { clock: Clock }): LeaseStore {
+  const { etcd } = site.lease;
+  const { endpoints } = etcd;
+  const ttlMs = holdTtlMs(site);
+  return new EtcdLeaseStore({
+    ...{ endpoints, tls: readCredentials(etcd), callDeadlineMs: Math.min(CALL_DEADLINE_MS, ttlMs / 2) },
+    ...{ holdTtlMs: ttlMs, clock },
+  });
+}
+
+function holdTtlMs({ lease }: SiteConfig): number {
+  return lease.holdSeconds * 1000;
+}
+
+interface SitedVm extends Pick<SiteOptions, 'spec' | 'clock' | 'failpoints'> {
   readonly right: ActingRight;
   readonly given: GivenSpec;
   /** Digests of what its QEMUs are started from. */
@@ -145,11 +156,30 @@ interface SitedVm {
 }
 
 /** What a keeper needs to have its shadow on another host. */
-export function remoteSite(site: SiteConfig, { spec, right, given, files, clock }: SitedVm): RemoteSite {
+export function remoteSite(site: SiteConfig, vm: SitedVm): RemoteSite {
+  const { right, given, files } = vm;
+  const places = placesOf(site, vm);
+  return {
+    ...{ right, given, files, places },
+    // Where nobody would sweep it away nothing is left.
+    keepsRelics: async () =>
+      !(await isGone(splitAddress(site.listen), AbortSignal.timeout(LOOK_DEADLINE_MS))),
+    connect: async (options) => {
+      const { signal } = options;
+      const askPlace = async (host: string) => {
+        const port = await askForPlace(site, { vm: vm.spec.name, host, signal });
+        return await connectTo(site, host, { ...vm, ...options, port });
+      };
+      return (await places.find({ askPlace, signal })).place;
+    },
+  };
+}
+
+function placesOf(site: SiteConfig, { spec, clock }: SitedVm): ShadowPlaces {
   const { name: vm } = spec;
   const { hosts = [], antiAffinity = [] } = spec.shadow;
   const known = Object.keys(site.hosts);
-  const places = new ShadowPlaces<PeerLink>({
+  return new ShadowPlaces({
     ...{ host: site.host, known, clock },
     others: hosts === 'auto' ? known : hosts.filter((name) => name !== site.host),
     wanted: {
@@ -158,12 +188,7 @@ export function remoteSite(site: SiteConfig, { spec, right, given, files, clock 
       neededBytes: roomNeededBytes({ ...spec, shadow: { ...spec.shadow, enabled: true } }),
     },
     askResources: (host, signal) => askForResources(site, { vm, host, signal }),
-    askPlace: async (host, signal) => {
-      const port = await askForPlace(site, { vm, host, signal });
-      return await dialPeer(site, host, { port, signal });
-    },
   });
-  return { right, given, files, places };
 }
 
 interface Wanted {
@@ -175,6 +200,23 @@ interface Wanted {
 async function askForResources(site: SiteConfig, wanted: Wanted): Promise<HostResources | undefined> {
   const answer = await ask(site, wanted, { kind: 'ask-resources', vm: wanted.vm });
   return answer?.kind === 'resources' ? answer.resources : undefined;
+}
+
+async function connectTo(
+  site: SiteConfig,
+  host: string,
+  { right, copy, ...options }: SitedVm & ConnectOptions & { port: number },
+): Promise<ConnectedPeer> {
+  const presence = await openPresence(splitAddress(site.listen).host);
+  try {
+    const claim = () => ({ stream: BigInt(copy), token: BigInt(right.token) });
+    const link = await dialLasting(site, host, { ...options, claim });
+    void link.closed.then(() => presence[Symbol.dispose]());
+    return { link, host, presencePort: presence.port };
+  } catch (cause) {
+    presence[Symbol.dispose]();
+    throw cause;
+  }
 }
 
 /** The host starts a keeper for the shadow, which listens at a port of its own. */
@@ -199,7 +241,7 @@ async function ask(
   { host, signal }: Wanted,
   question: PeerWords,
 ): Promise<PeerWords | undefined> {
-  const link = await dialPeer(site, host, { signal });
+  const link = new SecurePeerLink(await dialPeer(site, host, { signal }));
   const close = () => link.close();
   signal.addEventListener('abort', close, { once: true });
   try {

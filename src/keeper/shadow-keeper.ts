@@ -3,19 +3,32 @@ import { messageOf, UnderstudyError } from '../base/errors.ts';
 import type { Failpoints } from '../base/failpoint.ts';
 import type { Logger } from '../base/logger.ts';
 import { isTrace } from '../base/trace.ts';
+import { WorkPace } from '../base/work-pace.ts';
 import { NO_EPOCH } from '../epoch/epoch-id.ts';
 import { EpochReceiver } from '../replication/epoch-receiver.ts';
+import { hashesOf } from '../replication/page-hashes.ts';
 import type { PeerLink, PeerMessage } from '../replication/peer-link.ts';
-import { decodeWords, encodeWords, garbled, MESSAGE, type PeerWords } from '../replication/peer-messages.ts';
+import {
+  decodeWords,
+  encodeHashes,
+  encodeWords,
+  garbled,
+  MESSAGE,
+  type PeerWords,
+} from '../replication/peer-messages.ts';
 import type { ShadowSession } from './shadow-session.ts';
 
 /** Larger than any firmware that can be protected. */
 const FIRMWARE_BYTES_MAX = 64 * 2 ** 20;
+/** Of the time of this process's thread. */
+const COMPARE_SHARE = 0.5;
 
 export interface ShadowKeeperOptions {
   readonly link: PeerLink;
   /** What comes over it after the first words. */
   readonly messages: AsyncIterable<PeerMessage>;
+  /** Its memory is older memory of the VM. */
+  readonly hasRelic: boolean;
   /** This host, as the other one knows it. */
   readonly host: string;
   readonly session: ShadowSession;
@@ -59,10 +72,13 @@ export class ShadowKeeper {
   #isInSync = false;
   #copiedPages = 0;
   #lastSignMs: number;
+  /** Until it is known what becomes of it nothing is built on it. */
+  #hasRelic: boolean;
 
   constructor(options: ShadowKeeperOptions) {
     this.#options = options;
     this.#lastSignMs = options.clock.nowMs();
+    this.#hasRelic = options.hasRelic;
     const { session, failpoints } = options;
     this.#receiver = new EpochReceiver({
       ...{ image: session.image, failpoints },
@@ -103,9 +119,16 @@ export class ShadowKeeper {
     const { session, host } = this.#options;
     let isKept = true;
     void session.standby.machine.process.exited.then(() => isKept && this.#giveUp('its QEMU ended'));
-    await this.#say({ kind: 'welcome', host, instance: session.standby.number }).catch(() => {});
+    await this.#say({
+      kind: 'welcome',
+      host,
+      instance: session.standby.number,
+      hasRelic: this.#hasRelic,
+    }).catch(() => {});
     void this.#listen();
     const end = await this.#ended.promise;
+    // Whoever asks for the right to act, or has promised not to, is not come back to.
+    this.#options.link.forgo();
     isKept = false;
     this.#receiver[Symbol.dispose]();
     return end;
@@ -136,6 +159,7 @@ export class ShadowKeeper {
         session.takeFirmware(Uint8Array.from(message.body));
         return false;
       default:
+        if (this.#hasRelic) throw garbled('pages before it is known what they are brought to');
         await this.#receiver.take(message);
         return false;
     }
@@ -143,6 +167,15 @@ export class ShadowKeeper {
 
   async #hear(words: PeerWords): Promise<boolean> {
     switch (words.kind) {
+      case 'discard':
+        this.#options.session.image.memory.discardAll();
+        this.#hasRelic = false;
+        return false;
+      case 'compare':
+        if (!this.#hasRelic) throw garbled('that it compares what is not there');
+        // Not waited for: the other side may be waiting for this one in the same way.
+        void this.#compare(Buffer.from(words.secret, 'hex'));
+        return false;
       case 'in-sync':
         this.#isInSync = true;
         return false;
@@ -159,6 +192,22 @@ export class ShadowKeeper {
         return true;
       default:
         throw garbled(`${words.kind} out of turn`);
+    }
+  }
+
+  async #compare(secret: Uint8Array): Promise<void> {
+    const { session, link, clock } = this.#options;
+    const { memory } = session.image;
+    const pace = new WorkPace(clock, { share: COMPARE_SHARE });
+    try {
+      for await (const { piece, hashes } of hashesOf(memory, { runs: memory.dataRuns(), secret, pace })) {
+        await link.send(MESSAGE.hashes, [encodeHashes(piece, hashes)]);
+      }
+      this.#hasRelic = false;
+      await this.#say({ kind: 'compared' });
+    } catch (cause) {
+      // Where the link has ended that is told otherwise, and decides.
+      this.#giveUp(messageOf(cause), cause);
     }
   }
 

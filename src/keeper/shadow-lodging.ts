@@ -7,7 +7,9 @@ import { type Logger, silentLogger } from '../base/logger.ts';
 import type { SiteConfig } from '../config/site-config.ts';
 import { ControlServer } from '../control/control-server.ts';
 import { KeeperError } from '../control/keeper-error.ts';
+import { keepRelic, takeRelic } from '../control/relic.ts';
 import { RunDirectory } from '../control/run-directory.ts';
+import { instancePaths } from '../qemu/instance-paths.ts';
 import { encodeWords, MESSAGE, type PeerWords } from '../replication/peer-messages.ts';
 import { admit } from './admission.ts';
 import { epochsName } from './inheritance.ts';
@@ -41,12 +43,13 @@ export class ShadowLodging implements AsyncDisposable {
   readonly #clock: Clock;
   readonly #right: RightOptions;
   #session: ShadowSession | undefined;
+  #hasRelic = false;
 
   /** @throws what keeps the shadow from being taken in; nothing is left then */
   static async open(site: SiteConfig, asked: AskedShadow, { clock, signal }: Lodger): Promise<ShadowLodging> {
     const { spec, hello } = asked;
     const directory = await RunDirectory.open(spec.name, {
-      ...{ clock, othersMayPass: spec.qemu.user !== undefined, tokenAbove: hello.token },
+      ...{ clock, othersMayPass: spec.qemu.user !== undefined, tokenAbove: hello.token, keepsRelic: true },
     });
     try {
       admit(spec);
@@ -91,7 +94,15 @@ export class ShadowLodging implements AsyncDisposable {
     const { link, messages, peer, spec } = this.#asked;
     log.info('keeps a shadow', { vm: spec.name, of: peer });
     const shadow = new ShadowKeeper({
-      ...{ link, messages, session, log, host: this.#site.host, clock: this.#clock },
+      ...{
+        link,
+        messages,
+        session,
+        log,
+        host: this.#site.host,
+        clock: this.#clock,
+        hasRelic: this.#hasRelic,
+      },
       ...{ failpoints: this.#right.failpoints },
     });
     const leave = () => shadow.leave({ kind: 'dismissed' });
@@ -99,8 +110,17 @@ export class ShadowLodging implements AsyncDisposable {
     if (signals.start.aborted) leave();
     const { end, taken } = await this.#serveUntilEnd(session, shadow, { log, signals });
     if (end.kind === 'dismissed') return 0;
-    if (taken === undefined) return EXIT_FAILED;
+    if (taken === undefined) {
+      await this.#leaveRelic(session);
+      return EXIT_FAILED;
+    }
     return await this.#takeOver(session, { end, taken, log, signals });
+  }
+
+  /** What is here is the past, and good for the next shadow to begin with. */
+  async #leaveRelic({ standby }: ShadowSession): Promise<void> {
+    await standby.kill();
+    keepRelic(this.#asked.spec.name, standby.memory.path);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -111,9 +131,13 @@ export class ShadowLodging implements AsyncDisposable {
   async #startStandby(log: Logger, signal: AbortSignal): Promise<void> {
     const { spec } = this.#asked;
     const setting = settingOf(this.#options(log));
-    const standby = await Instance.start(setting, { number: 1, role: 'standby', signal });
-    // Its own start may have left something there, and the copy brings only what the VM has.
-    standby.memory.discardAll();
+    const number = 1;
+    const paths = instancePaths({ ...setting, vm: spec.name, instance: number, nicCount: spec.nics.length });
+    this.#hasRelic = takeRelic(spec.name, { to: paths.memory, memoryBytes: spec.memoryBytes });
+    const keptMemory = this.#hasRelic;
+    const standby = await Instance.start(setting, { number, role: 'standby', signal, keptMemory });
+    // Its own start may have left something there, and a copy brings only what the VM has.
+    if (!this.#hasRelic) standby.memory.discardAll();
     this.#session = await ShadowSession.open(standby, {
       epochsInFlightMax: spec.shadow.epochsInFlightMax,
       epochsDirectory: join(setting.memoryDirectory, epochsName(standby.number)),
@@ -162,7 +186,8 @@ export class ShadowLodging implements AsyncDisposable {
     const noticedAtMs = 'atMs' in end ? end.atMs : fencedAtMs;
     const lastSignMs = end.kind === 'alone' ? end.lastSignMs : noticedAtMs;
     const remote = remoteSite(this.#site, {
-      ...{ spec, right, given: hello.spec, files: hello.files, clock: this.#clock },
+      ...{ spec, right, given: hello.spec, files: hello.files },
+      ...{ clock: this.#clock, failpoints: this.#right.failpoints },
     });
     const promised: PromisedShadow = {
       ...{ session, from: peer, lastSignMs, noticedAtMs, fencedAtMs },

@@ -13,19 +13,22 @@
 import { flushCompileCache } from 'node:module';
 import { parseArgs } from 'node:util';
 import { systemClock as clock } from '../base/clock.ts';
+import { Failpoints } from '../base/failpoint.ts';
 import { processLogger } from '../base/logger.ts';
 import { loadSiteConfig, type SiteConfig, siteConfigPath } from '../config/site-config.ts';
 import { BoundedLog, jsonLossNote } from '../qemu/bounded-log.ts';
 import type { PeerLink } from '../replication/peer-link.ts';
 import { encodeWords, MESSAGE } from '../replication/peer-messages.ts';
+import type { Resumed } from '../wire/lasting-link.ts';
 import { EXIT_FAILED, StopSignals, startError, stopOnFaults } from './keeper-life.ts';
-import { openDoor } from './peer-door.ts';
+import { ShadowDoor } from './lasting-peer.ts';
 import { type AskedShadow, readHello } from './shadow-hello.ts';
 import { ShadowLodging } from './shadow-lodging.ts';
 
 const LINK_DEADLINE_MS = 30_000;
 
 const signals = new StopSignals();
+let onReconnected: (resumed: Resumed) => void = () => {};
 for (const stream of [process.stdout, process.stderr]) stream.on('error', () => {});
 process.exitCode = await main();
 process.exit();
@@ -37,8 +40,11 @@ async function main(): Promise<number> {
       options: { vm: { type: 'string', default: '' }, peer: { type: 'string', default: '' } },
     }).values;
     const site = loadSiteConfig(siteConfigPath());
-    const link = await awaitLink(site, peer);
+    const onResumed = (resumed: Resumed) => onReconnected(resumed);
+    using door = await ShadowDoor.open(site, { peer, clock, failpoints: new Failpoints(), onResumed });
+    const link = await awaitLink(door, peer);
     const asked = await readHello(link, { vm, peer, signal: signals.start });
+    door.know(asked.hello);
     return await keepShadow(site, asked);
   } catch (thrown) {
     process.stdout.write(`${JSON.stringify({ ok: false, error: startError(thrown) })}\n`);
@@ -46,13 +52,10 @@ async function main(): Promise<number> {
   }
 }
 
-/** Listens for the keeper of the VM, once. */
-async function awaitLink(site: SiteConfig, peer: string): Promise<PeerLink> {
+/** Waits for the keeper of the VM, which may come again when its connection breaks. */
+async function awaitLink(door: ShadowDoor, peer: string): Promise<PeerLink> {
   const { promise, resolve, reject } = Promise.withResolvers<PeerLink>();
-  using door = await openDoor(site, {
-    port: 0,
-    onLink: (link, name) => (name === peer ? resolve(link) : link.close()),
-  });
+  void door.link.then(resolve);
   process.stdout.write(`${JSON.stringify({ ok: true, port: door.port })}\n`);
   const cancel = clock.after(LINK_DEADLINE_MS, () => reject(new Error(`${peer} did not come`)));
   const abort = () => reject(signals.start.reason);
@@ -71,6 +74,7 @@ async function keepShadow(site: SiteConfig, asked: AskedShadow): Promise<number>
     using file = new BoundedLog(lodging.directory.logPath, { lossNote: jsonLossNote });
     const log = processLogger((line) => file.append(line), clock.wallMs);
     stopOnFaults(signals, lodging.directory, log);
+    onReconnected = (resumed) => log.info('connected again', { ...resumed });
     return await lodging.keep({ log, signals });
   } catch (thrown) {
     const { code, message, hint } = startError(thrown);

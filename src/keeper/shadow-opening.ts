@@ -47,6 +47,7 @@ export interface RemoteShadowWishes {
   readonly remote: RemoteSite;
   readonly known: Pick<KnownVm, 'token' | 'committed' | 'qemu' | 'accel'>;
   readonly onLost: (error: string) => void;
+  readonly publish: (kind: string, facts: Readonly<Record<string, unknown>>) => void;
 }
 
 /** A shadow on another host, whose keeper starts a standby there. @throws what keeps it from being had */
@@ -55,9 +56,13 @@ export async function openRemoteShadow(
   signal: AbortSignal,
 ): Promise<RemoteShadow> {
   const { right, given, files, places } = remote;
-  const { place: link, host } = await places.find(signal);
   const copy = randomInt(COPIES);
-  const shadow = RemoteShadow.open(
+  let shadow: RemoteShadow | undefined;
+  const { link, host, presencePort } = await remote.connect({
+    ...{ copy, signal },
+    onResumed: (resumed) => shadow?.noteResumed(resumed),
+  });
+  shadow = await RemoteShadow.open(
     {
       ...{ ...options, link, host, right, memoryBytes: spec.memoryBytes },
       onUnwelcome: () => places.avoid(host),
@@ -66,13 +71,13 @@ export async function openRemoteShadow(
       hello: {
         ...{ kind: 'hello', protocol: PEER_PROTOCOL, vm: spec.name, copy, spec: given, files },
         ...{ token: known.token, epoch: nextEpoch(known.committed), accel: known.accel },
-        qemuVersion: known.qemu.version,
+        ...{ qemuVersion: known.qemu.version, rightToken: right.token, presencePort },
       },
     },
     signal,
-  );
-  return await shadow.catch((cause) => {
+  ).catch((cause) => {
     places.avoid(host);
     throw cause;
   });
+  return shadow;
 }

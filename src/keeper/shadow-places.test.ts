@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import type { HostResources } from '../allocation/shadow-choice.ts';
-import { ShadowPlaces, type ShadowPlacesOptions } from './shadow-places.ts';
+import { type FindOptions, ShadowPlaces, type ShadowPlacesOptions } from './shadow-places.ts';
 
 const GIB = 2 ** 30;
 const { signal } = new AbortController();
@@ -17,11 +17,17 @@ let nowMs = 0;
 
 /** Hosts b, c and d, of which the VM may have b and c. */
 function places(
-  changes: Partial<ShadowPlacesOptions<string>> & { has?: Record<string, HostResources> } = {},
+  changes: Partial<ShadowPlacesOptions & Pick<FindOptions<string>, 'askPlace'>> & {
+    has?: Record<string, HostResources>;
+  } = {},
 ) {
-  const { has = {}, ...options } = changes;
+  const ask = async (host: string) => {
+    asked.push(`place on ${host}`);
+    return `link to ${host}`;
+  };
+  const { has = {}, askPlace = ask, ...options } = changes;
   const asked: string[] = [];
-  const made = new ShadowPlaces<string>({
+  const made = new ShadowPlaces({
     ...{ host: 'a', known: ['b', 'c', 'd'], others: ['b', 'c'] },
     wanted: { vm: 'redis', neededBytes: GIB, antiAffinity: [], labels: {} },
     clock: { nowMs: () => nowMs, wallMs: () => 7, after: () => () => {}, sleep: async () => {} },
@@ -29,28 +35,25 @@ function places(
       asked.push(`resources of ${host}`);
       return has[host];
     },
-    askPlace: async (host) => {
-      asked.push(`place on ${host}`);
-      return `link to ${host}`;
-    },
     ...options,
   });
-  return { made, asked };
+  const find = () => made.find({ askPlace, signal });
+  return { made, asked, find };
 }
 
 describe('the places of a shadow', () => {
   it('are asked in the order of what they have left, and the choice is explained', async () => {
     const has = { b: resources({ load: 3 }), c: resources() };
-    const { made, asked } = places({ has });
-    expect(await made.find(signal)).toEqual({ host: 'c', place: 'link to c' });
+    const { made, asked, find } = places({ has });
+    expect(await find()).toEqual({ host: 'c', place: 'link to c' });
     expect(asked).toEqual(['resources of b', 'resources of c', 'place on c']);
     expect(made.status).toMatchObject({ host: 'c', atMs: 7, candidates: [{ host: 'c' }, { host: 'b' }] });
     expect(made.status?.candidates[0]?.why).toBe('has room; 44 % left; 0 shadows');
   });
 
   it('are not compared where there is one', async () => {
-    const { made, asked } = places({ others: ['b'] });
-    expect(await made.find(signal)).toMatchObject({ host: 'b' });
+    const { asked, find } = places({ others: ['b'] });
+    expect(await find()).toMatchObject({ host: 'b' });
     expect(asked).toEqual(['place on b']);
   });
 
@@ -61,30 +64,30 @@ describe('the places of a shadow', () => {
       if (host === 'b' && isRefusing) throw new Error('not here');
       return host;
     };
-    const { made } = places({ has, askPlace });
-    expect(await made.find(signal)).toMatchObject({ host: 'c' });
+    const { find } = places({ has, askPlace });
+    expect(await find()).toMatchObject({ host: 'c' });
     isRefusing = false;
-    expect(await made.find(signal)).toMatchObject({ host: 'c' });
+    expect(await find()).toMatchObject({ host: 'c' });
     nowMs += 60_001;
-    expect(await made.find(signal)).toMatchObject({ host: 'b' });
+    expect(await find()).toMatchObject({ host: 'b' });
   });
 
   it.each([
     ['KEEPER_HOST_MAINTENANCE', { isInMaintenance: true }],
     ['KEEPER_HOST_NO_ROOM', { roomFreeBytes: 0 }],
   ])('are refused with %s where none can have it', async (code, changes) => {
-    const { made, asked } = places({ has: { b: resources(changes), c: resources(changes) } });
-    await expect(made.find(signal)).rejects.toMatchObject({ code });
+    const { asked, find } = places({ has: { b: resources(changes), c: resources(changes) } });
+    await expect(find()).rejects.toMatchObject({ code });
     expect(asked.filter((each) => each.startsWith('place'))).toEqual([]);
   });
 
   it('are the one that somebody named, which says why not, and all of them again afterwards', async () => {
     const has = { b: resources({ roomFreeBytes: 0 }), c: resources() };
-    const { made } = places({ has });
+    const { made, find } = places({ has });
     made.prefer('b');
-    await expect(made.find(signal)).rejects.toMatchObject({ code: 'KEEPER_HOST_NO_ROOM' });
+    await expect(find()).rejects.toMatchObject({ code: 'KEEPER_HOST_NO_ROOM' });
     made.prefer(undefined);
-    expect(await made.find(signal)).toMatchObject({ host: 'c' });
+    expect(await find()).toMatchObject({ host: 'c' });
   });
 
   it.each([
@@ -92,8 +95,8 @@ describe('the places of a shadow', () => {
     ['d', 'KEEPER_HOST_REFUSED', 'Possible: b, c.'],
     ['a', 'KEEPER_HOST_REFUSED', 'Possible: b, c.'],
   ])('are not the host %s: %s', async (host, code, hint) => {
-    const { made } = places();
+    const { made, find } = places();
     expect(() => made.prefer(host)).toThrow(expect.objectContaining({ code, hint }));
-    expect(await made.find(signal)).toMatchObject({ host: 'b' });
+    expect(await find()).toMatchObject({ host: 'b' });
   });
 });

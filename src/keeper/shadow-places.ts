@@ -15,7 +15,7 @@ import type { PlacementStatus } from '../control/vm-status.ts';
 const AVOIDED_MS = 60_000;
 const RESOURCES_DEADLINE_MS = 2000;
 
-export interface ShadowPlacesOptions<Place> {
+export interface ShadowPlacesOptions {
   /** This host. */
   readonly host: string;
   /** All others of the site. */
@@ -26,18 +26,22 @@ export interface ShadowPlacesOptions<Place> {
   readonly clock: Clock;
   /** Undefined where it gives no answer. */
   readonly askResources: (host: string, signal: AbortSignal) => Promise<HostResources | undefined>;
+}
+
+export interface FindOptions<Place> {
   /** @throws what keeps the shadow from being taken in there */
-  readonly askPlace: (host: string, signal: AbortSignal) => Promise<Place>;
+  readonly askPlace: (host: string) => Promise<Place>;
+  readonly signal: AbortSignal;
 }
 
 /** Where the shadow of one VM may be, and which of these hosts is asked first. */
-export class ShadowPlaces<Place> {
-  readonly #options: ShadowPlacesOptions<Place>;
+export class ShadowPlaces {
+  readonly #options: ShadowPlacesOptions;
   readonly #avoidedUntilMs = new Map<string, number>();
   #preferred: string | undefined;
   #status: PlacementStatus | undefined;
 
-  constructor(options: ShadowPlacesOptions<Place>) {
+  constructor(options: ShadowPlacesOptions) {
     this.#options = options;
   }
 
@@ -75,13 +79,16 @@ export class ShadowPlaces<Place> {
   }
 
   /** The first that takes the shadow, in the order of what they have left. @throws why none does */
-  async find(signal: AbortSignal): Promise<{ readonly host: string; readonly place: Place }> {
-    const { askPlace, clock } = this.#options;
+  async find<Place>({
+    askPlace,
+    signal,
+  }: FindOptions<Place>): Promise<{ readonly host: string; readonly place: Place }> {
+    const { clock } = this.#options;
     const ranked = await this.#rank(signal);
     let refusal: unknown;
     for (const { host } of ranked.filter(mayBeAsked)) {
       try {
-        const place = await askPlace(host, signal);
+        const place = await askPlace(host);
         this.#status = { host, atMs: clock.wallMs(), candidates: ranked.map(described) };
         return { host, place };
       } catch (cause) {

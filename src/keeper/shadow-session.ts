@@ -94,7 +94,14 @@ export class ShadowSession implements Shadow {
   }
 
   describe(): ShadowDescription {
-    return { instance: this.standby.number, pid: this.standby.pid, host: undefined, sent: undefined };
+    return {
+      instance: this.standby.number,
+      pid: this.standby.pid,
+      host: undefined,
+      sent: undefined,
+      reconnects: undefined,
+      filled: undefined,
+    };
   }
 
   get copiedShare(): number {

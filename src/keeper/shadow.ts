@@ -2,6 +2,7 @@ import { EpochPipeline, type PipelineOptions, type PipelineSource } from '../rep
 import type { EpochStore } from '../replication/epoch-store.ts';
 import type { SentBytes } from '../replication/page-sender.ts';
 import type { Instance } from './instance.ts';
+import type { Filled } from './remote-filling.ts';
 
 /** What the epochs of a shadow need of the VM. */
 export type BeginOptions = Omit<PipelineOptions, 'source' | 'store'> &
@@ -17,6 +18,9 @@ export interface ShadowDescription {
   /** Undefined for this one. */
   readonly host: string | undefined;
   readonly sent: SentBytes | undefined;
+  /** How often its connection had broken and nothing was lost; undefined where there is none. */
+  readonly reconnects: number | undefined;
+  readonly filled: Filled | undefined;
 }
 
 /** What stands behind a VM that acts here: a standby on this host, or the way to one on another. */

@@ -11,16 +11,20 @@ import { once } from 'node:events';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { z } from 'zod';
+import { systemClock as clock } from '../base/clock.ts';
 import { messageOf } from '../base/errors.ts';
 import { loadSiteConfig, type SiteConfig, siteConfigPath } from '../config/site-config.ts';
+import { sweepRelics } from '../control/relic.ts';
 import type { PeerLink } from '../replication/peer-link.ts';
 import { decodeWords, encodeWords, garbled, MESSAGE, type PeerWords } from '../replication/peer-messages.ts';
 import { assertNoMaintenance } from '../site/maintenance.ts';
 import { hostResources } from './host-resources.ts';
 import { startError } from './keeper-life.ts';
-import { openDoor, splitAddress } from './peer-door.ts';
+import { openDoor, SecurePeerLink, splitAddress } from './peer-door.ts';
+import { leaseStore } from './remote-site.ts';
 
 const SHADOW = fileURLToPath(new URL('./shadow-main.ts', import.meta.url));
+const SWEEP_MS = 3000;
 const VM_NAME = /^[a-z0-9][a-z0-9-]{0,39}$/;
 
 const outcomeSchema = z.union([
@@ -43,13 +47,35 @@ async function main(): Promise<number> {
   try {
     const site = loadSiteConfig(siteConfigPath());
     const { port } = splitAddress(site.listen);
-    using door = await openDoor(site, { port, onLink: (link, peer) => void answer(site, { link, peer }) });
+    using door = await openDoor(site, {
+      port,
+      onLink: (link, peer) => void answer(site, { link: new SecurePeerLink(link), peer }),
+    });
     process.stdout.write(`${JSON.stringify({ ok: true, port: door.port })}\n`);
+    const sweeping = new AbortController();
+    void sweepUntilEnd(site, sweeping.signal);
     await ended.promise;
+    sweeping.abort();
     return 0;
   } catch (thrown) {
     process.stdout.write(`${JSON.stringify({ ok: false, error: startError(thrown) })}\n`);
     return 1;
+  }
+}
+
+/** Memory that was put aside is of use only while its VM acts on another host. */
+async function sweepUntilEnd(site: SiteConfig, signal: AbortSignal): Promise<void> {
+  const store = leaseStore(site, { clock });
+  while (!signal.aborted) {
+    try {
+      await sweepRelics(async (vm) => {
+        const { record } = await store.read(vm);
+        return record === undefined || record.mode === 'ended' || record.holder === site.host;
+      });
+    } catch (thrown) {
+      process.stderr.write(`looking for memory that was put aside: ${messageOf(thrown)}\n`);
+    }
+    await clock.sleep(SWEEP_MS, signal).catch(() => {});
   }
 }
 

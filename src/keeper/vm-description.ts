@@ -80,6 +80,13 @@ function describeRight(right: ActingRight): LeaseStatus {
 }
 
 function describeShadow(shadow: Shadow): ShadowStatus {
-  const { instance, pid, host, sent } = shadow.describe();
-  return { instance, pid, ...(host !== undefined && { host }), ...(sent !== undefined && { sent }) };
+  const { instance, pid, host, sent, reconnects, filled } = shadow.describe();
+  return {
+    instance,
+    pid,
+    ...(host !== undefined && { host }),
+    ...(sent !== undefined && { sent }),
+    ...(reconnects !== undefined && { reconnects }),
+    ...(filled !== undefined && { filled }),
+  };
 }

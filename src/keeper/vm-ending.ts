@@ -1,20 +1,36 @@
+import { dropRelic, keepRelic } from '../control/relic.ts';
 import type { GuestLinks } from './guest-links.ts';
 import type { Instance } from './instance.ts';
 
 export interface VmEnding {
   readonly links: GuestLinks | undefined;
   readonly primary: Instance | undefined;
+  readonly vm: string;
+  /** It goes on elsewhere, and what is here may be of use to its next shadow. */
+  readonly keepsRelic: () => Promise<boolean>;
   readonly endSaving: () => Promise<void>;
   readonly dropShadow: () => Promise<void>;
 }
 
 /** Ends all that a VM consists of, each part also when another one fails: no QEMU may outlive its keeper. */
-export async function endVm({ links, primary, endSaving, dropShadow }: VmEnding): Promise<void> {
+export async function endVm({
+  vm,
+  links,
+  primary,
+  keepsRelic,
+  endSaving,
+  dropShadow,
+}: VmEnding): Promise<void> {
   for (const link of links?.all ?? []) link.detach();
   // In reverse.
   await using ending = new AsyncDisposableStack();
   ending.defer(() => links?.[Symbol.asyncDispose]());
   ending.defer(() => primary?.[Symbol.asyncDispose]());
+  ending.defer(async () => {
+    const memory = primary?.memory.path;
+    if (memory !== undefined && (await keepsRelic())) keepRelic(vm, memory);
+    else dropRelic(vm);
+  });
   ending.defer(dropShadow);
   ending.defer(endSaving);
   ending.defer(() => primary?.kill());

@@ -19,6 +19,8 @@ export interface FullCopyOptions {
   readonly from: GuestMemory;
   readonly to: GuestMemory | CopyTarget;
   readonly dirtyLog: DirtyLog;
+  /** What `to` lacks, where it has some of it: asked when the dirty log counts already. By default all that holds data. */
+  readonly firstRuns?: () => Promise<readonly PageRun[]>;
   /** Below so many pages left over from a pass, the first cut may take the rest. */
   readonly restPagesMax: number;
   /** Pages copied so far and pages known to be needed. */
@@ -42,7 +44,8 @@ export async function copyWhileRunning(options: FullCopyOptions): Promise<void> 
     return;
   }
   dirtyLog.collect();
-  let runs: readonly PageRun[] = from.dataRuns();
+  let runs: readonly PageRun[] =
+    options.firstRuns === undefined ? from.dataRuns() : await options.firstRuns();
   let copied = 0;
   let total = countPages(runs);
   using buffer = Mapping.anonymous(CHUNK_BYTES);

@@ -58,6 +58,8 @@ class End implements PeerLink {
     }
   }
 
+  forgo(): void {}
+
   close(reason?: Error): void {
     if (this.#isClosed) return;
     this.#isClosed = true;

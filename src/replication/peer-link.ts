@@ -21,5 +21,10 @@ export interface PeerLink {
   messages(): AsyncIterable<PeerMessage>;
   /** Resolves when the link is of no more use, with the reason unless this side closed it. */
   readonly closed: Promise<Error | undefined>;
+  /**
+   * Where the link outlasts its connections: what there is may be used while it lasts, and nothing is taken up again. For who
+   * is about to act without the other side.
+   */
+  forgo(): void;
   close(): void;
 }

@@ -2,6 +2,7 @@ import { z } from 'zod';
 import { type EpochId, epochId } from '../epoch/epoch-id.ts';
 import { countPages, type PageRun } from '../memory/page-runs.ts';
 import { encodedBytesMax } from '../wire/page-codec.ts';
+import { HASH_BYTES } from './page-hashes.ts';
 import { ReplicationError } from './replication-error.ts';
 
 /**
@@ -15,11 +16,20 @@ import { ReplicationError } from './replication-error.ts';
  *                  their contents as the page codec packs them
  *   tail           u64 epoch, bytes: device state and output, in order
  *   seal           u64 epoch, header of the slot: all of the epoch was sent
+ *   hashes         u32 first page, u32 pages, then 16 bytes for each: what the shadow's host has in its memory
  */
-export const PEER_PROTOCOL = 1;
+export const PEER_PROTOCOL = 2;
 
 /** Smaller numbers are the link's own. */
-export const MESSAGE = { words: 16, firmware: 17, copy: 18, pages: 19, tail: 20, seal: 21 } as const;
+export const MESSAGE = {
+  words: 16,
+  firmware: 17,
+  copy: 18,
+  pages: 19,
+  tail: 20,
+  seal: 21,
+  hashes: 32,
+} as const;
 
 /** Pages in one message: a compromise between what a message costs and how long another one waits behind it. */
 export const MESSAGE_PAGES_MAX = 256;
@@ -63,6 +73,10 @@ const wordsSchema = z.discriminatedUnion('kind', [
     /** The specification as the primary's keeper was given it. */
     spec: z.object({ text: z.string(), source: z.string() }),
     token: count,
+    /** Of the right that it acts under, as it is on record: with the copy it is shown by who takes a broken link up again. */
+    rightToken: count,
+    /** Here it can be seen whether the process lives. */
+    presencePort: z.int().min(1).max(65_535),
     /** The next epoch. */
     epoch: count,
     qemuVersion: z.string(),
@@ -71,7 +85,16 @@ const wordsSchema = z.discriminatedUnion('kind', [
     files: z.record(z.string(), digest),
   }),
   /** The answer to it: a standby has been started and waits for memory. */
-  z.object({ kind: z.literal('welcome'), host: z.string(), instance: count }),
+  z.object({
+    ...{ kind: z.literal('welcome'), host: z.string(), instance: count },
+    /** Its memory is older memory of the VM. It is told what to do with it before anything else. */
+    hasRelic: z.boolean(),
+  }),
+  /** Begin with nothing. */
+  z.object({ kind: z.literal('discard') }),
+  /** Say what is there, in hashes under this secret; and that was all. */
+  z.object({ kind: z.literal('compare'), secret: z.string().regex(/^[0-9a-f]{384}$/) }),
+  z.object({ kind: z.literal('compared') }),
   z.object({
     kind: z.literal('refused'),
     code: z.string(),
@@ -160,6 +183,28 @@ export function decodePages(body: Uint8Array, memoryPages: number): PagesMessage
     ...{ epoch: takeEpoch(view), runs, pageCount, packed: body.subarray(start) },
     continues: (flags & CONTINUES) !== 0,
   };
+}
+
+export function encodeHashes({ firstPage, pageCount }: PageRun, hashes: Uint8Array): Buffer {
+  const head = Buffer.alloc(RUN_BYTES);
+  head.writeUInt32LE(firstPage, 0);
+  head.writeUInt32LE(pageCount, 4);
+  return Buffer.concat([head, hashes]);
+}
+
+/** @throws ReplicationError REPLICATION_PEER_GARBLED */
+export function decodeHashes(
+  body: Uint8Array,
+  memoryPages: number,
+): { readonly piece: PageRun; readonly hashes: Uint8Array } {
+  if (body.length < RUN_BYTES) throw garbled('hashes of nothing');
+  const view = viewOf(body);
+  const piece = { firstPage: view.getUint32(0, true), pageCount: view.getUint32(4, true) };
+  const hashes = body.subarray(RUN_BYTES);
+  const fits = piece.pageCount > 0 && piece.firstPage + piece.pageCount <= memoryPages;
+  if (!fits || hashes.length !== piece.pageCount * HASH_BYTES)
+    throw garbled('hashes of pages that the VM does not have');
+  return { piece, hashes };
 }
 
 export function encodeEpoch(epoch: EpochId): Buffer {

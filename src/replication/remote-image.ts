@@ -2,7 +2,7 @@ import { mkdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { assert } from '../base/assert.ts';
 import { PAGE_BYTES } from '../base/units.ts';
-import type { EpochId } from '../epoch/epoch-id.ts';
+import { type EpochId, NO_EPOCH } from '../epoch/epoch-id.ts';
 import { EpochSlot } from './epoch-slot.ts';
 import type { EpochStore } from './epoch-store.ts';
 import type { PageSender } from './page-sender.ts';
@@ -35,6 +35,7 @@ export class RemoteImage implements EpochStore, AsyncDisposable {
   readonly #awaited = new Map<EpochId, PromiseWithResolvers<void>>();
   /** Sent or about to be, and not held yet; oldest first. */
   readonly #unheld: EpochId[] = [];
+  #held: EpochId = NO_EPOCH;
   #roomMade = Promise.withResolvers<void>();
   #sending: Promise<void> = Promise.resolve();
   #lost: unknown;
@@ -62,6 +63,11 @@ export class RemoteImage implements EpochStore, AsyncDisposable {
     this.#free = [...slots];
     // Who waits for it hears of a loss; without anybody waiting it is no fault.
     this.#roomMade.promise.catch(() => {});
+  }
+
+  /** The last epoch that the other side said to hold. */
+  get held(): EpochId {
+    return this.#held;
   }
 
   take(): EpochSlot | undefined {
@@ -109,6 +115,7 @@ export class RemoteImage implements EpochStore, AsyncDisposable {
       return;
     }
     this.#unheld.shift();
+    this.#held = epoch;
     this.#awaited.get(epoch)?.resolve();
   }
 

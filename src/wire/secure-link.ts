@@ -103,6 +103,7 @@ export class SecureLink implements AsyncDisposable {
   #receivedBytes = 0n;
   #consumedBytes = 0n;
   #creditGivenBytes = 0n;
+  #heardMs: number;
   /** Looks in a row after which nothing was heard since the one before. */
   #quietLooks = 0;
   #saidMs: number;
@@ -126,6 +127,7 @@ export class SecureLink implements AsyncDisposable {
     this.#silenceMs = options.silenceMs ?? SILENCE_MS;
     this.#decoder = new MessageDecoder({ limits: withLinkLimits(limits), version });
     this.#saidMs = clock.nowMs();
+    this.#heardMs = this.#saidMs;
     this.closed = this.#ended.promise;
     this.greeted = this.#hello.promise;
     // Its end is told by `closed` as well.
@@ -136,6 +138,11 @@ export class SecureLink implements AsyncDisposable {
     socket.on('close', () => this.#noteEnd());
     this.#write(helloMessage(windowBytes));
     this.#lookLater();
+  }
+
+  /** When this process last read something that the other side sent. */
+  get heardMs(): number {
+    return this.#heardMs;
   }
 
   /** Messages that were sent and that the other side has not dealt with yet. */
@@ -201,6 +208,7 @@ export class SecureLink implements AsyncDisposable {
   #read(chunk: Buffer): void {
     if (this.#end !== undefined) return;
     this.#quietLooks = 0;
+    this.#heardMs = this.#clock.nowMs();
     try {
       this.#decoder.push(chunk, (message) => this.#take(message));
     } catch (thrown) {

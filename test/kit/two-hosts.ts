@@ -232,6 +232,11 @@ export class TwoHosts implements AsyncDisposable {
     }
   }
 
+  /** All connections between the hosts are reset, and both may make new ones at once. */
+  async resetPeers(): Promise<void> {
+    await run('ip', this.#on('a', ['ss', '-K', '-t', 'dst', HOSTS.b.peer]));
+  }
+
   /** Cuts this host off from clients and etcd. */
   async cutLan(host: HostName): Promise<void> {
     await this.#ip('lan', 'link', 'set', `to-${host}`, 'down');

@@ -8,9 +8,11 @@ export class UnsteadyNetwork implements AsyncDisposable {
   readonly #server: Server;
   readonly #targetPort: number;
   readonly #pairs: { readonly near: Socket; readonly far: Socket }[] = [];
+  readonly #strays: Socket[] = [];
   readonly #blocked = new Set<Way>();
   readonly passedChunks: Record<Way, number> = { forth: 0, back: 0 };
   #onPass: () => void = () => {};
+  #cutAfterBytes = Number.POSITIVE_INFINITY;
 
   private constructor(server: Server, targetPort: number) {
     this.#server = server;
@@ -33,12 +35,20 @@ export class UnsteadyNetwork implements AsyncDisposable {
     for (const way of ways) this.#blocked.add(way);
   }
 
-  /** Both ends hear that the connection is gone. */
-  cut(): void {
-    for (const { near, far } of this.#pairs) {
-      near.resetAndDestroy();
-      far.resetAndDestroy();
+  /** Whoever dialled, and whoever was dialled, hears that the connection is gone; by default both. New ones pass. */
+  cut({ near = true, far = true } = {}): void {
+    for (const pair of this.#pairs.splice(0)) {
+      if (near) pair.near.resetAndDestroy();
+      if (far) pair.far.resetAndDestroy();
+      // Whoever does not hear of it goes on into the void.
+      if (!near) this.#strays.push(pair.near.removeAllListeners('data').resume());
+      if (!far) this.#strays.push(pair.far.removeAllListeners('data').resume());
     }
+  }
+
+  /** Cuts when so many bytes more have passed both ways together, in the middle of whatever that is. */
+  cutAfter(bytes: number): void {
+    this.#cutAfterBytes = bytes;
   }
 
   /** Resolves when so many more chunks have passed both ways. */
@@ -54,6 +64,7 @@ export class UnsteadyNetwork implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.cut();
+    for (const stray of this.#strays) stray.destroy();
     this.#server.close();
     await once(this.#server, 'close');
   }
@@ -69,7 +80,13 @@ export class UnsteadyNetwork implements AsyncDisposable {
     from.on('error', () => {});
     from.on('data', (chunk) => {
       if (this.#blocked.has(way)) return;
-      to.write(chunk);
+      const passed = chunk.subarray(0, this.#cutAfterBytes);
+      to.write(passed);
+      this.#cutAfterBytes -= chunk.length;
+      if (this.#cutAfterBytes <= 0) {
+        this.#cutAfterBytes = Number.POSITIVE_INFINITY;
+        this.cut();
+      }
       this.passedChunks[way] += 1;
       this.#onPass();
     });

@@ -28,6 +28,30 @@ describe('a VM with its shadow on another host', () => {
 
   afterAll(() => hosts?.[Symbol.asyncDispose]());
 
+  it('keeps its shadow when only the connection breaks, at once or after an outage: nothing is copied, nobody takes over', async () => {
+    const { here, there } = await settled();
+    const record = await hosts.record();
+    const shadow = hosts.keeperPid(there);
+    const [last] = (await hosts.events(here)).slice(-1);
+    let after = last?.seq ?? 0;
+    for (const outageMs of [0, 0, 400, 0]) {
+      if (outageMs > 0) await hosts.cutPeers();
+      await hosts.resetPeers();
+      await clock.sleep(outageMs);
+      if (outageMs > 0) await hosts.mend();
+      const reconnected = await hosts.until(here, 'shadow-reconnected', { after });
+      expect(reconnected.facts).toMatchObject({ host: there, fromEpoch: expect.any(Number) });
+      after = reconnected.seq;
+      await clock.sleep(100 * Math.random());
+    }
+    // What was held meanwhile has left.
+    expect(String(await hosts.load.command('PING'))).toBe('PONG');
+    expect(await hosts.record()).toEqual(record);
+    expect(hosts.keeperPid(there)).toBe(shadow);
+    expect((await hosts.events(here)).map(({ kind }) => kind)).not.toContain('shadow-lost');
+    expect((await hosts.status(here)).shadow).toMatchObject({ reconnects: 4, copiedShare: 1 });
+  });
+
   it('goes on there when its own host is lost, is protected in the other direction, and comes back the same way', async () => {
     for (let round = 0; round < 2; round += 1) {
       const { here, there } = await settled();

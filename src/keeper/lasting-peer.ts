@@ -1,0 +1,124 @@
+import type { Clock } from '../base/clock.ts';
+import type { Failpoints } from '../base/failpoint.ts';
+import type { SiteConfig } from '../config/site-config.ts';
+import type { PeerLink } from '../replication/peer-link.ts';
+import { LastingLink, type Resumed } from '../wire/lasting-link.ts';
+import type { LinkClaim } from '../wire/resume-messages.ts';
+import type { SecureLink } from '../wire/secure-link.ts';
+import { dialPeer, openDoor, type PeerDoor, SecurePeerLink, splitAddress } from './peer-door.ts';
+import { isGone } from './presence.ts';
+import { peerLost } from './refusals.ts';
+
+/** A first packet that is lost is sent again after a second; a new connection is quicker. */
+const REDIAL_DEADLINE_MS = 250;
+
+export interface LastingPeer {
+  readonly clock: Clock;
+  readonly failpoints: Failpoints;
+  readonly onResumed: (resumed: Resumed) => void;
+}
+
+/** A link to the keeper of a shadow, which is made anew when its connection breaks. @throws see {@link dialPeer} */
+export async function dialLasting(
+  site: SiteConfig,
+  name: string,
+  {
+    port,
+    signal,
+    claim,
+    ...options
+  }: LastingPeer & { port: number; signal: AbortSignal; claim: () => LinkClaim },
+): Promise<PeerLink> {
+  const link = await dialPeer(site, name, { port, signal });
+  const dial = (given: AbortSignal) =>
+    dialPeer(site, name, { port, signal: given, dialDeadlineMs: REDIAL_DEADLINE_MS });
+  return new SecurePeerLink(
+    new LastingLink(link, {
+      ...{ ...options, claim, silenceMs: site.peerTimeoutMs, reach: { role: 'dials', dial } },
+    }),
+  );
+}
+
+/** What the first words of the other side say about whom to go on with. */
+export interface Known {
+  readonly copy: number;
+  readonly rightToken: number;
+  readonly presencePort: number;
+}
+
+/** The other end of such a link: where the keeper of a VM comes in, and comes again. */
+export class ShadowDoor implements Disposable {
+  readonly #site: SiteConfig;
+  readonly #peer: string;
+  readonly #options: LastingPeer;
+  readonly #first = Promise.withResolvers<PeerLink>();
+  #door: PeerDoor | undefined;
+  #link: LastingLink | undefined;
+  #known: Known | undefined;
+
+  /** @throws see {@link openDoor} */
+  static async open(
+    site: SiteConfig,
+    { peer, ...options }: LastingPeer & { peer: string },
+  ): Promise<ShadowDoor> {
+    const door = new ShadowDoor(site, peer, options);
+    door.#door = await openDoor(site, {
+      port: 0,
+      onLink: (link, name) => (name === peer ? door.#meet(link) : void link.close()),
+    });
+    return door;
+  }
+
+  private constructor(site: SiteConfig, peer: string, options: LastingPeer) {
+    this.#site = site;
+    this.#peer = peer;
+    this.#options = options;
+  }
+
+  get port(): number {
+    return this.#door?.port ?? 0;
+  }
+
+  /** Resolves when the keeper of the VM has come. */
+  get link(): Promise<PeerLink> {
+    return this.#first.promise;
+  }
+
+  /** Before this nobody can take the link up again. */
+  know(known: Known): void {
+    this.#known = known;
+  }
+
+  [Symbol.dispose](): void {
+    this.#door?.[Symbol.dispose]();
+  }
+
+  #meet(link: SecureLink): void {
+    if (this.#link !== undefined) {
+      this.#link.offer(link);
+      return;
+    }
+    const lasting = new LastingLink(link, {
+      ...{ ...this.#options, silenceMs: this.#site.peerTimeoutMs },
+      claim: () => this.#claim(),
+      reach: { role: 'waits', isGone: (signal) => this.#isPeerGone(signal) },
+    });
+    this.#link = lasting;
+    // Whoever comes after the end learns from the kernel that there is nothing to go on with.
+    void lasting.closed.then(() => this[Symbol.dispose]());
+    this.#first.resolve(new SecurePeerLink(lasting));
+  }
+
+  #claim(): LinkClaim | undefined {
+    const { copy, rightToken } = this.#known ?? {};
+    if (copy === undefined || rightToken === undefined) return undefined;
+    return { stream: BigInt(copy), token: BigInt(rightToken) };
+  }
+
+  async #isPeerGone(signal: AbortSignal): Promise<boolean> {
+    const address = this.#site.hosts[this.#peer];
+    if (address === undefined) throw peerLost(this.#peer, 'site.yaml does not name it');
+    if (this.#known === undefined) return false;
+    return await isGone({ host: splitAddress(address).host, port: this.#known.presencePort }, signal);
+  }
+}
