@@ -1,4 +1,4 @@
-import { existsSync } from 'node:fs';
+import { existsSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { systemClock as clock } from '../../src/base/clock.ts';
@@ -15,6 +15,14 @@ async function settled(): Promise<{ here: HostName; there: HostName }> {
     return record.holder === 'a' ? { here: 'a', there: 'b' } : { here: 'b', there: 'a' };
   });
 }
+
+/** How its newest shadow got its memory, by the host that the VM acts on. */
+async function lastFilling(here: HostName): Promise<unknown> {
+  const fillings = (await hosts.events(here)).filter(({ kind }) => kind === 'shadow-filled');
+  return fillings.at(-1)?.facts;
+}
+
+const DELTA = { kind: 'delta', savedBytes: expect.any(Number) };
 
 async function tokenNow(): Promise<number> {
   return (await hosts.record())?.token ?? 0;
@@ -62,6 +70,9 @@ describe('a VM with its shadow on another host', () => {
       expect(promoted.facts).toMatchObject({ from: here, reason: 'peer-lost' });
       expect(await settled()).toEqual({ here: there, there: here });
       expect(await tokenNow()).toBe(token + 1);
+      // What was killed there left memory that is as good as new.
+      const { savedBytes, copiedBytes } = (await lastFilling(there)) as Record<string, number>;
+      expect(savedBytes).toBeGreaterThan(copiedBytes ?? 0);
     }
   });
 
@@ -83,6 +94,7 @@ describe('a VM with its shadow on another host', () => {
     const promoted = await hosts.until(there, 'promoted');
     expect(promoted.facts).toMatchObject({ reason: 'planned' });
     expect(await settled()).toEqual({ here: there, there: here });
+    expect(await lastFilling(there)).toMatchObject(DELTA);
   });
 
   it('acts on one host only when the hosts lose each other, and is protected again when they have found each other', async () => {
@@ -101,6 +113,7 @@ describe('a VM with its shadow on another host', () => {
     expect(hosts.qemuPids(record.holder as HostName)).toHaveLength(1);
     await hosts.mend();
     expect(await settled()).toMatchObject({ here: record.holder });
+    expect(await lastFilling(record.holder as HostName)).toMatchObject(DELTA);
   });
 
   it('acts on one host only when one of them is not heard by the other', async () => {
@@ -215,6 +228,9 @@ describe('a VM with its shadow on another host', () => {
         existsSync(join(hosts.runDirectory(name), hosts.vm)) ? undefined : true,
       );
       expect(hosts.qemuPids(name)).toEqual([]);
+      await hosts.eventually(`no memory on ${name}`, () =>
+        readdirSync(hosts.memoryOf(name)).length === 0 ? true : undefined,
+      );
     }
     await hosts.start(there);
     expect(await hosts.record()).toMatchObject({ holder: there });
