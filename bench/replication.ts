@@ -1,3 +1,4 @@
+import type { TwoHosts } from '../test/kit/two-hosts.ts';
 import type { Benchmark, BenchRun } from './harness.ts';
 import { type Protection, startTwoHosts } from './two-host-vms.ts';
 
@@ -5,6 +6,7 @@ const GAP_MS = 20;
 const REQUESTS = 300;
 const CLIENTS = 50;
 const LOAD_MS = 10_000;
+const RESETS = 20;
 const WAYS: readonly Protection[] = ['none', 'here', 'elsewhere'];
 const NAMES: Readonly<Record<Protection, string>> = { none: 'Unprotected', here: 'Here', elsewhere: '' };
 
@@ -30,7 +32,17 @@ export const replication: Benchmark = {
     },
     commitP50Ms: { meaning: 'from the cut of an epoch until what it held has left, under that load' },
     pauseP50Ms: { meaning: 'how long the guest stood still for it' },
-    resyncMs: { meaning: 'from the loss of the shadow under that load until another one is in sync' },
+    resumeP50Ms: {
+      meaning: 'from a reset of the connection under that load until epochs go on where they were',
+    },
+    resumeBytes: { meaning: 'what was sent again for it, at most' },
+    resyncDeltaMs: {
+      meaning:
+        'from the loss of the shadow under that load until another one is in sync, its host having older memory',
+    },
+    resyncDeltaBytes: { meaning: 'pages that were sent for it before the first epoch, not packed' },
+    resyncFullMs: { meaning: 'resyncDeltaMs where that host has nothing' },
+    resyncFullBytes: { meaning: 'resyncDeltaBytes where that host has nothing' },
   },
   run: async (run) => {
     for (const protection of WAYS) await measureWay(run, protection);
@@ -67,14 +79,40 @@ async function measureWay(run: BenchRun, protection: Protection): Promise<void> 
   if (protection !== 'elsewhere') return;
   run.figure('roundTripP99Ms', run.quantile('roundTripMs', 0.99));
   await hosts.load.begin();
-  run.figure('resyncMs', await timeOfResync());
+  await measureResumes(run, hosts);
+  for (const kind of ['Delta', 'Full'] as const) await measureResync(run, hosts, kind);
   await hosts.load.end();
+}
 
-  async function timeOfResync(): Promise<number> {
-    const startMs = clock.nowMs();
-    hosts.killHost('b');
-    const lost = await hosts.until('a', 'shadow-lost');
-    await hosts.until('a', 'protected', { after: lost.seq });
-    return clock.nowMs() - startMs;
+/** The connection breaks, and both keepers live. */
+async function measureResumes(run: BenchRun, hosts: TwoHosts): Promise<void> {
+  const { clock, quick, signal } = run.options;
+  run.progress('the connection breaks');
+  let after = (await hosts.events('a')).at(-1)?.seq ?? 0;
+  for (let reset = 0; reset < (quick ? RESETS / 4 : RESETS); reset += 1) {
+    await hosts.resetPeers();
+    const { facts, seq } = await hosts.until('a', 'shadow-reconnected', { after });
+    run.sample('resumeMs', Number(facts.outageMs));
+    run.sample('resumeBytes', Number(facts.resentBytes));
+    after = seq;
+    await clock.sleep(GAP_MS, signal);
   }
+  run.figure('resumeP50Ms', run.p50('resumeMs'));
+  run.figure('resumeBytes', run.quantile('resumeBytes', 1));
+}
+
+/** The shadow's keeper and QEMU die; its memory is left, or not. */
+async function measureResync(run: BenchRun, hosts: TwoHosts, kind: 'Delta' | 'Full'): Promise<void> {
+  const { clock } = run.options;
+  run.progress(`the shadow dies, and its memory is ${kind === 'Full' ? 'gone' : 'left'}`);
+  const after = (await hosts.events('a')).at(-1)?.seq ?? 0;
+  const startMs = clock.nowMs();
+  hosts.killHost('b');
+  if (kind === 'Full') hosts.loseMemory('b');
+  const lost = await hosts.until('a', 'shadow-lost', { after });
+  await hosts.until('a', 'protected', { after: lost.seq });
+  run.figure(`resync${kind}Ms`, clock.nowMs() - startMs);
+  const { facts } = await hosts.until('a', 'shadow-filled', { after: lost.seq });
+  if (facts.kind !== kind.toLowerCase()) run.note(`the resynchronisation was not ${kind.toLowerCase()}`);
+  run.figure(`resync${kind}Bytes`, Number(facts.copiedBytes));
 }

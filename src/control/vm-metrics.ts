@@ -52,6 +52,9 @@ export const vmMetricsSchema = z.object({
       copiedShare: amount,
       /** Since the newest committed epoch was cut; null before the first commit. */
       lagMs: amount.nullable(),
+      /** How often its connection was taken up again, and what did not have to be copied; of one on another host only. */
+      reconnects: count.optional(),
+      savedBytes: count.optional(),
     })
     .nullable(),
   clock: z.object({ errorMs: z.number().nullable(), answeredAgoMs: amount.nullable(), corrections: count }),

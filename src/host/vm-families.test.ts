@@ -29,7 +29,7 @@ const busy: VmMetrics = {
     pauseShareMax: 0.3,
   },
   shadowEnabled: true,
-  shadow: { copiedShare: 1, lagMs: 42 },
+  shadow: { copiedShare: 1, lagMs: 42, reconnects: 3, savedBytes: 4096 },
   clock: { errorMs: -20, answeredAgoMs: 500, corrections: 60 },
   links: {
     ...{ heldItems: 2, heldBytes: 3000, loggedItems: 1, loggedBytes: 60, releasedItems: 9000 },
@@ -72,6 +72,7 @@ describe('the metrics of VMs', () => {
     expect(value('epoch_dirty_pages_bucket', { le: '256' })).toBe(700);
     expect(value('shadow_enabled')).toBe(1);
     expect(value('shadow_lag_seconds')).toBeCloseTo(0.042);
+    expect([value('shadow_reconnects'), value('shadow_saved_bytes')]).toEqual([3, 4096]);
     expect(value('guest_clock_error_seconds')).toBeCloseTo(-0.02);
     expect(value('outage_seconds_sum')).toBeCloseTo(0.09);
     expect(value('phase', { phase: 'protected' })).toBe(1);

@@ -65,6 +65,18 @@ const VALUES: readonly ValueRow[] = [
     of: (vm) => vm.shadow?.copiedShare,
   },
   {
+    name: 'understudy_vm_shadow_reconnects',
+    type: 'gauge',
+    help: 'How often the connection to the present shadow on another host broke and was taken up again.',
+    of: (vm) => vm.shadow?.reconnects,
+  },
+  {
+    name: 'understudy_vm_shadow_saved_bytes',
+    type: 'gauge',
+    help: 'Memory that did not have to be copied for the present shadow, as its host had it already.',
+    of: (vm) => vm.shadow?.savedBytes,
+  },
+  {
     name: 'understudy_vm_pause_ratio',
     type: 'gauge',
     help: 'Share of time that the guest has stood still since its shadow is in sync.',

@@ -2,6 +2,7 @@ import type { Measurement } from '../base/measurement.ts';
 import type { Measured, VmMetrics } from '../control/vm-metrics.ts';
 import type { GuestLink, GuestLinkStats } from '../net/guest-link.ts';
 import type { ActingRight } from './acting-right.ts';
+import type { Shadow } from './shadow.ts';
 import type { KnownVm } from './vm-description.ts';
 
 /** What is measured of a VM, for those who ask again and again. */
@@ -22,7 +23,7 @@ export function measureVm({ spec, state, shadow, epochs, ...vm }: KnownVm): VmMe
       pauseShareMax: spec.shadow.pauseShare,
     },
     shadowEnabled: state.wanted,
-    shadow: shadow === undefined ? null : { copiedShare: shadow.copiedShare, lagMs: pipeline?.lagMs ?? null },
+    shadow: shadow === undefined ? null : measureShadow(shadow),
     clock: vm.guestClock,
     links: totals(vm.links),
     promotions: state.promotions,
@@ -39,6 +40,16 @@ export function measureVm({ spec, state, shadow, epochs, ...vm }: KnownVm): VmMe
 function leaseOf(right: ActingRight): NonNullable<VmMetrics['lease']> {
   const { storeAwayMs: awayMs, endsInMs } = right.status();
   return { awayMs, endsInMs };
+}
+
+function measureShadow(shadow: Shadow): VmMetrics['shadow'] {
+  const { reconnects, filled } = shadow.describe();
+  return {
+    copiedShare: shadow.copiedShare,
+    lagMs: shadow.pipeline?.lagMs ?? null,
+    ...(reconnects !== undefined && { reconnects }),
+    ...(filled !== undefined && { savedBytes: filled.savedBytes }),
+  };
 }
 
 function measured(measurement: Measurement): Measured {

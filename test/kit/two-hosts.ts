@@ -1,6 +1,15 @@
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { closeSync, mkdirSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  closeSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
@@ -220,6 +229,12 @@ export class TwoHosts implements AsyncDisposable {
   killHost(host: HostName): void {
     const pids = [this.keeperPid(host), ...this.qemuPids(host)];
     for (const pid of pids) process.kill(pid, 'SIGKILL');
+  }
+
+  /** What this host had of VMs is gone, as after a reboot. */
+  loseMemory(host: HostName): void {
+    for (const entry of readdirSync(this.memoryOf(host)))
+      rmSync(join(this.memoryOf(host), entry), { recursive: true, force: true });
   }
 
   /** The link for epochs loses all that one host sends, or both. They notice by the silence alone. */
