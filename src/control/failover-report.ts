@@ -1,18 +1,24 @@
+import { z } from 'zod';
+
+const figure = z.number().nullable();
+
 /** How a test of a VM's failover went. Times in milliseconds; null for what the test did not come to. */
-export interface FailoverReport {
+export const failoverReportSchema = z.object({
   /** A QEMU on a copy of the shadow took the state and ran on. */
-  readonly ok: boolean;
+  ok: z.boolean(),
   /** Why not. */
-  readonly reason: { readonly code: string; readonly message: string } | null;
+  reason: z.object({ code: z.string(), message: z.string() }).nullable(),
   /** The committed epoch that it went on from. */
-  readonly epoch: number | null;
-  readonly copyMs: number | null;
+  epoch: figure,
+  copyMs: figure,
   /** As part of it: how long the real shadow did not apply epochs. */
-  readonly heldMs: number | null;
-  readonly loadMs: number | null;
-  readonly runningMs: number | null;
+  heldMs: figure,
+  loadMs: figure,
+  runningMs: figure,
   /** Null where the guest has never been heard on the agent channel. */
-  readonly agentAnswered: boolean | null;
+  agentAnswered: z.boolean().nullable(),
   /** What was copied. */
-  readonly memoryBytes: number | null;
-}
+  memoryBytes: figure,
+});
+
+export type FailoverReport = Readonly<z.output<typeof failoverReportSchema>>;

@@ -13,6 +13,9 @@ export const snapshotReportSchema = z.object({
 
 export type SnapshotReport = z.output<typeof snapshotReportSchema>;
 
+/** Why a snapshot was taken: somebody asked, or its VM's keeper did it by itself. */
+export type SnapshotReason = 'manual' | 'schedule' | 'shutdown';
+
 export interface SnapshotOrder {
   /** Where the file is to be; one that is there is replaced when the new one is whole. */
   readonly path: string;
@@ -20,4 +23,6 @@ export interface SnapshotOrder {
   readonly keyFile?: string | undefined;
   /** A VM without a shadow in sync stands still for it. */
   readonly pause?: boolean | undefined;
+  /** By default that somebody asked. */
+  readonly reason?: SnapshotReason;
 }

@@ -8,6 +8,8 @@ import type { StagedEpoch } from '../replication/epoch-slot.ts';
 import { copyImage } from '../replication/image-copy.ts';
 import { AgentProbe } from './agent-probe.ts';
 import type { Instance } from './instance.ts';
+import type { Loan } from './loans.ts';
+import type { RemoteShadow } from './remote-shadow.ts';
 import type { ShadowLoan } from './shadow-life.ts';
 import type { ShadowSession } from './shadow-session.ts';
 
@@ -35,10 +37,7 @@ export interface FailoverTestOptions {
  * test when this resolves; it does not reject for what the test is there to find.
  */
 export async function testFailover(options: FailoverTestOptions): Promise<FailoverReport> {
-  const found: Writable<FailoverReport> = {
-    ...{ ok: false, reason: null, epoch: null, copyMs: null, heldMs: null, loadMs: null, runningMs: null },
-    ...{ agentAnswered: null, memoryBytes: null },
-  };
+  const found = nothingFound();
   try {
     await tryOut(options, found);
     found.ok = true;
@@ -49,7 +48,33 @@ export async function testFailover(options: FailoverTestOptions): Promise<Failov
   return found;
 }
 
+interface RemoteTestOptions {
+  readonly loan: Loan<RemoteShadow>;
+  readonly expectsAgent: boolean;
+}
+
+/**
+ * The same of a shadow on another host, by its keeper there. A takeover that needs it meanwhile is what the report says then.
+ * @throws KeeperError KEEPER_PEER_REFUSED, KEEPER_PEER_LOST: it could not be tried
+ */
+export async function testRemotely({ loan, expectsAgent }: RemoteTestOptions): Promise<FailoverReport> {
+  const { signal } = loan;
+  try {
+    return await loan.use(({ errands }) => errands.test({ expectsAgent, signal }));
+  } catch (cause) {
+    if (!signal.aborted) throw cause;
+    return { ...nothingFound(), reason: reasonOf(signal.reason) };
+  }
+}
+
 type Writable<Type> = { -readonly [Key in keyof Type]: Type[Key] };
+
+function nothingFound(): Writable<FailoverReport> {
+  return {
+    ...{ ok: false, reason: null, epoch: null, copyMs: null, heldMs: null, loadMs: null, runningMs: null },
+    ...{ agentAnswered: null, memoryBytes: null },
+  };
+}
 
 async function tryOut(options: FailoverTestOptions, found: Writable<FailoverReport>): Promise<void> {
   const { loan, clock, failpoints, expectsAgent, startStandby } = options;

@@ -77,6 +77,8 @@ export interface ConnectedPeer {
 
 export interface PromisedShadow extends Omit<TakeoverTimes, 'runsAtMs'> {
   readonly session: ShadowSession;
+  /** Numbers of instances go on after this one: some may still be ending. */
+  readonly instances: number;
   /** Where it acted until now. */
   readonly from: string;
   readonly reason: string;

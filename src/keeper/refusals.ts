@@ -40,13 +40,6 @@ export function disksWouldBeWritten(vm: string): KeeperError {
   });
 }
 
-export function onAnotherHost(vm: string): KeeperError {
-  return new KeeperError('KEEPER_TEST_REFUSED', `the shadow of ${vm} is on another host`, {
-    hint: 'Only a shadow on the same host can be tested for now. `understudy promote` moves the VM, and back again.',
-    facts: { vm },
-  });
-}
-
 export function ofOneHost(vm: string): KeeperError {
   return new KeeperError('KEEPER_HOST_REFUSED', `${vm} is a VM of this host alone`, {
     hint: 'Name the hosts that it may be on in shadow.hosts, and start it anew.',

@@ -16,6 +16,7 @@ import type { ActingRight } from './acting-right.ts';
 import { SPARE_SLOTS } from './admission.ts';
 import type { Instance } from './instance.ts';
 import { peerLost, superseded } from './refusals.ts';
+import { RemoteErrands } from './remote-errands.ts';
 import { type FillingOptions, RemoteFilling } from './remote-filling.ts';
 import { type BeginOptions, beginEpochs, type Shadow, type ShadowDescription } from './shadow.ts';
 
@@ -55,6 +56,8 @@ export type HandOver =
 
 /** The shadow of a VM on another host, as the keeper of the VM sees it. */
 export class RemoteShadow implements Shadow {
+  /** What its keeper does with what it holds, when it is asked to. */
+  readonly errands: RemoteErrands;
   readonly #options: RemoteShadowOptions;
   readonly #pages: PageSender;
   readonly #image: RemoteImage;
@@ -62,6 +65,7 @@ export class RemoteShadow implements Shadow {
   #instance = 0;
   #hasRelic = false;
   readonly #filling: RemoteFilling;
+  #firmware: Uint8Array | undefined;
   #mayTakeOver = false;
   readonly #armAbort = new AbortController();
   #arming: Promise<void> = Promise.resolve();
@@ -105,6 +109,7 @@ export class RemoteShadow implements Shadow {
     { pages, image }: { pages: PageSender; image: RemoteImage },
   ) {
     this.#options = options;
+    this.errands = new RemoteErrands(options);
     this.#pages = pages;
     this.#image = image;
     const ask: FillingOptions['ask'] = (words, answer, limits) => this.#ask(words, answer, limits);
@@ -122,6 +127,12 @@ export class RemoteShadow implements Shadow {
 
   get mayTakeOver(): boolean {
     return this.#mayTakeOver;
+  }
+
+  /** Of the VM, as it was sent there. */
+  get firmware(): Uint8Array {
+    assert(this.#firmware !== undefined, 'a shadow that was filled has firmware');
+    return this.#firmware;
   }
 
   describe(): ShadowDescription {
@@ -149,6 +160,7 @@ export class RemoteShadow implements Shadow {
   async fill({ primary, signal }: { primary: Instance; signal: AbortSignal }): Promise<void> {
     const { link, host, clock, publish } = this.#options;
     const firmware = await readFirmware(primary.machine, primary.paths.firmware);
+    this.#firmware = firmware;
     await link.send(MESSAGE.firmware, [firmware]);
     const startMs = clock.nowMs();
     await this.#filling.fill(primary, { hasRelic: this.#hasRelic, signal });
@@ -266,9 +278,10 @@ export class RemoteShadow implements Shadow {
   async #listen(): Promise<void> {
     const { link, host } = this.#options;
     try {
-      for await (const { type, body } of link.messages()) {
-        if (type === MESSAGE.words) this.#take(decodeWords(body));
-        else if (type === MESSAGE.hashes) this.#filling.take(body);
+      for await (const message of link.messages()) {
+        if (message.type === MESSAGE.words) this.#take(decodeWords(message.body));
+        else if (message.type === MESSAGE.hashes) this.#filling.take(message.body);
+        else this.errands.take(message);
       }
       const reason = await link.closed;
       this.#lose(peerLost(host, reason === undefined ? 'the connection ended' : reason.message));
@@ -295,6 +308,7 @@ export class RemoteShadow implements Shadow {
     if (this.#lost !== undefined) return;
     this.#lost = error;
     this.#image.fail(error);
+    this.errands.fail(error);
     for (const { reject } of this.#answers.values()) reject(error);
     if (!this.#isEnding) this.#options.onLost(error.message);
   }

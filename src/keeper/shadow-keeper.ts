@@ -16,6 +16,7 @@ import {
   MESSAGE,
   type PeerWords,
 } from '../replication/peer-messages.ts';
+import type { ShadowErrands } from './shadow-errands.ts';
 import type { ShadowSession } from './shadow-session.ts';
 
 /** Larger than any firmware that can be protected. */
@@ -32,6 +33,7 @@ export interface ShadowKeeperOptions {
   /** This host, as the other one knows it. */
   readonly host: string;
   readonly session: ShadowSession;
+  readonly errands: ShadowErrands;
   readonly clock: Clock;
   readonly log: Logger;
   readonly failpoints: Failpoints;
@@ -131,6 +133,7 @@ export class ShadowKeeper {
     this.#options.link.forgo();
     isKept = false;
     this.#receiver[Symbol.dispose]();
+    await this.#options.errands.callOff();
     return end;
   }
 
@@ -157,6 +160,9 @@ export class ShadowKeeper {
       case MESSAGE.firmware:
         if (message.body.length > FIRMWARE_BYTES_MAX) throw garbled('firmware that is too large');
         session.takeFirmware(Uint8Array.from(message.body));
+        return false;
+      case MESSAGE.errand:
+        this.#options.errands.take(message.body);
         return false;
       default:
         if (this.#hasRelic) throw garbled('pages before it is known what they are brought to');

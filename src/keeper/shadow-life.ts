@@ -8,7 +8,8 @@ import { type EpochId, FIRST_EPOCH, NO_EPOCH, nextEpoch } from '../epoch/epoch-i
 import type { EpochPipeline } from '../replication/epoch-pipeline.ts';
 import { EpochStats } from '../replication/epoch-stats.ts';
 import type { Instance } from './instance.ts';
-import { cutShort } from './refusals.ts';
+import { type Loan, Loans } from './loans.ts';
+import { RemoteShadow } from './remote-shadow.ts';
 import type { BeginOptions, Shadow } from './shadow.ts';
 import { ShadowSession } from './shadow-session.ts';
 
@@ -38,21 +39,8 @@ type EpochsOf = Pick<
   'links' | 'participants' | 'mayContinue' | 'hasPanicked' | 'onPause' | 'onPrimaryLost'
 >;
 
-/** A shadow in sync that somebody may look at. */
-export interface ShadowLoan {
-  /** Aborted, with KEEPER_TEST_CUT_SHORT, when the shadow is needed or ends. */
-  readonly signal: AbortSignal;
-  /** Looks at it. A takeover waits for `work`, which therefore heeds the signal. */
-  readonly use: <Result>(work: (session: ShadowSession) => Promise<Result>) => Promise<Result>;
-}
-
-interface Loan {
-  readonly abort: AbortController;
-  /** Until the shadow is not looked at any more. */
-  inUse: Promise<void>;
-  /** Until the task has come to its end. */
-  ended: Promise<void>;
-}
+/** A shadow in sync that somebody may look at. A takeover waits until it is not in use. */
+export type ShadowLoan = Loan<ShadowSession>;
 
 /**
  * The shadow of one VM, from its start to its loss or promotion, and the next one after it. Epochs are counted over
@@ -63,7 +51,7 @@ export class ShadowLife {
   readonly #options: ShadowLifeOptions;
   readonly #start: DelayedTask;
   #current: Shadow | undefined;
-  readonly #loans = new Set<Loan>();
+  readonly #loans = new Loans();
   #nextEpoch: EpochId = FIRST_EPOCH;
   #committed: EpochId = NO_EPOCH;
 
@@ -118,42 +106,33 @@ export class ShadowLife {
   async lend<Result>(task: (loan: ShadowLoan) => Promise<Result>): Promise<Result> {
     const { session } = this;
     assert(session !== undefined, 'there is a shadow to lend');
-    const abort = new AbortController();
-    const { signal } = abort;
-    const loan: Loan = { abort, inUse: Promise.resolve(), ended: Promise.resolve() };
-    this.#loans.add(loan);
-    const use: ShadowLoan['use'] = async (work) => {
-      signal.throwIfAborted();
-      const working = work(session);
-      loan.inUse = settled(working);
-      return await working;
-    };
-    const working = task({ signal, use });
-    loan.ended = settled(working);
-    return await working.finally(() => this.#loans.delete(loan));
+    return await this.#loans.lend(session, task);
+  }
+
+  /** The same of one on another host: `task` may ask its keeper for something, which a takeover there calls off by itself. */
+  async lendRemote<Result>(task: (loan: Loan<RemoteShadow>) => Promise<Result>): Promise<Result> {
+    const shadow = this.#current;
+    assert(shadow instanceof RemoteShadow, 'there is a shadow on another host');
+    return await this.#loans.lend(shadow, task);
   }
 
   /** The VM is about to be fenced: from this moment nothing is sealed or committed. `halt` has to be waited for. */
   freeze(): void {
     this.pipeline?.freeze();
-    this.#callBack();
+    this.#loans.callBack();
   }
 
   /** Makes no further epoch, and resolves when nobody looks at the shadow any more. */
   async halt(): Promise<void> {
-    this.#callBack();
-    await Promise.all([...this.#loans].map(({ inUse }) => inUse));
+    this.#loans.callBack();
+    await this.#loans.unused();
     await this.#current?.halt();
-  }
-
-  #callBack(): void {
-    for (const { abort } of this.#loans) abort.abort(cutShort());
   }
 
   /** Ends the shadow, or its start, wherever it has come to. */
   async drop(): Promise<void> {
-    this.#callBack();
-    await Promise.all([...this.#loans].map(({ ended }) => ended));
+    this.#loans.callBack();
+    await this.#loans.ended();
     await this.#start.cancel();
     await this.#options.beforeStart();
     const shadow = this.#current;
@@ -222,9 +201,4 @@ export class ShadowLife {
   #countOn({ pipeline }: Shadow): void {
     this.#nextEpoch = nextEpoch(pipeline?.openEpoch ?? this.#nextEpoch);
   }
-}
-
-/** Resolves when the work has come to its end, whatever that is. */
-async function settled(work: Promise<unknown>): Promise<void> {
-  await work.catch(() => {});
 }

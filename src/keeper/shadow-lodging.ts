@@ -21,6 +21,7 @@ import type { KeeperOptions, PromisedShadow } from './keeper-options.ts';
 import { RecordedRight, type RightOptions, type TakenOver } from './recorded-right.ts';
 import { leaveSite, remoteSite, rightOptions } from './remote-site.ts';
 import { ShadowControl } from './shadow-control.ts';
+import { ShadowErrands } from './shadow-errands.ts';
 import { type AskedShadow, checkTwin } from './shadow-hello.ts';
 import { type ShadowEnd, ShadowKeeper } from './shadow-keeper.ts';
 import { ShadowSession } from './shadow-session.ts';
@@ -44,6 +45,7 @@ export class ShadowLodging implements AsyncDisposable {
   readonly #right: RightOptions;
   #session: ShadowSession | undefined;
   #hasRelic = false;
+  #instances = 1;
 
   /** @throws what keeps the shadow from being taken in; nothing is left then */
   static async open(site: SiteConfig, asked: AskedShadow, { clock, signal }: Lodger): Promise<ShadowLodging> {
@@ -93,22 +95,17 @@ export class ShadowLodging implements AsyncDisposable {
     if (session === undefined) throw new Error('a lodging that was opened has a session');
     const { link, messages, peer, spec } = this.#asked;
     log.info('keeps a shadow', { vm: spec.name, of: peer });
+    const common = { link, session, log, clock: this.#clock, failpoints: this.#right.failpoints };
+    const startTest = (signal: AbortSignal) => this.#startTest(log, signal);
+    const errands = new ShadowErrands({ ...common, spec, startTest });
     const shadow = new ShadowKeeper({
-      ...{
-        link,
-        messages,
-        session,
-        log,
-        host: this.#site.host,
-        clock: this.#clock,
-        hasRelic: this.#hasRelic,
-      },
-      ...{ failpoints: this.#right.failpoints },
+      ...{ ...common, messages, errands, host: this.#site.host, hasRelic: this.#hasRelic },
     });
     const leave = () => shadow.leave({ kind: 'dismissed' });
     signals.start.addEventListener('abort', leave, { once: true });
     if (signals.start.aborted) leave();
     const { end, taken } = await this.#serveUntilEnd(session, shadow, { log, signals });
+    if (taken === undefined) await errands.ended();
     if (end.kind === 'dismissed') return 0;
     if (taken === undefined) {
       await this.#leaveRelic(session);
@@ -148,6 +145,15 @@ export class ShadowLodging implements AsyncDisposable {
       processes: [standby.pid],
       cgroups: standby.cgroup ? [standby.cgroup.directory] : [],
     });
+  }
+
+  async #startTest(log: Logger, signal: AbortSignal): Promise<Instance> {
+    this.#instances += 1;
+    const setting = settingOf(this.#options(log));
+    const number = this.#instances;
+    const instance = await Instance.start(setting, { number, role: 'standby', signal });
+    log.info('a copy of the shadow is tried out', { instance: number, pid: instance.pid });
+    return instance;
   }
 
   /** Until the VM may act here its keeper answers for the shadow; then the socket is the VM's. */
@@ -190,7 +196,7 @@ export class ShadowLodging implements AsyncDisposable {
       ...{ clock: this.#clock, failpoints: this.#right.failpoints },
     });
     const promised: PromisedShadow = {
-      ...{ session, from: peer, lastSignMs, noticedAtMs, fencedAtMs },
+      ...{ session, from: peer, lastSignMs, noticedAtMs, fencedAtMs, instances: this.#instances },
       reason: end.kind === 'called' ? end.reason : 'peer-lost',
       trace: end.kind === 'called' ? end.trace : undefined,
     };

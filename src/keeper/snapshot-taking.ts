@@ -2,9 +2,16 @@ import { messageOf } from '../base/errors.ts';
 import type { SnapshotOrder, SnapshotReport } from '../control/snapshot-report.ts';
 import type { SnapshotFacts } from '../snapshot/snapshot-format.ts';
 import { readKeyFile } from '../snapshot/snapshot-key.ts';
-import { snapshotShadow, snapshotStill, type WrittenSnapshot } from '../snapshot/snapshot-writer.ts';
+import {
+  snapshotReadOut,
+  snapshotShadow,
+  snapshotStill,
+  type WrittenSnapshot,
+} from '../snapshot/snapshot-writer.ts';
 import type { KeeperOptions } from './keeper-options.ts';
+import type { Loan } from './loans.ts';
 import { saveFailed } from './refusals.ts';
+import type { RemoteShadow } from './remote-shadow.ts';
 import type { ShadowLoan } from './shadow-life.ts';
 import type { StateKeeping } from './state-keeping.ts';
 import { stateFacts } from './state-restoring.ts';
@@ -23,22 +30,50 @@ export async function takeSnapshot(
   order: SnapshotOrder,
   { loan, ...taking }: TakingOptions & { readonly loan: ShadowLoan },
 ): Promise<SnapshotReport> {
-  const { clock, failpoints, spec } = taking.options;
-  return await toldOf(order, taking, async (common) => {
-    try {
-      return await snapshotShadow({
+  const { clock, failpoints } = taking.options;
+  return await toldOf(order, taking, async (common) =>
+    orNeeded(taking, loan.signal, async () =>
+      snapshotShadow({
         ...common,
         firmware: await loan.use(async ({ firmware }) => firmware),
         signal: loan.signal,
         use: (work) => loan.use(({ image }) => work(image)),
         nowMs: () => clock.nowMs(),
         onHeld: () => failpoints.hit('snapshot.held'),
-      });
-    } catch (cause) {
-      if (loan.signal.aborted) throw saveFailed(spec.name, 'its shadow was needed, or ended, meanwhile');
-      throw cause;
-    }
-  });
+      }),
+    ),
+  );
+}
+
+async function orNeeded<Result>(
+  { options }: TakingOptions,
+  signal: AbortSignal,
+  work: () => Promise<Result>,
+): Promise<Result> {
+  try {
+    return await work();
+  } catch (cause) {
+    if (signal.aborted) throw saveFailed(options.spec.name, 'its shadow was needed, or ended, meanwhile');
+    throw cause;
+  }
+}
+
+/** The same of one whose shadow is on another host: the file is written here, from what is read out there. */
+export async function takeRemoteSnapshot(
+  order: SnapshotOrder,
+  { loan, ...taking }: TakingOptions & { readonly loan: Loan<RemoteShadow> },
+): Promise<SnapshotReport> {
+  const { signal } = loan;
+  return await toldOf(order, taking, async (common) =>
+    orNeeded(taking, signal, () =>
+      loan.use(({ errands, firmware }) =>
+        snapshotReadOut({
+          ...{ ...common, firmware, signal },
+          readOut: (sink) => errands.readOut(sink, { signal, onProgress: common.onProgress }),
+        }),
+      ),
+    ),
+  );
 }
 
 interface StandingOptions extends TakingOptions {
@@ -70,32 +105,31 @@ interface Common {
 
 /** Tells in events how far it is and how it ended. */
 async function toldOf(
-  { path, keyFile }: SnapshotOrder,
+  { path, keyFile, reason = 'manual' }: SnapshotOrder,
   { options, token, publish }: TakingOptions,
   write: (common: Common) => Promise<WrittenSnapshot>,
 ): Promise<SnapshotReport> {
   const { clock, runDirectory } = options;
-  const key = keyFile === undefined ? undefined : readKeyFile(keyFile);
   const startMs = clock.nowMs();
   let told = 0;
-  publish('snapshotting', { path, share: 0 });
+  publish('snapshotting', { path, reason, share: 0 });
   try {
     const written = await write({
       path,
-      key,
-      facts: { ...stateFacts(options), savedAtMs: clock.wallMs(), token },
+      key: keyFile === undefined ? undefined : readKeyFile(keyFile),
+      facts: { ...stateFacts(options), savedAtMs: clock.wallMs(), token, reason },
       spec: Buffer.from(JSON.stringify(runDirectory.givenSpec ?? null)),
       onProgress: (share) => {
         if (share < told + SHARE_STEP) return;
         told = share;
-        publish('snapshotting', { path, share });
+        publish('snapshotting', { path, reason, share });
       },
     });
     const report = { path, ...written, tookMs: clock.nowMs() - startMs };
-    publish('snapshot', report);
+    publish('snapshot', { ...report, reason });
     return report;
   } catch (cause) {
-    publish('snapshot-failed', { path, error: messageOf(cause) });
+    publish('snapshot-failed', { path, reason, error: messageOf(cause) });
     throw cause;
   }
 }

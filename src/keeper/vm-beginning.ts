@@ -82,11 +82,11 @@ export async function boot(vm: BeginningVm, signal?: AbortSignal): Promise<void>
 /** Until now it acted on another host, and its shadow was kept here. */
 async function become(
   vm: BeginningVm,
-  { session, from, reason, trace, ...times }: PromisedShadow,
+  { session, instances, from, reason, trace, ...times }: PromisedShadow,
 ): Promise<void> {
   const { clock, failpoints } = vm.options;
   let reply: FirstReply | undefined;
-  vm.countFrom(session.standby.number);
+  vm.countFrom(instances);
   vm.shadow.inherit(session.image.committed);
   const onActs = () => {
     vm.beginToAct(session.standby);

@@ -16,7 +16,7 @@ import {
   type StopReason,
 } from '../shadow/protection.ts';
 import { admit } from './admission.ts';
-import { testFailover } from './failover-test.ts';
+import { testFailover, testRemotely } from './failover-test.ts';
 import type { Instance } from './instance.ts';
 import type { KeeperOptions } from './keeper-options.ts';
 import type { MemoryArrival } from './memory-arrival.ts';
@@ -28,14 +28,13 @@ import {
   noPlaceToSave,
   notProtected,
   ofOneHost,
-  onAnotherHost,
   promoteFailed,
   shadowIsLent,
   superseded,
 } from './refusals.ts';
 import type { ShadowLife } from './shadow-life.ts';
 import { withShadow } from './shadow-wish.ts';
-import { takeSnapshot, takeStandingSnapshot } from './snapshot-taking.ts';
+import { takeRemoteSnapshot, takeSnapshot, takeStandingSnapshot } from './snapshot-taking.ts';
 import type { SavedKind, StateKeeping } from './state-keeping.ts';
 
 const ELSEWHERE = 'its shadow is on another host';
@@ -127,14 +126,17 @@ export class VmOrders {
     if (this.#lentFor !== undefined) throw shadowIsLent(this.#name, this.#lentFor);
     if (state().phase !== 'protected') throw notProtected(this.#name, state().phase);
     if (hasWritableDisk(spec)) throw disksWouldBeWritten(this.#name);
-    if (shadow.session === undefined) throw onAnotherHost(this.#name);
-    admit(withShadow(spec, true), { runs: true, besidesBytes: spec.memoryBytes });
+    const isHere = shadow.session !== undefined;
+    // Where it is elsewhere, its keeper looks whether there is room for another QEMU.
+    if (isHere) admit(withShadow(spec, true), { runs: true, besidesBytes: spec.memoryBytes });
     this.#lentFor = 'test';
     try {
       const expectsAgent = this.#vm.hasAgent();
-      const report = await shadow.lend((loan) =>
-        testFailover({ loan, clock, failpoints, expectsAgent, startStandby: startTest }),
-      );
+      const report = await (isHere
+        ? shadow.lend((loan) =>
+            testFailover({ loan, clock, failpoints, expectsAgent, startStandby: startTest }),
+          )
+        : shadow.lendRemote((loan) => testRemotely({ loan, expectsAgent })));
       this.#vm.publish('failover-test', { ...report });
       return report;
     } finally {
@@ -149,10 +151,12 @@ export class VmOrders {
     const taking = { options, token: options.runDirectory.token, publish };
     const isProtected = state().phase === 'protected';
     if (!isProtected && !order.pause) throw notProtected(this.#name, state().phase);
-    if (isProtected && shadow.session === undefined) throw cannotSave(this.#name, ELSEWHERE);
     this.#lentFor = 'snapshot';
     try {
-      if (isProtected) return await shadow.lend((loan) => takeSnapshot(order, { loan, ...taking }));
+      if (isProtected && shadow.session !== undefined)
+        return await shadow.lend((loan) => takeSnapshot(order, { loan, ...taking }));
+      if (isProtected)
+        return await shadow.lendRemote((loan) => takeRemoteSnapshot(order, { loan, ...taking }));
       await this.#assertSavable();
       return await takeStandingSnapshot(order, { epoch: shadow.committed, states, ...taking });
     } finally {

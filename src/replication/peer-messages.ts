@@ -17,6 +17,8 @@ import { ReplicationError } from './replication-error.ts';
  *   tail           u64 epoch, bytes: device state and output, in order
  *   seal           u64 epoch, header of the slot: all of the epoch was sent
  *   hashes         u32 first page, u32 pages, then 16 bytes for each: what the shadow's host has in its memory
+ *   errand         JSON: what a shadow is asked to do with what it holds, and what came of it (keeper/errand-messages.ts)
+ *   read, readState  the other way: as pages and tail, with the number of the errand in the place of the epoch
  */
 export const PEER_PROTOCOL = 2;
 
@@ -29,6 +31,9 @@ export const MESSAGE = {
   tail: 20,
   seal: 21,
   hashes: 32,
+  errand: 33,
+  read: 34,
+  readState: 35,
 } as const;
 
 /** Pages in one message: a compromise between what a message costs and how long another one waits behind it. */

@@ -48,6 +48,8 @@ const factsSchema = z.object({
   accel: z.enum(['kvm', 'tcg']),
   /** Over all of the specification that the machine is built from. */
   machineHash: z.string().regex(/^[0-9a-f]{64}$/),
+  /** Why it was taken; left out: somebody asked for it. */
+  reason: z.enum(['manual', 'schedule', 'shutdown']).optional(),
 });
 
 /** What can be told of a snapshot without its key. */

@@ -88,6 +88,36 @@ describe('a VM with its shadow on another host', () => {
     expect(hosts.keeperPid(here)).not.toBe(keeper);
   });
 
+  it('has its failover tested where its shadow is, which goes on being its shadow', async () => {
+    const { here, there } = await settled();
+    const standby = hosts.qemuPids(there);
+    const report = JSON.parse(await hosts.cli(here, 'test-failover', hosts.vm, '--json'));
+    expect(report).toMatchObject({ ok: true, reason: null });
+    expect(report.runningMs).toBeGreaterThan(0);
+    expect(hosts.qemuPids(there)).toEqual(standby);
+    expect(await settled()).toEqual({ here, there });
+  });
+
+  it('leaves a snapshot on the host where it acts, from what its shadow holds', async () => {
+    const { here, there } = await settled();
+    const taken = JSON.parse(await hosts.cli(here, 'snapshot', 'create', hosts.vm, '--json'));
+    expect(taken).toMatchObject({ path: expect.stringContaining(join(hosts.folder, here)) });
+    expect(taken.epoch).toBeGreaterThan(0);
+    const verified = JSON.parse(await hosts.cli(here, 'snapshot', 'verify', hosts.vm, '--json'));
+    expect(verified.snapshots).toMatchObject([{ ok: true }]);
+    expect(await settled()).toEqual({ here, there });
+  });
+
+  it('gives a snapshot up when its shadow is needed, and loses nothing', async () => {
+    const { here, there } = await settled();
+    const taking = hosts.cli(here, 'snapshot', 'create', hosts.vm, '--json').catch((cause: unknown) => cause);
+    await hosts.until(here, 'snapshotting');
+    hosts.killHost(here);
+    await taking;
+    await hosts.until(there, 'promoted');
+    expect(await settled()).toEqual({ here: there, there: here });
+  });
+
   it('moves when it is asked to', async () => {
     const { here, there } = await settled();
     await hosts.cli(here, 'promote', hosts.vm);
