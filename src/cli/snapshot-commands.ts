@@ -5,7 +5,7 @@ import { z } from 'zod';
 import { systemClock as clock } from '../base/clock.ts';
 import { formatBytes } from '../base/units.ts';
 import { KeeperProcess } from '../control/keeper-process.ts';
-import { stateDirectory } from '../control/run-paths.ts';
+import { snapshotFilesRoot } from '../control/run-paths.ts';
 import { SnapshotError } from '../snapshot/snapshot-error.ts';
 import { SnapshotFile } from '../snapshot/snapshot-file.ts';
 import { readKeyFile } from '../snapshot/snapshot-key.ts';
@@ -57,9 +57,10 @@ export function listSnapshots(name: string | undefined, { store }: StoreOptions,
       ...[vm, id, outline === undefined ? '-' : formatBytes(outline.sizeBytes)],
       outline === undefined ? '-' : duration(Math.max(0, clock.wallMs() - outline.facts.savedAtMs)),
       outline === undefined ? (problem?.code ?? '') : `epoch ${outline.facts.epoch}`,
+      outline?.facts.reason ?? 'manual',
       outline?.isEncrypted === true ? 'encrypted' : '',
     ]);
-    return table([['VM', 'ID', 'SIZE', 'AGE', '', ''], ...rows]);
+    return table([['VM', 'ID', 'SIZE', 'AGE', '', 'REASON', ''], ...rows]);
   });
   return EXIT_CODES.ok.code;
 }
@@ -206,7 +207,8 @@ async function problemIn(
 
 function told({ id, path, outline, problem }: StoredSnapshot) {
   const { facts, ...rest } = outline ?? { facts: null };
-  return { id, path, ...facts, ...rest, problem: problem ?? null };
+  const reason = facts === null ? null : (facts.reason ?? 'manual');
+  return { id, path, ...facts, ...rest, reason, problem: problem ?? null };
 }
 
 function keyOf(keyFile: string | undefined): Uint8Array | undefined {
@@ -217,7 +219,6 @@ function storeOf(vm: string, store: string | undefined): SnapshotStore {
   return new SnapshotStore(rootOf(store), vm);
 }
 
-/** Not where a host keeps the states of its VMs, as those are removed with their directories. */
 function rootOf(store: string | undefined): string {
-  return store === undefined ? join(stateDirectory(), 'snapshot-files') : resolve(store);
+  return store === undefined ? snapshotFilesRoot() : resolve(store);
 }

@@ -1,8 +1,8 @@
 import { type Command, InvalidArgumentError } from 'commander';
+import { parseDuration } from '../base/durations.ts';
 import { atLeastOne, command, examples, type Finish } from './command-definition.ts';
 import type { Output } from './output.ts';
 
-const UNIT_MS = { s: 1000, m: 60_000, h: 3_600_000, d: 86_400_000 } as const;
 const STORE = 'where snapshots are; by default /var/lib/understudy/snapshot-files';
 const KEY = 'the file with the key of encrypted ones';
 
@@ -72,9 +72,7 @@ export function addSnapshot(program: Command, out: Output, finish: Finish): void
 }
 
 function milliseconds(text: string): number {
-  const match = /^(\d{1,6})([smhd])$/.exec(text);
-  const unit = match?.[2] as keyof typeof UNIT_MS | undefined;
-  if (match === null || unit === undefined)
-    throw new InvalidArgumentError('Expected a time such as 30d or 12h.');
-  return Number(match[1]) * UNIT_MS[unit];
+  const ms = parseDuration(text);
+  if (ms === undefined) throw new InvalidArgumentError('Expected a time such as 30d or 12h.');
+  return ms;
 }

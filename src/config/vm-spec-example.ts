@@ -54,6 +54,13 @@ shadow:
 clock:
   syncIntervalMs: 1000         # the guest's wall clock is compared this often
   errorMaxMs: 40               # and set when it is off by more
+snapshots:                     # taken by themselves, beside what \`understudy snapshot create\` takes; default: none
+  every: 1h                    # from the shadow, while the VM runs: 1m to 30d; or onShutdown alone
+  keep: 24                     # so many of the newest of these stay, 1 to 1000
+  daily: 7                     # default 0: and the newest of each of so many days
+  onShutdown: true             # default false: also before the VM is asked to power off
+  # directory: /srv/snapshots  # default: where \`understudy snapshot\` looks; else give it --store
+  # keyFile: snap.key          # encrypts them
 termination: remove            # what becomes of its state when it is stopped: remove | suspend | snapshot
 shutdownTimeoutMs: 10000       # a guest that was asked to power off is ended after so long, 0 to 100000
 `;

@@ -2,6 +2,7 @@ import { createHash } from 'node:crypto';
 import { z } from 'zod';
 import { GIB, MIB, parseBytes, TIB } from '../base/units.ts';
 import { hostName } from './site-config.ts';
+import { snapshotsSchema } from './snapshots-schema.ts';
 
 const MEMORY_BYTES_MIN = 32 * MIB;
 const MEMORY_BYTES_MAX = 1024 * GIB;
@@ -246,6 +247,8 @@ export const vmSpecSchema = z
     qemu: qemu.prefault({}),
     shadow: shadowSchema.prefault({}),
     clock: clockSchema.prefault({}),
+    /** No default, for the same reason. */
+    snapshots: snapshotsSchema.optional(),
     termination: z.enum(['remove', 'suspend', 'snapshot']).default('remove'),
     shutdownTimeoutMs: z.int().min(0).max(100_000).default(10_000),
   })

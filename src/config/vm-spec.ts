@@ -112,7 +112,22 @@ function refuseOnTwoHosts(spec: VmSpec, text: SpecText): void {
 function withAbsolutePaths(spec: VmSpec, directory: string): VmSpec {
   const absolute = (path: string) => resolve(directory, path);
   const disks = spec.disks.map((disk) => absoluteDisk(disk, absolute));
-  return { ...spec, boot: absoluteBoot(spec.boot, absolute), disks };
+  const snapshots = absoluteSnapshots(spec.snapshots, absolute);
+  return { ...spec, boot: absoluteBoot(spec.boot, absolute), disks, ...(snapshots && { snapshots }) };
+}
+
+function absoluteSnapshots(
+  said: VmSpec['snapshots'],
+  absolute: (path: string) => string,
+): VmSpec['snapshots'] {
+  const { directory, keyFile } = said ?? {};
+  return (
+    said && {
+      ...said,
+      ...(directory !== undefined && { directory: absolute(directory) }),
+      ...(keyFile !== undefined && { keyFile: absolute(keyFile) }),
+    }
+  );
 }
 
 function absoluteDisk(disk: DiskSpec, absolute: (path: string) => string): DiskSpec {
@@ -143,5 +158,7 @@ function namedFiles(spec: VmSpec): { field: string; file: string }[] {
       ...(backing === undefined ? [] : [{ field: `${name}.backing.path`, file: backing.path }]),
     ];
   });
-  return [...bootFiles, ...diskFiles];
+  const { keyFile } = spec.snapshots ?? {};
+  const keyFiles = keyFile === undefined ? [] : [{ field: 'snapshots.keyFile', file: keyFile }];
+  return [...bootFiles, ...diskFiles, ...keyFiles];
 }

@@ -43,6 +43,11 @@ export function runPaths(name: string): RunPaths {
   };
 }
 
+/** Snapshot files, a directory for each VM. Not where a host keeps the states of its VMs, which go with those. */
+export function snapshotFilesRoot(): string {
+  return join(stateDirectory(), 'snapshot-files');
+}
+
 /** Where the answer of the accelerator probe is remembered. */
 export function acceleratorCacheFile(cacheDir: string): string {
   return join(cacheDir, 'accelerator.json');

@@ -79,6 +79,16 @@ export const vmMetricsSchema = z.object({
   replyMs: measuredSchema.optional(),
   /** Of a VM of several hosts. */
   lease: z.object({ awayMs: amount.nullable(), endsInMs: amount.nullable() }).optional(),
+  /** Those that it takes by itself; left out by one that takes none, and by keepers of older releases. */
+  snapshots: z
+    .object({
+      taken: count,
+      failed: count,
+      skipped: count,
+      /** Since the newest by schedule; null before there is one. */
+      ageMs: amount.nullable(),
+    })
+    .optional(),
 });
 
 export type VmMetrics = z.output<typeof vmMetricsSchema>;

@@ -178,6 +178,30 @@ const VALUES: readonly ValueRow[] = [
     help: "How often the guest's clock was set.",
     of: (vm) => vm.clock.corrections,
   },
+  {
+    name: 'understudy_vm_snapshots_taken_total',
+    type: 'counter',
+    help: 'Snapshots that were taken by schedule or at a shutdown, and are whole.',
+    of: (vm) => vm.snapshots?.taken,
+  },
+  {
+    name: 'understudy_vm_snapshots_failed_total',
+    type: 'counter',
+    help: 'Those that could not be written, or were not whole.',
+    of: (vm) => vm.snapshots?.failed,
+  },
+  {
+    name: 'understudy_vm_snapshots_skipped_total',
+    type: 'counter',
+    help: 'Moments of the schedule at which the VM had no shadow to take one from.',
+    of: (vm) => vm.snapshots?.skipped,
+  },
+  {
+    name: 'understudy_vm_snapshot_age_seconds',
+    type: 'gauge',
+    help: 'Since the newest snapshot by schedule.',
+    of: (vm) => seconds(vm.snapshots?.ageMs),
+  },
 ];
 
 interface HistogramRow {

@@ -28,6 +28,7 @@ import { Instance, type InstanceSetting } from './instance.ts';
 import { settingOf } from './instance-setting.ts';
 import type { KeeperOptions } from './keeper-options.ts';
 import { MemoryArrival } from './memory-arrival.ts';
+import { OwnSnapshots } from './own-snapshots.ts';
 import { lossReasonOf, PrimaryWatch } from './primary-watch.ts';
 import { isSuperseded, noConsole } from './refusals.ts';
 import { RightKeeping } from './right-keeping.ts';
@@ -72,6 +73,7 @@ export class Keeper implements KeeperControl {
   readonly #orders: VmOrders;
   /** Undefined where no other host may act. */
   readonly #right: RightKeeping | undefined;
+  readonly #ownSnapshots: OwnSnapshots;
   #instances = 0;
   #loss = { atMs: 0, noticedAtMs: 0 };
   /** The request that the present takeover or end was asked for by. */
@@ -95,6 +97,10 @@ export class Keeper implements KeeperControl {
       options.remote && new RightKeeping(options.remote.right, { ...this.#parts, ...options, onGoesOn });
     this.#states = new StateKeeping(this.#parts);
     this.#orders = new VmOrders({ ...this.#parts, states: this.#states });
+    this.#ownSnapshots = new OwnSnapshots({
+      ...{ options, phase: () => this.#state.phase, snapshot: this.snapshot },
+      publish: (kind, facts) => this.#publish(kind, facts),
+    });
     this.#effects = new EffectQueue({
       carryOut: (effect) => this.#carryOut(effect),
       onFailed: (effect, cause) => this.#onEffectFailed(effect, cause),
@@ -125,6 +131,7 @@ export class Keeper implements KeeperControl {
       keeper.#right?.watch();
       if (begun === 'runs') keeper.#noteStarted();
       else keeper.#dispatch({ kind: 'powered-off' });
+      keeper.#ownSnapshots.start();
       return keeper;
     } catch (cause) {
       keeper.#publish('start-failed', errorFacts(cause));
@@ -153,7 +160,11 @@ export class Keeper implements KeeperControl {
   readonly unprotect = (): Promise<void> => this.#orders.unprotect();
   readonly testFailover = (): Promise<FailoverReport> => this.#orders.testFailover();
   readonly snapshot: KeeperControl['snapshot'] = (order) => this.#orders.snapshot(order);
-  readonly stop = (order: StopOrder): Promise<void> => this.#orders.stop(order);
+  readonly stop = async (order: StopOrder): Promise<void> => {
+    const { graceful, termination = this.#options.spec.termination } = order;
+    if (graceful && termination !== 'suspend') await this.#ownSnapshots.beforeShutdown();
+    await this.#orders.stop(order);
+  };
 
   /** Nothing is decided or begun any more, for whoever ends the processes of this VM by force. */
   freeze(): void {
@@ -189,6 +200,7 @@ export class Keeper implements KeeperControl {
       links: this.#allLinks,
       takeovers: this.#takeovers,
       right: this.#options.remote?.right,
+      snapshots: this.#ownSnapshots.measure(),
     };
   }
 
@@ -469,6 +481,7 @@ export class Keeper implements KeeperControl {
   async #dispose(): Promise<void> {
     this.#watch?.[Symbol.dispose]();
     this.#guestClock.stop();
+    const ownSnapshots = this.#ownSnapshots[Symbol.asyncDispose]();
     const primary = this.#primary;
     this.#primary = undefined;
     const { stopReason } = this.#state;
@@ -483,6 +496,7 @@ export class Keeper implements KeeperControl {
       dropShadow: () => this.#shadow.drop(),
     });
     await this.#memory[Symbol.asyncDispose]();
+    await ownSnapshots;
   }
 
   /** Written down for whoever has to clean up after a keeper that was killed, or can go on from what it left. */

@@ -1,5 +1,6 @@
 import { disksOf } from '../config/spec-disks.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
+import type { VmMetrics } from '../control/vm-metrics.ts';
 import type { GuestClockStatus, LeaseStatus, ShadowStatus, VmStatus } from '../control/vm-status.ts';
 import type { EpochId } from '../epoch/epoch-id.ts';
 import type { GuestLink } from '../net/guest-link.ts';
@@ -31,6 +32,8 @@ export interface KnownVm {
   /** Undefined for a VM of one host. */
   readonly right?: ActingRight | undefined;
   readonly remote?: Pick<RemoteSite, 'places'> | undefined;
+  /** Of those that it takes by itself. */
+  readonly snapshots?: VmMetrics['snapshots'];
 }
 
 /** The status that is shown to people and scripts. */

@@ -34,6 +34,7 @@ export function measureVm({ spec, state, shadow, epochs, ...vm }: KnownVm): VmMe
     fenceMs: measured(vm.takeovers.fenceMs),
     replyMs: measured(vm.takeovers.replyMs),
     ...(vm.right !== undefined && { lease: leaseOf(vm.right) }),
+    ...(vm.snapshots !== undefined && { snapshots: vm.snapshots }),
   };
 }
 

@@ -6,6 +6,7 @@ import { errnoNameOf } from '../linux/linux-error.ts';
 import { UNFINISHED } from './chunk-writer.ts';
 import { SnapshotError } from './snapshot-error.ts';
 import { SnapshotFile, type SnapshotOutline } from './snapshot-file.ts';
+import { expired, type Retention } from './snapshot-timing.ts';
 import { workingSetPath } from './working-set.ts';
 
 const SUFFIX = '.usnap';
@@ -84,11 +85,22 @@ export class SnapshotStore {
       const spared = await firstGood([...all.filter((each) => !doomed.has(each)), ...doomed], options);
       if (spared !== undefined) doomed.delete(spared);
     }
-    for (const { path } of doomed) {
-      rmSync(path, { force: true });
-      rmSync(workingSetPath(path), { force: true });
-    }
+    for (const { path } of doomed) removeSnapshot(path);
     return [...doomed];
+  }
+
+  /**
+   * Removes what the keeper of the VM has taken by itself and is not to be kept any longer. What somebody asked for stays,
+   * and so does what cannot be read.
+   */
+  expire(retention: Retention): StoredSnapshot[] {
+    const own = this.list().flatMap((stored) => {
+      const { reason = 'manual', savedAtMs } = stored.outline?.facts ?? { savedAtMs: 0 };
+      return reason === 'manual' ? [] : [{ stored, savedAtMs }];
+    });
+    const gone = expired(own, retention).map(({ stored }) => stored);
+    for (const { path } of gone) removeSnapshot(path);
+    return gone;
   }
 
   /** What nobody writes any more, as who writes one holds a lock on it. */
@@ -104,6 +116,11 @@ export class SnapshotStore {
       }
     }
   }
+}
+
+function removeSnapshot(path: string): void {
+  rmSync(path, { force: true });
+  rmSync(workingSetPath(path), { force: true });
 }
 
 function isDoomed(

@@ -38,6 +38,7 @@ const metrics: VmMetrics = {
   ...{ promotions: 1, restarts: 1, promoteMs: measured, outageMs: measured },
   ...{ detectMs: measured, fenceMs: measured, replyMs: measured },
   lease: { awayMs: 0, endsInMs: 1 },
+  snapshots: { taken: 1, failed: 1, skipped: 1, ageMs: 1 },
 };
 
 async function exposedFamilies(): Promise<Families> {
