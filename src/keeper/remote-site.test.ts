@@ -74,8 +74,8 @@ afterAll(async () => {
   rmSync(folder, { recursive: true, force: true });
 });
 
-function remoteOf(shadow: string): RemoteSite {
-  const text = `name: redis\nmemory: 32MiB\nboot: {kernel: vmlinuz}\nshadow: ${shadow}\n`;
+function remoteOf(shadow: string, memory = '32MiB'): RemoteSite {
+  const text = `name: redis\nmemory: ${memory}\nboot: {kernel: vmlinuz}\nshadow: ${shadow}\n`;
   const spec = parseVmSpec(text, { source: 'redis.yaml' });
   const site = loadSiteConfig(join(folder, 'a.yaml'));
   const right = { token: 1 } as RemoteSite['right'];
@@ -112,7 +112,11 @@ describe('the shadow of a VM that may be on any host of its site', () => {
     await expect(placed(remoteOf('{hosts: [a, b]}'))).rejects.toMatchObject({
       code: 'KEEPER_HOST_MAINTENANCE',
     });
+    await expect(placed(remoteOf('{hosts: auto}', '1TiB'))).rejects.toThrow('is in maintenance');
     for (const host of ['b', 'c'] as const) endMaintenance(stateOf(host));
     expect(await placed(remoteOf('{hosts: [a, b]}'))).toBe('b');
+    await expect(placed(remoteOf('{hosts: auto}', '1TiB'))).rejects.toMatchObject({
+      code: 'KEEPER_HOST_NO_ROOM',
+    });
   }, 60_000);
 });

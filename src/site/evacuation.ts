@@ -98,7 +98,8 @@ async function unprotected(
 
 /** A shadow that was here stays on record until there is another one. One that has ended meanwhile needs none. */
 function isCovered(record: LeaseRecord | undefined, here: string): boolean {
-  return record?.mode === 'ended' || (record?.mode === 'in-sync' && record.shadow?.host !== here);
+  if (record?.mode === 'ended') return true;
+  return record?.mode === 'in-sync' && record.shadow?.state === 'fresh' && record.shadow.host !== here;
 }
 
 type Outcome =

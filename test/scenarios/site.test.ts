@@ -90,6 +90,16 @@ describe('two hosts with daemons, one of which owns a VM', () => {
     expect(observed).toMatchObject({ actsOn: null, keeperPid: hosts.keeperPid('a'), version: 1 });
   });
 
+  it('have its shadow leave for maintenance, after which nobody counts on it, and take it again', async () => {
+    expect(await say('b', 'maintenance', 'on')).toMatchObject({
+      ...{ moved: [], shadows: [hosts.vm], alone: [hosts.vm], left: [] },
+    });
+    expect(await hosts.record()).toMatchObject({ holder: 'a', shadow: { host: 'b', state: 'stale' } });
+    expect(await say('b', 'maintenance', 'status')).toMatchObject({ maintenance: true, here: [] });
+    await say('b', 'maintenance', 'off');
+    await untilVm(({ state }) => state === 'protected');
+  });
+
   it('are emptied for maintenance, and take nothing until that ends', async () => {
     expect(await say('a', 'maintenance', 'on')).toMatchObject({
       ...{ maintenance: true, moved: [{ name: hosts.vm, to: 'b' }], left: [], alone: [hosts.vm] },
