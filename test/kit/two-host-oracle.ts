@@ -89,10 +89,10 @@ export class TwoHostOracle implements AsyncDisposable {
   judgeActing(): string[] {
     const records = this.#history.records.slice(this.#judged);
     this.#judged = this.#history.records.length;
-    const holders = [
-      ...(this.#holder === undefined ? [] : [this.#holder]),
-      ...records.map((each) => each.holder),
-    ];
+    const before = this.#holder === undefined ? [] : [this.#holder];
+    const holders = [...before, ...records.map(({ holder }) => holder)].filter(
+      (holder, index, all) => holder !== all[index - 1],
+    );
     this.#holder = holders.at(-1);
     const runs = this.#ports.take();
     let at = 0;
