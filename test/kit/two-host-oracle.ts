@@ -62,7 +62,12 @@ export class TwoHostOracle implements AsyncDisposable {
       const there = otherThan(here);
       const before = await this.#agreed({ here, there });
       if (before === undefined) return undefined;
-      await this.#hosts.load.command('INCR', SETTLE_KEY);
+      // As long as nobody acts, nobody answers.
+      const isAnswered = await this.#hosts.load.command('INCR', SETTLE_KEY).then(
+        () => true,
+        () => false,
+      );
+      if (!isAnswered) return undefined;
       const after = await this.#agreed({ here, there });
       const isOneKeeper = after?.keeperPid === before.keeperPid && after.token === before.token;
       return isOneKeeper && after.epochs.committed > before.epochs.committed ? { here, there } : undefined;
