@@ -19,7 +19,8 @@ export interface Roughness {
 
 export interface WireEnd {
   readonly netns: string;
-  readonly address: string;
+  /** Each has its counterpart at the same place of the other end. */
+  readonly addresses: readonly string[];
 }
 
 /**
@@ -29,14 +30,12 @@ export interface WireEnd {
  */
 export class RoughWire implements Disposable {
   readonly #ends: readonly { readonly fd: number; readonly watch: Disposable }[];
-  readonly #between: readonly [WireEnd, WireEnd];
   readonly #roughness: Roughness;
   readonly #random: () => number;
   readonly #frame = Buffer.alloc(FRAME_BYTES_MAX);
   #isOpen = true;
 
   constructor(between: readonly [WireEnd, WireEnd], roughness: Roughness, random: () => number) {
-    this.#between = between;
     this.#roughness = roughness;
     this.#random = random;
     const fds = between.map(({ netns }) => {
@@ -48,9 +47,10 @@ export class RoughWire implements Disposable {
       const other = fds[1 - index] as number;
       return { fd, watch: watchReadable(fd, () => this.#carry(fd, other), { keepsRunning: false }) };
     });
-    for (const [index, { netns, address }] of between.entries()) {
+    for (const [index, { netns, addresses }] of between.entries()) {
       const far = between[1 - index] as WireEnd;
-      ip(netns, 'route', 'replace', `${far.address}/32`, 'dev', DEVICE, 'src', address);
+      for (const [path, address] of far.addresses.entries())
+        ip(netns, 'route', 'replace', `${address}/32`, 'dev', DEVICE, 'src', addresses[path] as string);
     }
   }
 
@@ -63,11 +63,6 @@ export class RoughWire implements Disposable {
       // Device and route go with it.
       closeSync(fd);
     }
-  }
-
-  /** Whose way it is. */
-  get between(): readonly [WireEnd, WireEnd] {
-    return this.#between;
   }
 
   #carry(from: number, to: number): void {

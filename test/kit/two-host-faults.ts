@@ -1,5 +1,5 @@
 import { type Roughness, RoughWire } from './rough-wire.ts';
-import { HOSTS, type HostName, type TwoHosts } from './two-hosts.ts';
+import type { HostName, TwoHosts } from './two-hosts.ts';
 
 /** Where the VM acts, and where its shadow is. */
 export interface Roles {
@@ -112,11 +112,8 @@ function rough(roughness: Roughness): Fault {
   return {
     costs: 'either',
     strike: ({ hosts, random }) => {
-      const ends = [
-        { netns: hosts.netns('a'), address: HOSTS.a.peer },
-        { netns: hosts.netns('b'), address: HOSTS.b.peer },
-      ] as const;
-      const wire = new RoughWire(ends, roughness, random);
+      const endOf = (host: HostName) => ({ netns: hosts.netns(host), addresses: hosts.addressesOf(host) });
+      const wire = new RoughWire([endOf('a'), endOf('b')], roughness, random);
       return () => wire[Symbol.dispose]();
     },
   };

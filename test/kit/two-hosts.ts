@@ -43,7 +43,7 @@ export const GUEST = { host: '10.77.0.2', port: 6379 };
 const PORT = 7946;
 
 export type HostName = 'a' | 'b';
-export const HOSTS = {
+const HOSTS = {
   a: { peer: '10.78.0.1', lan: '10.77.0.11' },
   b: { peer: '10.78.0.2', lan: '10.77.0.12' },
 } as const;
@@ -350,6 +350,11 @@ export class TwoHosts implements AsyncDisposable {
   /** The specification of the VM, as text. */
   get spec(): string {
     return readFileSync(join(this.folder, 'vm.yaml'), 'utf8');
+  }
+
+  /** At which a host is reached by the other one. */
+  addressesOf(host: HostName): readonly string[] {
+    return [HOSTS[host].peer];
   }
 
   netns(place: HostName | 'lan'): string {

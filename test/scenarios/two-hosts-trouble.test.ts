@@ -9,14 +9,13 @@ import { OddClock } from '../kit/odd-clock.ts';
 import { SmallTmpfs } from '../kit/small-tmpfs.ts';
 import type { Roles } from '../kit/two-host-faults.ts';
 import { TwoHostOracle } from '../kit/two-host-oracle.ts';
-import { HOSTS, type HostName, otherThan, TwoHosts } from '../kit/two-hosts.ts';
+import { type HostName, otherThan, TwoHosts } from '../kit/two-hosts.ts';
 
 const DAY_MS = 24 * 3_600_000;
 const YEAR_MS = 365 * DAY_MS;
 /** Longer than silence may last. */
 const NOTICED_MS = 2500;
 const ROOM_BYTES = 512 * 2 ** 20;
-const PEERS: Readonly<Record<HostName, string>> = { a: HOSTS.a.peer, b: HOSTS.b.peer };
 
 let hosts: TwoHosts;
 let oracle: TwoHostOracle;
@@ -140,7 +139,7 @@ describe('a VM with its shadow on a host with clocks, certificates and room of i
     const { facts } = await withoutShadow(roles);
     expect(JSON.stringify(facts)).toMatch(/WIRE_DIAL_FAILED/);
     removeCertificate('b');
-    await pkiOf().host('b', [PEERS.b]);
+    await pkiOf().host('b', hosts.addressesOf('b'));
     await hosts.startSite('b');
     await isHarmless();
   });
@@ -150,7 +149,7 @@ describe('a VM with its shadow on a host with clocks, certificates and room of i
     const before = await identity(roles);
     for (const host of ['a', 'b'] as const) {
       removeCertificate(host);
-      await pkiOf().host(host, [PEERS[host]]);
+      await pkiOf().host(host, hosts.addressesOf(host));
       await hosts.endSite(host);
       await hosts.startSite(host);
     }
