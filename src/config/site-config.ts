@@ -18,6 +18,16 @@ const address = z
     return port >= 1 && port <= 65_535;
   }, 'expected a port from 1 to 65535');
 
+const PATHS_MAX = 8;
+
+/** One address, or one for each path, the preferred one first. */
+const addresses = z.union([address.transform((one) => [one]), z.array(address).min(1).max(PATHS_MAX)], {
+  error: ({ input }) => {
+    const wanted = Array.isArray(input) ? input.find((one) => !address.safeParse(one).success) : input;
+    return address.safeParse(wanted).error?.issues[0]?.message ?? `expected 1 to ${PATHS_MAX} addresses`;
+  },
+});
+
 const filePath = z
   .string()
   .min(1, 'is empty')
@@ -34,18 +44,25 @@ const etcd = z.strictObject({
 const siteConfigSchema = z
   .strictObject({
     host: hostName,
-    listen: address,
+    listen: addresses,
     certificate: filePath,
     key: filePath,
     ca: filePath,
-    hosts: z.record(hostName, address),
+    hosts: z.record(hostName, addresses),
     lease: z.strictObject({ etcd, holdSeconds: z.int().min(3).max(60).default(10) }),
     labels: z
       .record(z.string().regex(/^[a-z][a-z0-9-]{0,39}$/, 'no name of a label'), z.string().max(64))
       .optional(),
     peerTimeoutMs: z.int().min(500).max(60_000).default(1000),
   })
-  .superRefine(({ host, hosts }, context) => {
+  .superRefine(({ host, hosts, listen }, context) => {
+    const ports = new Set(listen.map((one) => one.slice(one.lastIndexOf(':'))));
+    if (ports.size > 1)
+      context.addIssue({
+        code: 'custom',
+        path: ['listen'],
+        message: 'has several ports: one is used at all addresses',
+      });
     if (host in hosts)
       context.addIssue({ code: 'custom', path: ['hosts', host], message: 'is this host: name the others' });
   });
@@ -68,12 +85,12 @@ export type SiteConfig = Omit<Said, 'lease'> & {
 
 export const SITE_CONFIG_EXAMPLE = `\
 host: a                             # this host, as its certificate calls it
-listen: 10.0.0.1:7946               # where the other hosts reach it, with TLS from both sides
+listen: 10.0.0.1:7946               # where the other hosts reach it, with TLS from both sides; several: [10.0.0.1:7946, …]
 certificate: pki/a.crt              # \`understudy pki host\` makes it; relative paths begin at this file
 key: pki/a.key
 ca: pki/ca.crt                      # who signed the certificates of all hosts
 hosts:                              # the others, by name
-  b: 10.0.0.2:7946
+  b: 10.0.0.2:7946                  # or, with several paths: [10.0.0.2:7946, 10.1.0.2:7946]
 lease:                              # where it is on record who acts as which VM
   etcd:
     endpoints: [https://10.0.0.1:2379, https://10.0.0.2:2379, https://10.0.0.3:2379]

@@ -26,6 +26,8 @@ export interface VmStatus {
   readonly mayTakeOver?: boolean;
   /** How the host of its shadow was chosen, for a VM of several hosts. */
   readonly placement?: PlacementStatus;
+  /** Ways to the other host, while there is a connection to it. */
+  readonly paths?: readonly PathStatus[];
   readonly primary: InstanceStatus | null;
   readonly shadow: (ShadowStatus & { readonly copiedShare: number }) | null;
   readonly epochs: {
@@ -52,6 +54,22 @@ export interface VmStatus {
   readonly replyMs: SampleSummary;
   /** From the loss of the primary, of one that hangs from its last answer, until the VM runs again. */
   readonly outageMs: SampleSummary;
+}
+
+/** One way to the other host of a VM and its shadow. */
+export interface PathStatus {
+  readonly address: string;
+  /** `silent`: nothing was ever heard on it. */
+  readonly state: 'heard' | 'lost' | 'silent';
+  readonly heardAgoMs: number | null;
+  /** For so long it may be silent now, by what its gaps have been. */
+  readonly silenceMaxMs: number | null;
+  /** Mean deviation of the gaps between heartbeats. */
+  readonly jitterMs: number | null;
+  readonly rttMs: SampleSummary;
+  readonly received: number;
+  /** Heartbeats that did not arrive, or too late. */
+  readonly lost: number;
 }
 
 export interface LeaseStatus {

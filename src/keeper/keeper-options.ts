@@ -58,6 +58,8 @@ export interface RemoteSite {
   readonly keepsRelics: () => Promise<boolean>;
   /** A link to the keeper of a new shadow, on whichever host takes one. @throws KeeperError KEEPER_PEER_LOST, … */
   readonly connect: (options: ConnectOptions) => Promise<ConnectedPeer>;
+  /** The other host is taken for lost at the latest when nothing was heard of it for so long. */
+  readonly silenceMaxMs: number;
 }
 
 export interface ConnectOptions {
@@ -71,6 +73,9 @@ export interface ConnectOptions {
 export interface ConnectedPeer {
   readonly link: PeerLink;
   readonly host: string;
+  /** All ways there, and which of them the link takes now. */
+  readonly addresses: readonly string[];
+  readonly path: () => number;
   /** See presence.ts. */
   readonly presencePort: number;
 }

@@ -5,7 +5,7 @@ import type { PeerLink } from '../replication/peer-link.ts';
 import { LastingLink, type Resumed } from '../wire/lasting-link.ts';
 import type { LinkClaim } from '../wire/resume-messages.ts';
 import type { SecureLink } from '../wire/secure-link.ts';
-import { dialPeer, openDoor, type PeerDoor, SecurePeerLink, splitAddress } from './peer-door.ts';
+import { dialPeer, hostsOf, openDoor, type PeerDoor, SecurePeerLink } from './peer-door.ts';
 import { isGone } from './presence.ts';
 import { peerLost } from './refusals.ts';
 
@@ -18,6 +18,12 @@ export interface LastingPeer {
   readonly onResumed: (resumed: Resumed) => void;
 }
 
+export interface DialledPeer {
+  readonly link: PeerLink;
+  /** Which of the host's addresses it leads to now. */
+  readonly path: () => number;
+}
+
 /** A link to the keeper of a shadow, which is made anew when its connection breaks. @throws see {@link dialPeer} */
 export async function dialLasting(
   site: SiteConfig,
@@ -28,15 +34,20 @@ export async function dialLasting(
     claim,
     ...options
   }: LastingPeer & { port: number; signal: AbortSignal; claim: () => LinkClaim },
-): Promise<PeerLink> {
-  const link = await dialPeer(site, name, { port, signal });
-  const dial = (given: AbortSignal) =>
-    dialPeer(site, name, { port, signal: given, dialDeadlineMs: REDIAL_DEADLINE_MS });
-  return new SecurePeerLink(
-    new LastingLink(link, {
+): Promise<DialledPeer> {
+  const first = await dialPeer(site, name, { port, signal });
+  let { path } = first;
+  const dial = async (given: AbortSignal) => {
+    const again = await dialPeer(site, name, { port, signal: given, dialDeadlineMs: REDIAL_DEADLINE_MS });
+    path = again.path;
+    return again.link;
+  };
+  const link = new SecurePeerLink(
+    new LastingLink(first.link, {
       ...{ ...options, claim, silenceMs: site.peerTimeoutMs, reach: { role: 'dials', dial } },
     }),
   );
+  return { link, path: () => path };
 }
 
 /** What the first words of the other side say about whom to go on with. */
@@ -116,9 +127,9 @@ export class ShadowDoor implements Disposable {
   }
 
   async #isPeerGone(signal: AbortSignal): Promise<boolean> {
-    const address = this.#site.hosts[this.#peer];
-    if (address === undefined) throw peerLost(this.#peer, 'site.yaml does not name it');
+    const addresses = this.#site.hosts[this.#peer];
+    if (addresses === undefined) throw peerLost(this.#peer, 'site.yaml does not name it');
     if (this.#known === undefined) return false;
-    return await isGone({ host: splitAddress(address).host, port: this.#known.presencePort }, signal);
+    return await isGone({ hosts: hostsOf(addresses), port: this.#known.presencePort }, signal);
   }
 }

@@ -20,16 +20,16 @@ async function sites(): Promise<{ a: SiteConfig; b: (port: number) => SiteConfig
   const pki = new CertificateStore(folder, { wallMs: Date.now });
   await pki.init();
   for (const name of ['a', 'b']) await pki.host(name, []);
-  const siteOf = (host: string, hosts: Record<string, string>): SiteConfig => {
+  const siteOf = (host: string, hosts: Record<string, string[]>): SiteConfig => {
     const files = {
       certificate: join(folder, `${host}.crt`),
       key: join(folder, `${host}.key`),
       ca: join(folder, 'ca.crt'),
     };
     const lease = { holdSeconds: 10, etcd: { endpoints: [], ...files } };
-    return { host, listen: '127.0.0.1:1', ...files, hosts, lease, peerTimeoutMs: 5000 };
+    return { host, listen: ['127.0.0.1:1'], ...files, hosts, lease, peerTimeoutMs: 5000 };
   };
-  return { a: siteOf('a', { b: '127.0.0.1:1' }), b: (port) => siteOf('b', { a: `127.0.0.1:${port}` }) };
+  return { a: siteOf('a', { b: ['127.0.0.1:1'] }), b: (port) => siteOf('b', { a: [`127.0.0.1:${port}`] }) };
 }
 
 async function pairOfLinks(): Promise<{ near: PeerLink; far: PeerLink }> {
@@ -38,7 +38,7 @@ async function pairOfLinks(): Promise<{ near: PeerLink; far: PeerLink }> {
   const door = await openDoor(a, { port: 0, onLink: (link) => resolve(new SecurePeerLink(link)) });
   onTestFinished(() => door[Symbol.dispose]());
   const dialled = await dialPeer(b(door.port), 'a', { signal: AbortSignal.timeout(20_000) });
-  const near = new SecurePeerLink(dialled);
+  const near = new SecurePeerLink(dialled.link);
   const far = await promise;
   onTestFinished(() => {
     near.close();

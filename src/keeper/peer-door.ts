@@ -11,7 +11,20 @@ import { peerLost } from './refusals.ts';
 
 /** Not a part of `peerTimeoutMs`: the other side may have a shorter one. */
 const KEEPALIVE_MS = 100;
+/** For each of several addresses but the last: a path may be dead. */
+const NEXT_PATH_MS = 1000;
+/**
+ * Whether the other side is there, heartbeats tell (peer-pulse.ts). A connection that is silent for longer than they allow
+ * is of no use though, whatever they say.
+ */
+const SILENCE_MS_MIN = 10_000;
+const SAME_PORT_TRIES = 20;
 const LIMITS = withResumeLimits(new Map(Object.values(MESSAGE).map((type) => [type, MESSAGE_BYTES_MAX])));
+
+/** Without the ports. */
+export function hostsOf(addresses: readonly string[]): string[] {
+  return addresses.map((address) => splitAddress(address).host);
+}
 
 /** An address of site.yaml. */
 export function splitAddress(address: string): { readonly host: string; readonly port: number } {
@@ -22,6 +35,11 @@ export function splitAddress(address: string): { readonly host: string; readonly
   };
 }
 
+/** Where the process that answers for this host listens, at all of its addresses. */
+export function portOf({ listen: [first = ''] }: SiteConfig): number {
+  return splitAddress(first).port;
+}
+
 /**
  * A link to a host of the site, which has shown that it is that host; by default to the process that answers for it.
  * @throws KeeperError KEEPER_PEER_LOST, KEEPER_SITE_REFUSED; WireError
@@ -30,18 +48,33 @@ export async function dialPeer(
   site: SiteConfig,
   name: string,
   { port, signal, dialDeadlineMs }: { port?: number; signal: AbortSignal; dialDeadlineMs?: number },
-): Promise<SecureLink> {
-  const address = site.hosts[name];
-  if (address === undefined) throw peerLost(name, 'site.yaml does not name it');
-  const known = splitAddress(address);
-  return await dialSecurely({
-    ...openingOf(site),
-    ...known,
-    ...(dialDeadlineMs !== undefined && { dialDeadlineMs }),
-    port: port ?? known.port,
-    peer: name,
-    signal,
-  });
+): Promise<DialledLink> {
+  const addresses = site.hosts[name];
+  if (addresses === undefined) throw peerLost(name, 'site.yaml does not name it');
+  let failure: unknown;
+  for (const [path, address] of addresses.entries()) {
+    const known = splitAddress(address);
+    const isLast = path === addresses.length - 1;
+    const deadlineMs = dialDeadlineMs ?? (isLast ? undefined : NEXT_PATH_MS);
+    try {
+      const link = await dialSecurely({
+        ...openingOf(site),
+        ...{ host: known.host, port: port ?? known.port, peer: name, signal },
+        ...(deadlineMs !== undefined && { dialDeadlineMs: deadlineMs }),
+      });
+      return { link, path };
+    } catch (cause) {
+      signal.throwIfAborted();
+      failure ??= cause;
+    }
+  }
+  throw failure;
+}
+
+export interface DialledLink {
+  readonly link: SecureLink;
+  /** Which of the host's addresses it leads to. */
+  readonly path: number;
 }
 
 export interface PeerDoor extends Disposable {
@@ -56,17 +89,39 @@ export async function openDoor(
   site: SiteConfig,
   { port, onLink }: { port: number; onLink: (link: SecureLink, peer: string) => void },
 ): Promise<PeerDoor> {
-  return await listenSecurely({
-    ...openingOf(site),
-    ...{ host: splitAddress(site.listen).host, port, peers: Object.keys(site.hosts) },
-    onLink: (link) => onLink(link, link.peer),
-  });
+  const hosts = hostsOf(site.listen);
+  for (let tries = 1; ; tries += 1) {
+    await using opening = new AsyncDisposableStack();
+    const doors: PeerDoor[] = [];
+    try {
+      for (const host of hosts) {
+        const door = await listenSecurely({
+          ...openingOf(site),
+          // Whoever is told of a port knows the addresses already: it is the same one at all of them.
+          ...{ host, port: doors[0]?.port ?? port, peers: Object.keys(site.hosts) },
+          onLink: (link) => onLink(link, link.peer),
+        });
+        doors.push(opening.use(door));
+      }
+    } catch (cause) {
+      if (port === 0 && doors.length > 0 && tries < SAME_PORT_TRIES) continue;
+      throw cause;
+    }
+    const open = opening.move();
+    return { port: doors[0]?.port ?? port, [Symbol.dispose]: () => void open.disposeAsync() };
+  }
 }
 
 function openingOf(site: SiteConfig, clock: Clock = systemClock) {
   const { host: name, peerTimeoutMs } = site;
   return {
-    ...{ name, clock, limits: LIMITS, silenceMs: peerTimeoutMs, keepaliveMs: KEEPALIVE_MS },
+    ...{
+      name,
+      clock,
+      limits: LIMITS,
+      silenceMs: Math.max(SILENCE_MS_MIN, peerTimeoutMs),
+      keepaliveMs: KEEPALIVE_MS,
+    },
     ...readCredentials(site),
   };
 }
@@ -113,6 +168,10 @@ export class SecurePeerLink implements PeerLink {
 
   forgo(): void {
     if (this.#link instanceof LastingLink) this.#link.forgo();
+  }
+
+  renew(): void {
+    if (this.#link instanceof LastingLink) this.#link.renew();
   }
 
   close(): void {

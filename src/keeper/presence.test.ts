@@ -6,8 +6,11 @@ import { isGone } from './presence.ts';
 
 const PRESENT = `
   const { openPresence } = await import(${JSON.stringify(new URL('./presence.ts', import.meta.url).href)});
-  console.log((await openPresence('127.0.0.1')).port);
+  console.log((await openPresence(['127.0.0.1', '127.0.0.2'])).port);
   setInterval(() => {}, 1000);`;
+
+/** Of the range for documentation: no host has it. */
+const NOBODY = '192.0.2.1';
 
 async function startProcess() {
   const child = spawn(process.execPath, ['--input-type=module', '--eval', PRESENT], {
@@ -15,7 +18,7 @@ async function startProcess() {
   });
   onTestFinished(() => void child.kill('SIGKILL'));
   const [line] = await once(createInterface({ input: child.stdout }), 'line');
-  return { child, at: { host: '127.0.0.1', port: Number(line) } };
+  return { child, at: { hosts: ['127.0.0.1', '127.0.0.2'], port: Number(line) } };
 }
 
 describe('a process that shows that it lives', () => {
@@ -29,10 +32,11 @@ describe('a process that shows that it lives', () => {
     child.kill('SIGKILL');
     await ended;
     expect(await isGone(at, signal)).toBe(true);
+    // One way to it may lead nowhere.
+    expect(await isGone({ ...at, hosts: [NOBODY, '127.0.0.2'] }, signal)).toBe(true);
   });
 
   it('is not taken for gone when nobody answers', async () => {
-    // Of the range for documentation: no host has it.
-    expect(await isGone({ host: '192.0.2.1', port: 9 }, AbortSignal.timeout(200))).toBe(false);
+    expect(await isGone({ hosts: [NOBODY], port: 9 }, AbortSignal.timeout(200))).toBe(false);
   });
 });

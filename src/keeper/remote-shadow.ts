@@ -15,6 +15,7 @@ import type { Resumed } from '../wire/lasting-link.ts';
 import type { ActingRight } from './acting-right.ts';
 import { SPARE_SLOTS } from './admission.ts';
 import type { Instance } from './instance.ts';
+import { PeerPulse } from './peer-pulse.ts';
 import { peerLost, superseded } from './refusals.ts';
 import { RemoteErrands } from './remote-errands.ts';
 import { type FillingOptions, RemoteFilling } from './remote-filling.ts';
@@ -34,6 +35,11 @@ export interface RemoteShadowOptions {
   readonly link: PeerLink;
   readonly host: string;
   readonly hello: Hello;
+  /** All ways to the other host, and which of them the link takes. */
+  readonly addresses: readonly string[];
+  readonly path: () => number;
+  /** It is lost at the latest when nothing was heard on any of them for so long. */
+  readonly silenceMaxMs: number;
   readonly right: ActingRight;
   readonly memoryBytes: number;
   readonly epochsInFlightMax: number;
@@ -62,6 +68,7 @@ export class RemoteShadow implements Shadow {
   readonly #pages: PageSender;
   readonly #image: RemoteImage;
   readonly #answers = new Map<PeerWords['kind'], PromiseWithResolvers<PeerWords>>();
+  #pulse: PeerPulse | undefined;
   #instance = 0;
   #hasRelic = false;
   readonly #filling: RemoteFilling;
@@ -97,6 +104,7 @@ export class RemoteShadow implements Shadow {
       assert(welcome.kind === 'welcome', 'asked for a welcome');
       shadow.#instance = welcome.instance;
       shadow.#hasRelic = welcome.hasRelic;
+      await shadow.#listenForLife(welcome.pulsePorts);
       return shadow;
     } catch (cause) {
       await shadow[Symbol.asyncDispose]();
@@ -144,6 +152,7 @@ export class RemoteShadow implements Shadow {
       sent,
       reconnects: this.#reconnects,
       filled: this.#filling.filled,
+      paths: this.#pulse?.status(),
     };
   }
 
@@ -224,6 +233,7 @@ export class RemoteShadow implements Shadow {
 
   async #end(error?: Error): Promise<void> {
     this.#options.link.close();
+    this.#pulse?.[Symbol.dispose]();
     await this.#image[Symbol.asyncDispose]();
     this.#pages[Symbol.dispose]();
     await this.#listening;
@@ -273,6 +283,32 @@ export class RemoteShadow implements Shadow {
       signal?.removeEventListener('abort', abort);
       this.#answers.delete(answer);
     }
+  }
+
+  /** Heartbeats in both directions, on all paths. A path that is silent for a while is no loss of the other host. */
+  async #listenForLife(ports: readonly number[]): Promise<void> {
+    const { addresses, hello, silenceMaxMs, clock, host, path, publish } = this.#options;
+    const targets = addresses.map((address, index) => ({
+      host: address,
+      port: ports[index] ?? ports[0] ?? 0,
+    }));
+    this.#pulse = await PeerPulse.dial(targets, {
+      ...{ key: Buffer.from(hello.pulseKey, 'hex'), side: 'primary', silenceMaxMs, clock },
+      onEffect: (effect) => {
+        if (effect.kind === 'peer-lost')
+          this.#lose(peerLost(host, `nothing was heard for ${Math.round(effect.silentMs)} ms`));
+        if (effect.kind !== 'path-lost' && effect.kind !== 'path-back') return;
+        const which = Number(effect.path);
+        publish(effect.kind, { path: which, address: addresses[which] });
+        // All others may be about to be told of as well.
+        if (effect.kind === 'path-lost' && which === path()) queueMicrotask(() => this.#leavePath());
+      },
+    });
+  }
+
+  /** The link hangs on a path that is dead. The other host lives, and is reached by another one. */
+  #leavePath(): void {
+    if (this.#pulse?.isThere === true) this.#options.link.renew();
   }
 
   async #listen(): Promise<void> {

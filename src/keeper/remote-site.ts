@@ -20,7 +20,7 @@ import { roomNeededBytes } from './admission.ts';
 import { digestFiles } from './file-digests.ts';
 import type { ConnectedPeer, ConnectOptions, RemoteSite } from './keeper-options.ts';
 import { dialLasting } from './lasting-peer.ts';
-import { dialPeer, SecurePeerLink, splitAddress } from './peer-door.ts';
+import { dialPeer, hostsOf, portOf, SecurePeerLink } from './peer-door.ts';
 import { isGone, openPresence } from './presence.ts';
 import { RecordedRight, type RightOptions } from './recorded-right.ts';
 import { isSuperseded, peerLost } from './refusals.ts';
@@ -160,10 +160,12 @@ export function remoteSite(site: SiteConfig, vm: SitedVm): RemoteSite {
   const { right, given, files } = vm;
   const places = placesOf(site, vm);
   return {
-    ...{ right, given, files, places },
+    ...{ right, given, files, places, silenceMaxMs: site.peerTimeoutMs },
     // Where nobody would sweep it away nothing is left.
-    keepsRelics: async () =>
-      !(await isGone(splitAddress(site.listen), AbortSignal.timeout(LOOK_DEADLINE_MS))),
+    keepsRelics: async () => {
+      const port = portOf(site);
+      return !(await isGone({ hosts: hostsOf(site.listen), port }, AbortSignal.timeout(LOOK_DEADLINE_MS)));
+    },
     connect: async (options) => {
       const { signal } = options;
       const askPlace = async (host: string) => {
@@ -207,12 +209,12 @@ async function connectTo(
   host: string,
   { right, copy, ...options }: SitedVm & ConnectOptions & { port: number },
 ): Promise<ConnectedPeer> {
-  const presence = await openPresence(splitAddress(site.listen).host);
+  const presence = await openPresence(hostsOf(site.listen));
   try {
     const claim = () => ({ stream: BigInt(copy), token: BigInt(right.token) });
-    const link = await dialLasting(site, host, { ...options, claim });
+    const { link, path } = await dialLasting(site, host, { ...options, claim });
     void link.closed.then(() => presence[Symbol.dispose]());
-    return { link, host, presencePort: presence.port };
+    return { link, host, path, addresses: hostsOf(site.hosts[host] ?? []), presencePort: presence.port };
   } catch (cause) {
     presence[Symbol.dispose]();
     throw cause;
@@ -241,7 +243,7 @@ async function ask(
   { host, signal }: Wanted,
   question: PeerWords,
 ): Promise<PeerWords | undefined> {
-  const link = new SecurePeerLink(await dialPeer(site, host, { signal }));
+  const link = new SecurePeerLink((await dialPeer(site, host, { signal })).link);
   const close = () => link.close();
   signal.addEventListener('abort', close, { once: true });
   try {

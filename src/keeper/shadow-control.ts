@@ -8,6 +8,7 @@ import type { VmMetrics } from '../control/vm-metrics.ts';
 import type { VmStatus } from '../control/vm-status.ts';
 import { EpochStats } from '../replication/epoch-stats.ts';
 import { INITIAL_PROTECTION } from '../shadow/protection.ts';
+import type { PeerPulse } from './peer-pulse.ts';
 import { noConsole } from './refusals.ts';
 import type { ShadowEnd, ShadowKeeper } from './shadow-keeper.ts';
 import type { ShadowSession } from './shadow-session.ts';
@@ -29,6 +30,7 @@ export interface ShadowControlOptions {
   readonly peer: string;
   readonly session: ShadowSession;
   readonly shadow: ShadowKeeper;
+  readonly pulse: PeerPulse;
   /** Resolves when the shadow is kept no longer. */
   readonly ended: Promise<ShadowEnd>;
 }
@@ -123,6 +125,7 @@ export class ShadowControl implements KeeperControl {
       guestClock: { errorMs: null, answeredAgoMs: null, corrections: 0 },
       links: [],
       takeovers: this.#takeovers,
+      paths: this.#options.pulse.status(),
     };
   }
 

@@ -34,6 +34,8 @@ export interface ShadowKeeperOptions {
   readonly host: string;
   readonly session: ShadowSession;
   readonly errands: ShadowErrands;
+  /** Where this side listens for heartbeats. */
+  readonly pulsePorts: readonly number[];
   readonly clock: Clock;
   readonly log: Logger;
   readonly failpoints: Failpoints;
@@ -116,16 +118,20 @@ export class ShadowKeeper {
     await this.#say({ kind: 'leave' });
   }
 
+  /** Nothing is heard of the other side any more, for so long, on whatever path. */
+  fallSilent(silentMs: number): void {
+    this.#lastSignMs = this.#options.clock.nowMs() - silentMs;
+    this.#lose(`nothing was heard for ${Math.round(silentMs)} ms`);
+  }
+
   /** Takes epochs until that ends. The link is the caller's to close. */
   async keep(): Promise<ShadowEnd> {
     const { session, host } = this.#options;
     let isKept = true;
     void session.standby.machine.process.exited.then(() => isKept && this.#giveUp('its QEMU ended'));
     await this.#say({
-      kind: 'welcome',
-      host,
-      instance: session.standby.number,
-      hasRelic: this.#hasRelic,
+      ...{ kind: 'welcome', host, instance: session.standby.number, hasRelic: this.#hasRelic },
+      pulsePorts: [...this.#options.pulsePorts],
     }).catch(() => {});
     void this.#listen();
     const end = await this.#ended.promise;

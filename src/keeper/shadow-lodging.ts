@@ -18,6 +18,8 @@ import { settingOf } from './instance-setting.ts';
 import { Keeper } from './keeper.ts';
 import { EXIT_FAILED, liveOut, type StopSignals } from './keeper-life.ts';
 import type { KeeperOptions, PromisedShadow } from './keeper-options.ts';
+import { hostsOf } from './peer-door.ts';
+import { PeerPulse } from './peer-pulse.ts';
 import { RecordedRight, type RightOptions, type TakenOver } from './recorded-right.ts';
 import { leaveSite, remoteSite, rightOptions } from './remote-site.ts';
 import { ShadowControl } from './shadow-control.ts';
@@ -93,18 +95,31 @@ export class ShadowLodging implements AsyncDisposable {
   async keep({ log, signals }: { log: Logger; signals: StopSignals }): Promise<number> {
     const session = this.#session;
     if (session === undefined) throw new Error('a lodging that was opened has a session');
-    const { link, messages, peer, spec } = this.#asked;
+    const { link, messages, peer, spec, hello } = this.#asked;
     log.info('keeps a shadow', { vm: spec.name, of: peer });
     const common = { link, session, log, clock: this.#clock, failpoints: this.#right.failpoints };
     const startTest = (signal: AbortSignal) => this.#startTest(log, signal);
     const errands = new ShadowErrands({ ...common, spec, startTest });
-    const shadow = new ShadowKeeper({
-      ...{ ...common, messages, errands, host: this.#site.host, hasRelic: this.#hasRelic },
+    let shadow: ShadowKeeper | undefined;
+    const pulse = await PeerPulse.listen(hostsOf(this.#site.listen), {
+      ...{ key: Buffer.from(hello.pulseKey, 'hex'), side: 'shadow', clock: this.#clock },
+      silenceMaxMs: this.#site.peerTimeoutMs,
+      onEffect: (effect) => {
+        if (effect.kind === 'peer-lost') shadow?.fallSilent(effect.silentMs);
+        else log.info(effect.kind, { ...effect });
+      },
     });
-    const leave = () => shadow.leave({ kind: 'dismissed' });
+    shadow = new ShadowKeeper({
+      ...{ ...common, messages, errands, host: this.#site.host, hasRelic: this.#hasRelic },
+      pulsePorts: pulse.ports,
+    });
+    const keeping = shadow;
+    const leave = () => keeping.leave({ kind: 'dismissed' });
     signals.start.addEventListener('abort', leave, { once: true });
     if (signals.start.aborted) leave();
-    const { end, taken } = await this.#serveUntilEnd(session, shadow, { log, signals });
+    const { end, taken } = await this.#serveUntilEnd(session, { shadow, pulse }, { log, signals }).finally(
+      () => pulse[Symbol.dispose](),
+    );
     if (taken === undefined) await errands.ended();
     if (end.kind === 'dismissed') return 0;
     if (taken === undefined) {
@@ -159,17 +174,18 @@ export class ShadowLodging implements AsyncDisposable {
   /** Until the VM may act here its keeper answers for the shadow; then the socket is the VM's. */
   async #serveUntilEnd(
     session: ShadowSession,
-    shadow: ShadowKeeper,
+    { shadow, pulse }: { shadow: ShadowKeeper; pulse: PeerPulse },
     { log, signals }: { log: Logger; signals: StopSignals },
   ): Promise<{ end: ShadowEnd; taken: TakenOver | undefined }> {
     const { spec, peer, hello } = this.#asked;
     const ended = shadow.keep();
     const control = new ShadowControl({
       ...{ spec, peer, session, shadow, ended, host: this.#host, clock: this.#clock, token: hello.token },
+      pulse,
     });
     const socket = this.directory.controlSocket;
     await using _server = await ControlServer.listen(socket, { control, clock: this.#clock, log });
-    const end = await ended;
+    const end = withLastSign(await ended, pulse);
     log.info('the shadow is kept no longer', { ...end });
     // One that holds nothing may wait for the right of who acted alone to end, where that is wanted.
     const mayStartCold = spec.shadow.restartElsewhere;
@@ -241,6 +257,12 @@ export class ShadowLodging implements AsyncDisposable {
       runDirectory: this.directory,
     };
   }
+}
+
+/** Heartbeats come more often than anything else. */
+function withLastSign(end: ShadowEnd, pulse: PeerPulse): ShadowEnd {
+  if (end.kind !== 'alone') return end;
+  return { ...end, lastSignMs: Math.max(end.lastSignMs, pulse.lastHeardMs ?? end.lastSignMs) };
 }
 
 interface TakingOver {

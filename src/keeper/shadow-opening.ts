@@ -5,6 +5,7 @@ import type { Failpoints } from '../base/failpoint.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
 import { nextEpoch } from '../epoch/epoch-id.ts';
 import { PEER_PROTOCOL } from '../replication/peer-messages.ts';
+import { newPulseKey } from '../wire/pulse-datagram.ts';
 import { epochsName } from './inheritance.ts';
 import type { Instance } from './instance.ts';
 import type { RemoteSite } from './keeper-options.ts';
@@ -58,13 +59,14 @@ export async function openRemoteShadow(
   const { right, given, files, places } = remote;
   const copy = randomInt(COPIES);
   let shadow: RemoteShadow | undefined;
-  const { link, host, presencePort } = await remote.connect({
+  const { link, host, addresses, path, presencePort } = await remote.connect({
     ...{ copy, signal },
     onResumed: (resumed) => shadow?.noteResumed(resumed),
   });
   shadow = await RemoteShadow.open(
     {
       ...{ ...options, link, host, right, memoryBytes: spec.memoryBytes },
+      ...{ addresses, path, silenceMaxMs: remote.silenceMaxMs },
       onUnwelcome: () => places.avoid(host),
       epochsInFlightMax: spec.shadow.epochsInFlightMax,
       directory: join(memoryDirectory, `outgoing-${copy}`),
@@ -72,6 +74,7 @@ export async function openRemoteShadow(
         ...{ kind: 'hello', protocol: PEER_PROTOCOL, vm: spec.name, copy, spec: given, files },
         ...{ token: known.token, epoch: nextEpoch(known.committed), accel: known.accel },
         ...{ qemuVersion: known.qemu.version, rightToken: right.token, presencePort },
+        pulseKey: newPulseKey().toString('hex'),
       },
     },
     signal,

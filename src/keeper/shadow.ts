@@ -1,3 +1,4 @@
+import type { PathStatus } from '../control/vm-status.ts';
 import { EpochPipeline, type PipelineOptions, type PipelineSource } from '../replication/epoch-pipeline.ts';
 import type { EpochStore } from '../replication/epoch-store.ts';
 import type { SentBytes } from '../replication/page-sender.ts';
@@ -21,6 +22,8 @@ export interface ShadowDescription {
   /** How often its connection had broken and nothing was lost; undefined where there is none. */
   readonly reconnects: number | undefined;
   readonly filled: Filled | undefined;
+  /** Undefined for this host. */
+  readonly paths?: readonly PathStatus[] | undefined;
 }
 
 /** What stands behind a VM that acts here: a standby on this host, or the way to one on another. */

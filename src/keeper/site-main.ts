@@ -20,7 +20,7 @@ import { decodeWords, encodeWords, garbled, MESSAGE, type PeerWords } from '../r
 import { assertNoMaintenance } from '../site/maintenance.ts';
 import { hostResources } from './host-resources.ts';
 import { startError } from './keeper-life.ts';
-import { openDoor, SecurePeerLink, splitAddress } from './peer-door.ts';
+import { openDoor, portOf, SecurePeerLink } from './peer-door.ts';
 import { leaseStore } from './remote-site.ts';
 
 const SHADOW = fileURLToPath(new URL('./shadow-main.ts', import.meta.url));
@@ -46,9 +46,8 @@ async function main(): Promise<number> {
   for (const signal of ['SIGTERM', 'SIGINT'] as const) process.on(signal, () => ended.resolve());
   try {
     const site = loadSiteConfig(siteConfigPath());
-    const { port } = splitAddress(site.listen);
     using door = await openDoor(site, {
-      port,
+      port: portOf(site),
       onLink: (link, peer) => void answer(site, { link: new SecurePeerLink(link), peer }),
     });
     process.stdout.write(`${JSON.stringify({ ok: true, port: door.port })}\n`);

@@ -1,7 +1,13 @@
 import { disksOf } from '../config/spec-disks.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
 import type { VmMetrics } from '../control/vm-metrics.ts';
-import type { GuestClockStatus, LeaseStatus, ShadowStatus, VmStatus } from '../control/vm-status.ts';
+import type {
+  GuestClockStatus,
+  LeaseStatus,
+  PathStatus,
+  ShadowStatus,
+  VmStatus,
+} from '../control/vm-status.ts';
 import type { EpochId } from '../epoch/epoch-id.ts';
 import type { GuestLink } from '../net/guest-link.ts';
 import type { Accelerator } from '../qemu/launch-arguments.ts';
@@ -34,6 +40,8 @@ export interface KnownVm {
   readonly remote?: Pick<RemoteSite, 'places'> | undefined;
   /** Of those that it takes by itself. */
   readonly snapshots?: VmMetrics['snapshots'];
+  /** Ways to another host; by default those of the shadow. */
+  readonly paths?: readonly PathStatus[] | undefined;
 }
 
 /** The status that is shown to people and scripts. */
@@ -54,6 +62,7 @@ export function describeVm(vm: KnownVm): VmStatus {
     ...(vm.remote?.places.status !== undefined && { placement: vm.remote.places.status }),
     dirtyLog: primary?.dirtyLog.method ?? spec.shadow.dirtyLog,
     ...(vm.right !== undefined && { lease: describeRight(vm.right) }),
+    ...pathsOf(vm),
     primary: primary === undefined ? null : { instance: primary.number, pid: primary.pid },
     shadow: shadow === undefined ? null : { ...describeShadow(shadow), copiedShare: shadow.copiedShare },
     epochs: {
@@ -75,6 +84,10 @@ export function describeVm(vm: KnownVm): VmStatus {
     fenceMs: vm.takeovers.fenceMs.summary(),
     replyMs: vm.takeovers.replyMs.summary(),
   };
+}
+
+function pathsOf({ shadow, paths = shadow?.describe().paths }: KnownVm): Pick<VmStatus, 'paths'> {
+  return paths === undefined ? {} : { paths };
 }
 
 function describeRight(right: ActingRight): LeaseStatus {

@@ -125,10 +125,16 @@ describe('heartbeats', () => {
 
   it('with such gaps are taken for lost when nothing is adapted to them (control)', () => {
     const property = fc.property(recurring, (gapsMs) => {
-      const rigid = new Listener({ deviations: 0, peakFactor: 0 }).beats().follows(gapsMs);
+      const rigid = new Listener({ deviations: 0, peakFactor: 0, learnCount: 0 }).beats().follows(gapsMs);
       expect(rigid.count('peer-lost')).toBeGreaterThan(0);
     });
     fc.assert(property);
+  });
+
+  it('leave a path the longest time until its gaps are known', () => {
+    const { state } = new Listener().beats().follows(STEADY.slice(0, policy.learnCount - 1));
+    const [path] = Object.values(state.paths);
+    expect(path && silenceMaxMs(path, policy)).toBe(policy.ceilingMs);
   });
 
   it('have a limit between floor and ceiling, whatever was learnt', () => {
@@ -136,6 +142,7 @@ describe('heartbeats', () => {
       meanMs: fc.double({ min: 0, max: 1e9, noNaN: true }),
       deviationMs: fc.double({ min: 0, max: 1e9, noNaN: true }),
       peakMs: fc.double({ min: 0, max: 1e9, noNaN: true }),
+      gapCount: fc.nat(100),
     });
     const property = fc.property(figures, (learnt) => {
       expect(silenceMaxMs(learnt, policy)).toBeGreaterThanOrEqual(policy.floorMs);

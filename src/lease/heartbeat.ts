@@ -15,6 +15,8 @@ export interface HeartbeatPolicy {
   /** How often the driver ticks. */
   readonly tickEveryMs: number;
   readonly floorMs: number;
+  /** Heartbeats until the gaps of a path are known; until then it may be silent up to the ceiling. */
+  readonly learnCount: number;
   readonly ceilingMs: number;
   /** Mean deviations above the mean. */
   readonly deviations: number;
@@ -31,8 +33,9 @@ export interface HeartbeatPolicy {
 
 /** For a heartbeat every 20 ms. */
 export const DEFAULT_HEARTBEAT_POLICY: HeartbeatPolicy = {
-  tickEveryMs: 10,
+  tickEveryMs: 20,
   floorMs: 100,
+  learnCount: 50,
   ceilingMs: 500,
   deviations: 6,
   peakFactor: 1.25,
@@ -50,6 +53,8 @@ interface PathState {
   readonly meanMs: number;
   readonly deviationMs: number;
   readonly peakMs: number;
+  /** Gaps that were learnt from. */
+  readonly gapCount: number;
   readonly isLost: boolean;
 }
 
@@ -113,9 +118,15 @@ export function stepHeartbeat(
 
 /** How long a path may be silent now. */
 export function silenceMaxMs(
-  { meanMs, deviationMs, peakMs }: Pick<PathState, 'meanMs' | 'deviationMs' | 'peakMs'>,
+  {
+    meanMs,
+    deviationMs,
+    peakMs,
+    gapCount,
+  }: Pick<PathState, 'meanMs' | 'deviationMs' | 'peakMs' | 'gapCount'>,
   policy: HeartbeatPolicy,
 ): number {
+  if (gapCount < policy.learnCount) return policy.ceilingMs;
   const usual = meanMs + policy.deviations * deviationMs;
   const adapted = Math.max(usual, policy.peakFactor * peakMs);
   return Math.min(policy.ceilingMs, Math.max(policy.floorMs, adapted));
@@ -133,7 +144,7 @@ function hear(
     before === undefined || before.isLost
       ? // The gap of an outage, or of a start, says nothing of those in between.
         {
-          ...(before ?? { meanMs: 0, deviationMs: 0, peakMs: 0 }),
+          ...(before ?? { meanMs: 0, deviationMs: 0, peakMs: 0, gapCount: 0 }),
           run,
           sequence,
           lastMs: nowMs,
@@ -155,9 +166,10 @@ function hear(
 /** Gains as in RFC 6298, section 2. */
 function learnt(path: PathState, gapMs: number, policy: HeartbeatPolicy): PathState {
   const peakMs = Math.max(gapMs, path.peakMs * policy.peakDecay);
-  if (path.meanMs === 0) return { ...path, meanMs: gapMs, deviationMs: gapMs / 2, peakMs };
+  const gapCount = path.gapCount + 1;
+  if (path.meanMs === 0) return { ...path, gapCount, meanMs: gapMs, deviationMs: gapMs / 2, peakMs };
   const deviationMs = 0.75 * path.deviationMs + 0.25 * Math.abs(path.meanMs - gapMs);
-  return { ...path, meanMs: 0.875 * path.meanMs + 0.125 * gapMs, deviationMs, peakMs };
+  return { ...path, gapCount, meanMs: 0.875 * path.meanMs + 0.125 * gapMs, deviationMs, peakMs };
 }
 
 function tick(state: HeartbeatState, nowMs: number, policy: HeartbeatPolicy): HeartbeatStep {

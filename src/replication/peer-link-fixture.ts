@@ -60,6 +60,8 @@ class End implements PeerLink {
 
   forgo(): void {}
 
+  renew(): void {}
+
   close(reason?: Error): void {
     if (this.#isClosed) return;
     this.#isClosed = true;

@@ -26,5 +26,7 @@ export interface PeerLink {
    * is about to act without the other side.
    */
   forgo(): void;
+  /** Where it is this side that dials: the present connection leads over a path that is dead, and another one is made. */
+  renew(): void;
   close(): void;
 }

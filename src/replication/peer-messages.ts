@@ -88,12 +88,16 @@ const wordsSchema = z.discriminatedUnion('kind', [
     accel: z.enum(['kvm', 'tcg']),
     /** What a QEMU is started from has to be the same on both hosts: file by file. */
     files: z.record(z.string(), digest),
+    /** Heartbeats over datagrams are told by this key, in hexadecimal digits. */
+    pulseKey: z.string().regex(/^[0-9a-f]{64}$/),
   }),
   /** The answer to it: a standby has been started and waits for memory. */
   z.object({
     ...{ kind: z.literal('welcome'), host: z.string(), instance: count },
     /** Its memory is older memory of the VM. It is told what to do with it before anything else. */
     hasRelic: z.boolean(),
+    /** Where it listens for heartbeats, for each of its addresses. */
+    pulsePorts: z.array(z.int().min(1).max(65_535)).min(1),
   }),
   /** Begin with nothing. */
   z.object({ kind: z.literal('discard') }),

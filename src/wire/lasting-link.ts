@@ -150,6 +150,19 @@ export class LastingLink {
     this.#step({ kind: 'forgone' });
   }
 
+  /** The present connection leads nowhere, though it does not know that yet: another one is made. For the side that dials. */
+  renew(): void {
+    const { clock, silenceMs, reach } = this.#options;
+    if (reach.role !== 'dials' || this.#life.kind !== 'linked') return;
+    const { link } = this.#life;
+    const made = this.#links.get(link);
+    this.#links.delete(link);
+    const nowMs = clock.nowMs();
+    const error = broken('its path is dead', undefined);
+    this.#step({ kind: 'lost', link, nowMs, silentAtMs: nowMs + silenceMs, error });
+    void made?.link.close();
+  }
+
   /** Lets what was sent leave, as far as there is a connection. */
   async close(): Promise<void> {
     const present = this.#present;

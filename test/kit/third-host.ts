@@ -32,12 +32,12 @@ export class ThirdHost {
 
   static async join(hosts: TwoHosts): Promise<ThirdHost> {
     const pki = new CertificateStore(join(hosts.folder, 'pki'), { wallMs: clock.wallMs });
-    await pki.host('c', [HOSTS.b.peer]);
+    await pki.host('c', [HOSTS.b.peers[0]]);
     for (const part of ['run', 'state'])
       mkdirSync(join(hosts.folder, 'c', part), { recursive: true, mode: 0o700 });
     mkdirSync(memoryOf(hosts), { mode: 0o700 });
     const a = parse(readFileSync(hosts.sitePath('a'), 'utf8'));
-    const address = `${HOSTS.b.peer}:${PORT}`;
+    const address = `${HOSTS.b.peers[0]}:${PORT}`;
     const c = {
       ...{ ...a, host: 'c', listen: address, certificate: 'pki/c.crt', key: 'pki/c.key' },
       hosts: { a: a.listen },

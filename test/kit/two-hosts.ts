@@ -43,10 +43,12 @@ export const GUEST = { host: '10.77.0.2', port: 6379 };
 const PORT = 7946;
 
 export type HostName = 'a' | 'b';
-const HOSTS = {
-  a: { peer: '10.78.0.1', lan: '10.77.0.11' },
-  b: { peer: '10.78.0.2', lan: '10.77.0.12' },
+export const HOSTS = {
+  a: { peers: ['10.78.0.1', '10.79.0.1'], lan: '10.77.0.11' },
+  b: { peers: ['10.78.0.2', '10.79.0.2'], lan: '10.77.0.12' },
 } as const;
+/** Interfaces of the paths between the hosts, on both of them. */
+const PATHS = ['peer0', 'peer1'] as const;
 const NAMES = ['a', 'b'] as const;
 
 export interface TwoHostsOptions {
@@ -237,19 +239,22 @@ export class TwoHosts implements AsyncDisposable {
       rmSync(join(this.memoryOf(host), entry), { recursive: true, force: true });
   }
 
-  /** The link for epochs loses all that one host sends, or both. They notice by the silence alone. */
-  async cutPeers(from: HostName | 'both' = 'both'): Promise<void> {
+  /** Paths between the hosts, all by default, lose all that one host sends, or both. They notice by the silence alone. */
+  async cutPeers(from: HostName | 'both' = 'both', { paths = [0, 1] } = {}): Promise<void> {
     for (const name of NAMES) {
       if (from !== 'both' && from !== name) continue;
       // Frames for a machine that is not there: kernels without netem have this as well.
-      const neighbour = [HOSTS[otherThan(name)].peer, 'lladdr', '02:00:00:00:00:99', 'nud', 'permanent'];
-      await this.#ip(name, 'neighbour', 'replace', ...neighbour, 'dev', 'peer0');
+      const gone = ['lladdr', '02:00:00:00:00:99', 'nud', 'permanent'];
+      for (const path of paths) {
+        const [address = '', device = ''] = [HOSTS[otherThan(name)].peers[path], PATHS[path]];
+        await this.#ip(name, 'neighbour', 'replace', address, ...gone, 'dev', device);
+      }
     }
   }
 
   /** All connections between the hosts are reset, and both may make new ones at once. */
   async resetPeers(): Promise<void> {
-    await run('ip', this.#on('a', ['ss', '-K', '-t', 'dst', HOSTS.b.peer]));
+    for (const peer of HOSTS.b.peers) await run('ip', this.#on('a', ['ss', '-K', '-t', 'dst', peer]));
   }
 
   /** Cuts this host off from clients and etcd. */
@@ -257,10 +262,17 @@ export class TwoHosts implements AsyncDisposable {
     await this.#ip('lan', 'link', 'set', `to-${host}`, 'down');
   }
 
+  /** Nothing that this host sends arrives anywhere, nor anything at it, and nobody is told. */
+  async silence(host: HostName): Promise<void> {
+    await Promise.all([this.cutLan(host), this.cutPeers()]);
+  }
+
   async mend(): Promise<void> {
     for (const name of NAMES) {
-      const peer = HOSTS[otherThan(name)].peer;
-      await this.#ip(name, 'neighbour', 'delete', peer, 'dev', 'peer0').catch(() => {});
+      for (const [path, device] of PATHS.entries()) {
+        const address = HOSTS[otherThan(name)].peers[path] ?? '';
+        await this.#ip(name, 'neighbour', 'delete', address, 'dev', device).catch(() => {});
+      }
       await this.#ip('lan', 'link', 'set', `to-${name}`, 'up');
     }
   }
@@ -354,7 +366,7 @@ export class TwoHosts implements AsyncDisposable {
 
   /** At which a host is reached by the other one. */
   addressesOf(host: HostName): readonly string[] {
-    return [HOSTS[host].peer];
+    return HOSTS[host].peers;
   }
 
   netns(place: HostName | 'lan'): string {
@@ -411,10 +423,12 @@ export class TwoHosts implements AsyncDisposable {
       await ip('-n', here, 'address', 'add', `${HOSTS[name].lan}/24`, 'dev', 'br0');
     }
     const [a, b] = [this.netns('a'), this.netns('b')];
-    await ip('-n', a, 'link', 'add', 'peer0', 'type', 'veth', 'peer', 'name', 'peer0', 'netns', b);
-    for (const name of NAMES) {
-      await ip('-n', this.netns(name), 'address', 'add', `${HOSTS[name].peer}/24`, 'dev', 'peer0');
-      await ip('-n', this.netns(name), 'link', 'set', 'peer0', 'up');
+    for (const [path, device] of PATHS.entries()) {
+      await ip('-n', a, 'link', 'add', device, 'type', 'veth', 'peer', 'name', device, 'netns', b);
+      for (const name of NAMES) {
+        await ip('-n', this.netns(name), 'address', 'add', `${HOSTS[name].peers[path]}/24`, 'dev', device);
+        await ip('-n', this.netns(name), 'link', 'set', device, 'up');
+      }
     }
   }
 
@@ -423,15 +437,15 @@ export class TwoHosts implements AsyncDisposable {
     await pki.init();
     await pki.host('etcd', [ETCD_ADDRESS]);
     for (const name of NAMES) {
-      await pki.host(name, [HOSTS[name].peer]);
+      await pki.host(name, [...HOSTS[name].peers]);
       mkdirSync(this.runDirectory(name), { recursive: true, mode: 0o700 });
       mkdirSync(this.memoryOf(name), { mode: 0o700 });
       const other = otherThan(name);
       const site = {
         host: name,
-        listen: `${HOSTS[name].peer}:${PORT}`,
+        listen: HOSTS[name].peers.map((address) => `${address}:${PORT}`),
         ...{ certificate: `pki/${name}.crt`, key: `pki/${name}.key`, ca: 'pki/ca.crt' },
-        hosts: { [other]: `${HOSTS[other].peer}:${PORT}` },
+        hosts: { [other]: HOSTS[other].peers.map((address) => `${address}:${PORT}`) },
         lease: { etcd: { endpoints: [ETCD] }, holdSeconds: 3 },
         // A busy machine is silent for longer than an idle one.
         peerTimeoutMs: 2000,

@@ -162,6 +162,23 @@ describe('a VM with its shadow on another host', () => {
     expect(await settled()).toMatchObject({ here: record.holder });
   });
 
+  it('stays where it is when one path between the hosts dies and another one lives', async () => {
+    const { here, there } = await settled();
+    const before = await hosts.status(here);
+    expect(before.paths?.map(({ state }) => state)).toEqual(['heard', 'heard']);
+    await hosts.cutPeers('both', { paths: [0] });
+    await hosts.eventually('the loss of the path', async () =>
+      (await hosts.events(here)).some(({ kind, facts }) => kind === 'path-lost' && facts.path === 0)
+        ? true
+        : undefined,
+    );
+    await hosts.load.command('PING');
+    expect(await settled()).toEqual({ here, there });
+    expect(await hosts.isSameGuest()).toBe(true);
+    await hosts.mend();
+    expect(existsSync(join(hosts.runDirectory(there), hosts.vm, 'events.jsonl'))).toBe(false);
+  });
+
   it('stays where it is when its host is cut off from the world but not from the other one', async () => {
     const { here } = await settled();
     await hosts.cutLan(here);
@@ -269,7 +286,6 @@ describe('a VM with its shadow on another host', () => {
   it('is begun anew on another host when the right of who acted alone has ended, and lets nothing out where it was', async () => {
     const { here, there } = await settled();
     await leaveAlone(there);
-    const released = (await hosts.status(here)).links[0]?.releasedItems;
     process.kill(hosts.keeperPid(here), 'SIGSTOP');
     await hosts.start(there);
     expect(await hosts.record()).toMatchObject({ holder: there });
@@ -278,7 +294,8 @@ describe('a VM with its shadow on another host', () => {
     await hosts.eventually('the end of the one that came back', () =>
       hosts.qemuPids(here).length === 0 ? true : undefined,
     );
-    expect(released).toBeDefined();
+    await hosts.startSite(there);
+    expect(await settled()).toEqual({ here: there, there: here });
   });
 });
 
