@@ -112,8 +112,9 @@ async function measureSilences(run: BenchRun): Promise<void> {
     run.progress(`silence ${silence} of ${silences}`);
     // Long enough for the gaps between heartbeats to be known.
     await clock.sleep(SILENCE_AFTER_MS, signal);
-    const lostMs = monotonicMs();
     await hosts.silence(acting);
+    // Requests that are open now need the failover.
+    const lostMs = monotonicMs();
     const other = otherHost(acting);
     const replyMs = await measureTakeover(run, hosts, {
       ...{ other, lostMs, how: 'silence' },

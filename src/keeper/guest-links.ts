@@ -1,5 +1,6 @@
 import type { Clock } from '../base/clock.ts';
 import type { UplinkSpec, VmSpec } from '../config/vm-spec-schema.ts';
+import { AnnouncedUplink } from '../net/announced-uplink.ts';
 import type { FarEnd } from '../net/far-end.ts';
 import { frameFraming } from '../net/frame-codec.ts';
 import { byteFraming } from '../net/framing.ts';
@@ -21,8 +22,15 @@ export interface GuestLinksOptions {
   readonly onGarbled: (link: string, error: NetError) => void;
   /** Whether output may leave at this moment; by default it may. */
   readonly mayRelease?: ((what: Releasable) => boolean) | undefined;
+  /** Addresses that the guest of each nic had claimed before, on another host. */
+  readonly claimed?: ClaimedByLink | undefined;
+  /** A nic's guest has claimed another address. */
+  readonly onClaim?: () => void;
   readonly unsafe: UnsafeLink | undefined;
 }
+
+/** By the name of the link; see ClaimedAddresses. */
+export type ClaimedByLink = Readonly<Record<string, readonly string[]>>;
 
 /** All paths between one VM and the world. They live as long as the VM, whichever QEMU acts. */
 export class GuestLinks implements AsyncDisposable {
@@ -30,13 +38,24 @@ export class GuestLinks implements AsyncDisposable {
   /** Far ends of the byte channels; undefined where the VM has none. */
   readonly console: StreamEnd | undefined;
   readonly agent: StreamEnd | undefined;
+  readonly #uplinks: ReadonlyMap<string, AnnouncedUplink>;
   readonly #owned: AsyncDisposableStack;
 
-  private constructor(all: readonly GuestLink[], ends: Ends, owned: AsyncDisposableStack) {
+  private constructor(all: readonly GuestLink[], { uplinks, ...ends }: Ends, owned: AsyncDisposableStack) {
+    this.#uplinks = uplinks;
     this.all = all;
     this.console = ends.console;
     this.agent = ends.agent;
     this.#owned = owned;
+  }
+
+  /** The network learns that the guest is here now. */
+  announce(): void {
+    for (const uplink of this.#uplinks.values()) uplink.announce();
+  }
+
+  get claimed(): ClaimedByLink {
+    return Object.fromEntries([...this.#uplinks].map(([name, { addresses }]) => [name, addresses]));
   }
 
   /** Whether the guest, or QEMU for it, has not read yet what was sent to it on this link. */
@@ -49,6 +68,7 @@ export class GuestLinks implements AsyncDisposable {
     const { spec, clock, onHeld, mayRelease } = options;
     await using opening = new AsyncDisposableStack();
     const all: GuestLink[] = [];
+    const uplinks = new Map<string, AnnouncedUplink>();
     const add = (
       name: string,
       link: Pick<ConstructorParameters<typeof GuestLink>[0], 'framing' | 'farEnd' | 'onHeld'>,
@@ -61,13 +81,18 @@ export class GuestLinks implements AsyncDisposable {
     };
     for (const [index, { uplink, mac }] of spec.nics.entries()) {
       const name = `nic${index}`;
-      const farEnd = opening.use(
-        await openUplink(uplink, {
-          clock,
-          nicMac: mac,
-          onLost: (error) => options.onUplinkLost(name, error),
-        }),
-      );
+      const farEnd = new AnnouncedUplink({
+        uplink: opening.use(
+          await openUplink(uplink, {
+            clock,
+            nicMac: mac,
+            onLost: (error) => options.onUplinkLost(name, error),
+          }),
+        ),
+        ...{ mac, clock, known: options.claimed?.[name] ?? [], onClaim: () => options.onClaim?.() },
+        mayLeave: () => mayRelease?.('unknown') ?? true,
+      });
+      uplinks.set(name, opening.use(farEnd));
       add(name, { framing: frameFraming, farEnd, onHeld });
     }
     const console = spec.console ? opening.use(new StreamEnd()) : undefined;
@@ -75,7 +100,7 @@ export class GuestLinks implements AsyncDisposable {
     // Nobody waits for what the agent answers, so that its output is no reason for a cut.
     const agent = spec.agent ? opening.use(new StreamEnd({ scrollbackBytes: 0 })) : undefined;
     if (agent !== undefined) add('agent', { framing: byteFraming, farEnd: agent, onHeld: () => {} });
-    return new GuestLinks(all, { console, agent }, opening.move());
+    return new GuestLinks(all, { uplinks, console, agent }, opening.move());
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -84,6 +109,7 @@ export class GuestLinks implements AsyncDisposable {
 }
 
 interface Ends {
+  readonly uplinks: ReadonlyMap<string, AnnouncedUplink>;
   readonly console: StreamEnd | undefined;
   readonly agent: StreamEnd | undefined;
 }

@@ -10,6 +10,7 @@ import type { QemuBinary } from '../qemu/qemu-binary.ts';
 import type { PeerLink } from '../replication/peer-link.ts';
 import type { Resumed } from '../wire/lasting-link.ts';
 import type { ActingRight } from './acting-right.ts';
+import type { ClaimedByLink } from './guest-links.ts';
 import type { ShadowPlaces } from './shadow-places.ts';
 import type { ShadowSession } from './shadow-session.ts';
 import type { TakeoverTimes } from './takeover-stats.ts';
@@ -84,6 +85,8 @@ export interface PromisedShadow extends Omit<TakeoverTimes, 'runsAtMs'> {
   readonly session: ShadowSession;
   /** Numbers of instances go on after this one: some may still be ending. */
   readonly instances: number;
+  /** Addresses that its guest had claimed there. */
+  readonly claimed: ClaimedByLink;
   /** Where it acted until now. */
   readonly from: string;
   readonly reason: string;

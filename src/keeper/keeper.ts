@@ -121,6 +121,8 @@ export class Keeper implements KeeperControl {
         onHeld: () => keeper.#shadow.pipeline?.noteHeldOutput(),
         onUplinkLost: (link, error) => keeper.#publish('uplink-lost', { link, error: error.message }),
         onGarbled: (link, error) => keeper.#losePrimary('garbled', { link, error: error.message }),
+        claimed: options.promised?.claimed,
+        onClaim: () => keeper.#shadow.current?.noteClaimed?.(keeper.#links?.claimed ?? {}),
         mayRelease: options.remote && ((what) => options.remote?.right.mayRelease(what) === true),
         unsafe: options.unsafe?.link,
       });
@@ -329,6 +331,7 @@ export class Keeper implements KeeperControl {
       memory: this.#memory,
       remains: this.#remains,
       takeovers: this.#takeovers,
+      announce: () => this.#links?.announce(),
       waiters: this.#waiters,
       finished: this.#finished.promise,
       state: () => this.#state,
@@ -433,7 +436,8 @@ export class Keeper implements KeeperControl {
     // As long as it has ended there is nothing that a shadow could follow.
     await this.#options.remote?.right.regained(signal);
     const { publish } = this.#parts;
-    const parts = { ...this.#options, ...this.#setting, onLost, publish };
+    const claimed = () => this.#links?.claimed ?? {};
+    const parts = { ...this.#options, ...this.#setting, onLost, publish, claimed };
     const { remote } = this.#options;
     if (remote !== undefined) {
       const shadow = await openRemoteShadow({ ...parts, remote, known: this.#known() }, signal);

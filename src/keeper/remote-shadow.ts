@@ -14,6 +14,7 @@ import { RemoteImage } from '../replication/remote-image.ts';
 import type { Resumed } from '../wire/lasting-link.ts';
 import type { ActingRight } from './acting-right.ts';
 import { SPARE_SLOTS } from './admission.ts';
+import type { ClaimedByLink } from './guest-links.ts';
 import type { Instance } from './instance.ts';
 import { PeerPulse } from './peer-pulse.ts';
 import { peerLost, superseded } from './refusals.ts';
@@ -49,6 +50,8 @@ export interface RemoteShadowOptions {
   readonly failpoints: Failpoints;
   /** Neither side can rely on the other any more. */
   readonly onLost: (error: string) => void;
+  /** Addresses that the guest has claimed until now. */
+  readonly claimed: () => ClaimedByLink;
   /** Its host shall be free of it. */
   readonly onUnwelcome: () => void;
   readonly publish: (kind: string, facts: Readonly<Record<string, unknown>>) => void;
@@ -189,6 +192,16 @@ export class RemoteShadow implements Shadow {
     await this.#arming;
     await failpoints.hit('arm.after-record');
     await link.send(MESSAGE.words, [encodeWords({ kind: 'in-sync', token: right.token })]);
+    this.noteClaimed(this.#options.claimed());
+  }
+
+  /** To be announced from there. Nothing depends on it: the network would learn it a little later. */
+  noteClaimed(links: ClaimedByLink): void {
+    const words = encodeWords({
+      kind: 'claimed',
+      links: Object.fromEntries(Object.entries(links).map(([name, addresses]) => [name, [...addresses]])),
+    });
+    this.#options.link.send(MESSAGE.words, [words]).catch(() => {});
   }
 
   async halt(): Promise<void> {

@@ -16,6 +16,7 @@ import {
   MESSAGE,
   type PeerWords,
 } from '../replication/peer-messages.ts';
+import type { ClaimedByLink } from './guest-links.ts';
 import type { ShadowErrands } from './shadow-errands.ts';
 import type { ShadowSession } from './shadow-session.ts';
 
@@ -74,6 +75,7 @@ export class ShadowKeeper {
   readonly #receiver: EpochReceiver;
   readonly #ended = Promise.withResolvers<ShadowEnd>();
   #isInSync = false;
+  #claimed: ClaimedByLink = {};
   #copiedPages = 0;
   #lastSignMs: number;
   /** Until it is known what becomes of it nothing is built on it. */
@@ -97,6 +99,11 @@ export class ShadowKeeper {
   /** The primary's side has written down that this shadow may take over. */
   get isInSync(): boolean {
     return this.#isInSync;
+  }
+
+  /** Addresses of the guest, as far as the other side has said. */
+  get claimed(): ClaimedByLink {
+    return this.#claimed;
   }
 
   get copiedPages(): number {
@@ -190,6 +197,9 @@ export class ShadowKeeper {
         return false;
       case 'in-sync':
         this.#isInSync = true;
+        return false;
+      case 'claimed':
+        this.#claimed = words.links;
         return false;
       case 'take-over':
         this.#ended.resolve({

@@ -12,6 +12,7 @@ import { RunDirectory } from '../control/run-directory.ts';
 import { instancePaths } from '../qemu/instance-paths.ts';
 import { encodeWords, MESSAGE, type PeerWords } from '../replication/peer-messages.ts';
 import { admit } from './admission.ts';
+import type { ClaimedByLink } from './guest-links.ts';
 import { epochsName } from './inheritance.ts';
 import { Instance } from './instance.ts';
 import { settingOf } from './instance-setting.ts';
@@ -126,7 +127,7 @@ export class ShadowLodging implements AsyncDisposable {
       await this.#leaveRelic(session);
       return EXIT_FAILED;
     }
-    return await this.#takeOver(session, { end, taken, log, signals });
+    return await this.#takeOver(session, { end, taken, claimed: shadow.claimed, log, signals });
   }
 
   /** What is here is the past, and good for the next shadow to begin with. */
@@ -200,7 +201,10 @@ export class ShadowLodging implements AsyncDisposable {
     return { end, taken };
   }
 
-  async #takeOver(session: ShadowSession, { end, taken, log, signals }: TakingOver): Promise<number> {
+  async #takeOver(
+    session: ShadowSession,
+    { end, taken, claimed, log, signals }: TakingOver,
+  ): Promise<number> {
     const { spec, hello, peer, link } = this.#asked;
     const { right, how } = taken;
     // The files are those of the other host: that was seen when the shadow was taken in.
@@ -212,7 +216,7 @@ export class ShadowLodging implements AsyncDisposable {
       ...{ clock: this.#clock, failpoints: this.#right.failpoints },
     });
     const promised: PromisedShadow = {
-      ...{ session, from: peer, lastSignMs, noticedAtMs, fencedAtMs, instances: this.#instances },
+      ...{ session, from: peer, claimed, lastSignMs, noticedAtMs, fencedAtMs, instances: this.#instances },
       reason: end.kind === 'called' ? end.reason : 'peer-lost',
       trace: end.kind === 'called' ? end.trace : undefined,
     };
@@ -268,6 +272,7 @@ function withLastSign(end: ShadowEnd, pulse: PeerPulse): ShadowEnd {
 interface TakingOver {
   readonly end: Exclude<ShadowEnd, { kind: 'dismissed' }>;
   readonly taken: TakenOver;
+  readonly claimed: ClaimedByLink;
   readonly log: Logger;
   readonly signals: StopSignals;
 }

@@ -9,7 +9,7 @@ import { newPulseKey } from '../wire/pulse-datagram.ts';
 import { epochsName } from './inheritance.ts';
 import type { Instance } from './instance.ts';
 import type { RemoteSite } from './keeper-options.ts';
-import { RemoteShadow } from './remote-shadow.ts';
+import { RemoteShadow, type RemoteShadowOptions } from './remote-shadow.ts';
 import { ShadowSession } from './shadow-session.ts';
 import type { KnownVm } from './vm-description.ts';
 
@@ -49,6 +49,7 @@ export interface RemoteShadowWishes {
   readonly known: Pick<KnownVm, 'token' | 'committed' | 'qemu' | 'accel'>;
   readonly onLost: (error: string) => void;
   readonly publish: (kind: string, facts: Readonly<Record<string, unknown>>) => void;
+  readonly claimed: RemoteShadowOptions['claimed'];
 }
 
 /** A shadow on another host, whose keeper starts a standby there. @throws what keeps it from being had */

@@ -2,6 +2,7 @@ import type { PathStatus } from '../control/vm-status.ts';
 import { EpochPipeline, type PipelineOptions, type PipelineSource } from '../replication/epoch-pipeline.ts';
 import type { EpochStore } from '../replication/epoch-store.ts';
 import type { SentBytes } from '../replication/page-sender.ts';
+import type { ClaimedByLink } from './guest-links.ts';
 import type { Instance } from './instance.ts';
 import type { Filled } from './remote-filling.ts';
 
@@ -43,6 +44,8 @@ export interface Shadow extends AsyncDisposable {
   begin(options: BeginOptions): void;
   /** It holds a state of the VM, and all output waits for it: from now on it can take over. */
   arm(): Promise<void>;
+  /** The guest has claimed other addresses than before. Left out where whoever takes over knows them. */
+  noteClaimed?(claimed: ClaimedByLink): void;
   /** Ends the epochs. What was committed until then is what a promotion goes on from. */
   halt(): Promise<void>;
 }

@@ -19,6 +19,8 @@ export interface BeginningVm extends RestoredVm {
   readonly setting: InstanceSetting;
   readonly remains: TakeoverRemains;
   readonly takeovers: TakeoverStats;
+  /** Tells the network that the guest is here now. */
+  readonly announce: () => void;
 }
 
 /** What a VM goes on from that was chosen before it began. */
@@ -82,7 +84,7 @@ export async function boot(vm: BeginningVm, signal?: AbortSignal): Promise<void>
 /** Until now it acted on another host, and its shadow was kept here. */
 async function become(
   vm: BeginningVm,
-  { session, instances, from, reason, trace, ...times }: PromisedShadow,
+  { session, instances, from, reason, trace, claimed: _, ...times }: PromisedShadow,
 ): Promise<void> {
   const { clock, failpoints } = vm.options;
   let reply: FirstReply | undefined;
@@ -94,6 +96,7 @@ async function become(
   };
   await promoteShadow(session, { ...{ links: vm.links(), failpoints, trace, onActs } });
   const runsAtMs = clock.nowMs();
+  vm.announce();
   const taken = vm.takeovers.add({ ...times, runsAtMs });
   vm.remains.keep({ primary: undefined, session, trace });
   vm.makePrimary(session.standby);

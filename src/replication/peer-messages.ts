@@ -114,6 +114,11 @@ const wordsSchema = z.discriminatedUnion('kind', [
   z.object({ kind: z.literal('held'), epoch: count }),
   /** It is on record who may take over, and under which token the primary acts. */
   z.object({ kind: z.literal('in-sync'), token: count }),
+  /** Addresses that the guest of each nic has claimed, to be announced by whoever acts. */
+  z.object({
+    kind: z.literal('claimed'),
+    links: z.record(z.string(), z.array(z.string().regex(/^(?:[0-9a-f]{8}|[0-9a-f]{32})$/)).max(32)),
+  }),
   /** The primary is dead, by its keeper's own hand or word: act, under this token. */
   z.object({ kind: z.literal('take-over'), token: count, reason: z.string(), trace: z.string().optional() }),
   z.object({ kind: z.literal('acts'), token: count, tookMs: z.number() }),

@@ -30,10 +30,6 @@ export function newPulseKey(): Buffer {
   return randomBytes(KEY_BYTES);
 }
 
-export function isPulseKey(key: Uint8Array): boolean {
-  return key.length === KEY_BYTES;
-}
-
 export function encodePulse(pulse: Pulse, { key, side }: { key: Uint8Array; side: PulseSide }): Buffer {
   const datagram = Buffer.alloc(PULSE_BYTES);
   datagram.writeUInt32LE(MAGIC, 0);
