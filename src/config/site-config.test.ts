@@ -23,6 +23,7 @@ describe('the configuration of a site', () => {
       },
       labels: { rack: 'r1' },
       peerTimeoutMs: 1000,
+      peerTimeoutMinMs: 300,
     });
   });
 
@@ -36,6 +37,11 @@ describe('the configuration of a site', () => {
     ['listen: 10.0.0.1:7946', 'listen: 10.0.0.1', /site\.yaml:2: listen: expected address and port/],
     ['listen: 10.0.0.1:7946', 'listen: [10.0.0.1:7946, 10.1.0.1:7947]', /listen: has several ports/],
     ['b: 10.0.0.2:7946', 'b: [10.0.0.2:7946, nowhere]', /hosts\.b\[1\]: expected address and port/],
+    [
+      'peerTimeoutMinMs: 300',
+      'peerTimeoutMinMs: 2000',
+      /peerTimeoutMinMs: is longer than peerTimeoutMs \(1000\)/,
+    ],
     ['b: 10.0.0.2:7946', 'b: []', /hosts\.b: expected 1 or more/],
     ['listen: 10.0.0.1:7946', 'listen: 10.0.0.1:70000', /expected a port from 1 to 65535/],
     ['https://10.0.0.1:2379', 'http://10.0.0.1:2379', /endpoints/],

@@ -54,8 +54,15 @@ const siteConfigSchema = z
       .record(z.string().regex(/^[a-z][a-z0-9-]{0,39}$/, 'no name of a label'), z.string().max(64))
       .optional(),
     peerTimeoutMs: z.int().min(500).max(60_000).default(1000),
+    peerTimeoutMinMs: z.int().min(100).max(60_000).default(300),
   })
-  .superRefine(({ host, hosts, listen }, context) => {
+  .superRefine(({ host, hosts, listen, peerTimeoutMs, peerTimeoutMinMs }, context) => {
+    if (peerTimeoutMinMs > peerTimeoutMs)
+      context.addIssue({
+        code: 'custom',
+        path: ['peerTimeoutMinMs'],
+        message: `is longer than peerTimeoutMs (${peerTimeoutMs})`,
+      });
     const ports = new Set(listen.map((one) => one.slice(one.lastIndexOf(':'))));
     if (ports.size > 1)
       context.addIssue({
@@ -99,7 +106,8 @@ lease:                              # where it is on record who acts as which VM
     key: pki/a.key
   holdSeconds: 10                   # a VM without a shadow stands still when etcd is away for longer
 labels: {rack: r1}                  # what may fail together with this host; by default none
-peerTimeoutMs: 1000                 # a host that was not heard for so long is taken for lost
+peerTimeoutMs: 1000                 # a host that was not heard for so long is taken for lost in any case
+peerTimeoutMinMs: 300               # and for so long at the earliest; between the two it depends on how steady it was
 `;
 
 const DEFAULT_PATH = '/etc/understudy/site.yaml';

@@ -11,6 +11,7 @@ import type { PeerLink } from '../replication/peer-link.ts';
 import type { Resumed } from '../wire/lasting-link.ts';
 import type { ActingRight } from './acting-right.ts';
 import type { ClaimedByLink } from './guest-links.ts';
+import type { SilenceBounds } from './peer-pulse.ts';
 import type { ShadowPlaces } from './shadow-places.ts';
 import type { ShadowSession } from './shadow-session.ts';
 import type { TakeoverTimes } from './takeover-stats.ts';
@@ -59,8 +60,8 @@ export interface RemoteSite {
   readonly keepsRelics: () => Promise<boolean>;
   /** A link to the keeper of a new shadow, on whichever host takes one. @throws KeeperError KEEPER_PEER_LOST, … */
   readonly connect: (options: ConnectOptions) => Promise<ConnectedPeer>;
-  /** The other host is taken for lost at the latest when nothing was heard of it for so long. */
-  readonly silenceMaxMs: number;
+  /** For how long the other host may not be heard until it is taken for lost. */
+  readonly silenceMs: SilenceBounds;
 }
 
 export interface ConnectOptions {

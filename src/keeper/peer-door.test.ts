@@ -27,7 +27,15 @@ async function sites(): Promise<{ a: SiteConfig; b: (port: number) => SiteConfig
       ca: join(folder, 'ca.crt'),
     };
     const lease = { holdSeconds: 10, etcd: { endpoints: [], ...files } };
-    return { host, listen: ['127.0.0.1:1'], ...files, hosts, lease, peerTimeoutMs: 5000 };
+    return {
+      host,
+      listen: ['127.0.0.1:1'],
+      ...files,
+      hosts,
+      lease,
+      peerTimeoutMs: 5000,
+      peerTimeoutMinMs: 1000,
+    };
   };
   return { a: siteOf('a', { b: ['127.0.0.1:1'] }), b: (port) => siteOf('b', { a: [`127.0.0.1:${port}`] }) };
 }

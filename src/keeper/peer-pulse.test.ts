@@ -8,6 +8,7 @@ import { PeerPulse } from './peer-pulse.ts';
 
 const LOCAL = '127.0.0.1';
 /** Long enough for a busy machine. */
+const SILENCE_MIN_MS = 500;
 const SILENCE_MAX_MS = 2000;
 
 /** One path: passes datagrams on in both directions, until it is cut. */
@@ -89,7 +90,7 @@ afterEach(() => owned.dispose());
 async function pair() {
   const key = newPulseKey();
   const [a, b] = [new Side(), new Side()];
-  const shared = { key, clock, silenceMaxMs: SILENCE_MAX_MS };
+  const shared = { key, clock, silenceMs: { min: SILENCE_MIN_MS, max: SILENCE_MAX_MS } };
   const shadow = owned.use(
     await PeerPulse.listen([LOCAL, LOCAL], { ...shared, side: 'shadow', onEffect: b.onEffect }),
   );

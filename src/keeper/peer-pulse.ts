@@ -22,12 +22,17 @@ export interface Address {
   readonly port: number;
 }
 
+export interface SilenceBounds {
+  readonly min: number;
+  readonly max: number;
+}
+
 export interface PulseOptions {
   /** Known to both ends of one link and nobody else. */
   readonly key: Uint8Array;
   readonly side: PulseSide;
-  /** A path is lost at the latest after so long, however unsteady it was. */
-  readonly silenceMaxMs: number;
+  /** A path is lost at the earliest after so long, however steady it was, and at the latest. */
+  readonly silenceMs: SilenceBounds;
   readonly clock: Clock;
   readonly onEffect: (effect: HeartbeatEffect) => void;
 }
@@ -66,7 +71,8 @@ export class PeerPulse implements Disposable {
 
   private constructor(options: PulseOptions) {
     this.#options = options;
-    this.#policy = { ...DEFAULT_HEARTBEAT_POLICY, ceilingMs: options.silenceMaxMs };
+    const { min: floorMs, max: ceilingMs } = options.silenceMs;
+    this.#policy = { ...DEFAULT_HEARTBEAT_POLICY, floorMs, ceilingMs };
     this.#state = initialHeartbeat(this.#policy);
     this.#run = options.clock.wallMs();
   }

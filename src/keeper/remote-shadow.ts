@@ -16,7 +16,7 @@ import type { ActingRight } from './acting-right.ts';
 import { SPARE_SLOTS } from './admission.ts';
 import type { ClaimedByLink } from './guest-links.ts';
 import type { Instance } from './instance.ts';
-import { PeerPulse } from './peer-pulse.ts';
+import { PeerPulse, type SilenceBounds } from './peer-pulse.ts';
 import { peerLost, superseded } from './refusals.ts';
 import { RemoteErrands } from './remote-errands.ts';
 import { type FillingOptions, RemoteFilling } from './remote-filling.ts';
@@ -39,8 +39,8 @@ export interface RemoteShadowOptions {
   /** All ways to the other host, and which of them the link takes. */
   readonly addresses: readonly string[];
   readonly path: () => number;
-  /** It is lost at the latest when nothing was heard on any of them for so long. */
-  readonly silenceMaxMs: number;
+  /** For how long nothing may be heard on any of them. */
+  readonly silenceMs: SilenceBounds;
   readonly right: ActingRight;
   readonly memoryBytes: number;
   readonly epochsInFlightMax: number;
@@ -300,13 +300,13 @@ export class RemoteShadow implements Shadow {
 
   /** Heartbeats in both directions, on all paths. A path that is silent for a while is no loss of the other host. */
   async #listenForLife(ports: readonly number[]): Promise<void> {
-    const { addresses, hello, silenceMaxMs, clock, host, path, publish } = this.#options;
+    const { addresses, hello, silenceMs, clock, host, path, publish } = this.#options;
     const targets = addresses.map((address, index) => ({
       host: address,
       port: ports[index] ?? ports[0] ?? 0,
     }));
     this.#pulse = await PeerPulse.dial(targets, {
-      ...{ key: Buffer.from(hello.pulseKey, 'hex'), side: 'primary', silenceMaxMs, clock },
+      ...{ key: Buffer.from(hello.pulseKey, 'hex'), side: 'primary', silenceMs, clock },
       onEffect: (effect) => {
         if (effect.kind === 'peer-lost')
           this.#lose(peerLost(host, `nothing was heard for ${Math.round(effect.silentMs)} ms`));

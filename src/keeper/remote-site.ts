@@ -21,6 +21,7 @@ import { digestFiles } from './file-digests.ts';
 import type { ConnectedPeer, ConnectOptions, RemoteSite } from './keeper-options.ts';
 import { dialLasting } from './lasting-peer.ts';
 import { dialPeer, hostsOf, portOf, SecurePeerLink } from './peer-door.ts';
+import type { SilenceBounds } from './peer-pulse.ts';
 import { isGone, openPresence } from './presence.ts';
 import { RecordedRight, type RightOptions } from './recorded-right.ts';
 import { isSuperseded, peerLost } from './refusals.ts';
@@ -148,6 +149,11 @@ function holdTtlMs({ lease }: SiteConfig): number {
   return lease.holdSeconds * 1000;
 }
 
+/** For how long the other host may not be heard. */
+export function silenceOf({ peerTimeoutMinMs: min, peerTimeoutMs: max }: SiteConfig): SilenceBounds {
+  return { min, max };
+}
+
 interface SitedVm extends Pick<SiteOptions, 'spec' | 'clock' | 'failpoints'> {
   readonly right: ActingRight;
   readonly given: GivenSpec;
@@ -160,7 +166,7 @@ export function remoteSite(site: SiteConfig, vm: SitedVm): RemoteSite {
   const { right, given, files } = vm;
   const places = placesOf(site, vm);
   return {
-    ...{ right, given, files, places, silenceMaxMs: site.peerTimeoutMs },
+    ...{ right, given, files, places, silenceMs: silenceOf(site) },
     // Where nobody would sweep it away nothing is left.
     keepsRelics: async () => {
       const port = portOf(site);

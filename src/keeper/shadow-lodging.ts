@@ -22,7 +22,7 @@ import type { KeeperOptions, PromisedShadow } from './keeper-options.ts';
 import { hostsOf } from './peer-door.ts';
 import { PeerPulse } from './peer-pulse.ts';
 import { RecordedRight, type RightOptions, type TakenOver } from './recorded-right.ts';
-import { leaveSite, remoteSite, rightOptions } from './remote-site.ts';
+import { leaveSite, remoteSite, rightOptions, silenceOf } from './remote-site.ts';
 import { ShadowControl } from './shadow-control.ts';
 import { ShadowErrands } from './shadow-errands.ts';
 import { type AskedShadow, checkTwin } from './shadow-hello.ts';
@@ -104,7 +104,7 @@ export class ShadowLodging implements AsyncDisposable {
     let shadow: ShadowKeeper | undefined;
     const pulse = await PeerPulse.listen(hostsOf(this.#site.listen), {
       ...{ key: Buffer.from(hello.pulseKey, 'hex'), side: 'shadow', clock: this.#clock },
-      silenceMaxMs: this.#site.peerTimeoutMs,
+      silenceMs: silenceOf(this.#site),
       onEffect: (effect) => {
         if (effect.kind === 'peer-lost') shadow?.fallSilent(effect.silentMs);
         else log.info(effect.kind, { ...effect });

@@ -67,7 +67,7 @@ export async function openRemoteShadow(
   shadow = await RemoteShadow.open(
     {
       ...{ ...options, link, host, right, memoryBytes: spec.memoryBytes },
-      ...{ addresses, path, silenceMaxMs: remote.silenceMaxMs },
+      ...{ addresses, path, silenceMs: remote.silenceMs },
       onUnwelcome: () => places.avoid(host),
       epochsInFlightMax: spec.shadow.epochsInFlightMax,
       directory: join(memoryDirectory, `outgoing-${copy}`),

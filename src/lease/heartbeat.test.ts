@@ -1,15 +1,17 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import {
+  DEFAULT_HEARTBEAT_POLICY,
   type HeartbeatEffect,
   type HeartbeatEvent,
   type HeartbeatPolicy,
   type HeartbeatState,
   initialHeartbeat,
-  DEFAULT_HEARTBEAT_POLICY as policy,
   silenceMaxMs,
   stepHeartbeat,
 } from './heartbeat.ts';
+
+const policy: HeartbeatPolicy = { ...DEFAULT_HEARTBEAT_POLICY, floorMs: 100, ceilingMs: 500 };
 
 /** A host that listens, and a peer that is heard on paths. */
 class Listener {

@@ -34,9 +34,9 @@ export interface HeartbeatPolicy {
 /** For a heartbeat every 20 ms. */
 export const DEFAULT_HEARTBEAT_POLICY: HeartbeatPolicy = {
   tickEveryMs: 20,
-  floorMs: 100,
+  floorMs: 300,
   learnCount: 50,
-  ceilingMs: 500,
+  ceilingMs: 1000,
   deviations: 6,
   peakFactor: 1.25,
   peakDecay: 0.9985,

@@ -448,7 +448,7 @@ export class TwoHosts implements AsyncDisposable {
         hosts: { [other]: HOSTS[other].peers.map((address) => `${address}:${PORT}`) },
         lease: { etcd: { endpoints: [ETCD] }, holdSeconds: 3 },
         // A busy machine is silent for longer than an idle one.
-        peerTimeoutMs: 2000,
+        ...{ peerTimeoutMs: 2000, peerTimeoutMinMs: 1000 },
         ...this.#options.site,
       };
       writeFileSync(this.sitePath(name), stringify(site));
