@@ -23,6 +23,7 @@ export function statusText(vm: VmStatus): string {
     ['primary', primaryText(vm)],
     ['shadow', shadowText(shadow)],
   ];
+  for (const path of vm.paths ?? []) rows.push(['path', pathText(path)]);
   if (vm.lease !== undefined) rows.push(['right to act', leaseText(vm.lease)]);
   for (const { host, why } of vm.placement?.candidates ?? []) rows.push(['candidate', `${host}: ${why}`]);
   if (epochs.commits > 0) {
@@ -66,6 +67,11 @@ function shadowText(shadow: VmStatus['shadow']): string {
   if (shadow === null) return 'none';
   const copied = shadow.copiedShare < 1 ? `, ${Math.floor(100 * shadow.copiedShare)} % copied` : '';
   return `${shadow.host === undefined ? `process ${shadow.pid}` : `on ${shadow.host}`}${copied}${sentText(shadow)}`;
+}
+
+function pathText({ address, state, rttMs, lost }: NonNullable<VmStatus['paths']>[number]): string {
+  if (state !== 'heard') return `${address}: ${state === 'lost' ? 'not heard any more' : 'never heard'}`;
+  return `${address}: round trip ${rttMs.p50.toFixed(1)} ms, ${lost} heartbeats lost`;
 }
 
 function leaseText({ awayMs, token, mode, endsInMs }: NonNullable<VmStatus['lease']>): string {

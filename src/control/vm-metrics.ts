@@ -77,6 +77,20 @@ export const vmMetricsSchema = z.object({
   detectMs: measuredSchema.optional(),
   fenceMs: measuredSchema.optional(),
   replyMs: measuredSchema.optional(),
+  /** Ways to the other host. */
+  paths: z
+    .array(
+      z.object({
+        address: z.string().max(256),
+        isHeard: z.boolean(),
+        rttMs: amount,
+        jitterMs: amount.nullable(),
+        received: count,
+        lost: count,
+      }),
+    )
+    .max(8)
+    .optional(),
   /** Of a VM of several hosts. */
   lease: z.object({ awayMs: amount.nullable(), endsInMs: amount.nullable() }).optional(),
   /** Those that it takes by itself; left out by one that takes none, and by keepers of older releases. */

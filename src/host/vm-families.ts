@@ -262,7 +262,44 @@ const HISTOGRAMS: readonly HistogramRow[] = [
   },
 ];
 
-/** What is said of single VMs. The only label that grows with them is `vm`; one that is forgotten is gone from here too. */
+type PathOf = NonNullable<VmMetrics['paths']>[number];
+
+/** One value for each way to the other host of a VM and its shadow. */
+const PATHS: readonly (Pick<ValueRow, 'name' | 'type' | 'help'> & { of: (path: PathOf) => number | null })[] =
+  [
+    {
+      name: 'understudy_vm_peer_path_up',
+      type: 'gauge',
+      help: '1 for a path on which the other host is heard, else 0.',
+      of: ({ isHeard }) => (isHeard ? 1 : 0),
+    },
+    {
+      name: 'understudy_vm_peer_path_rtt_seconds',
+      type: 'gauge',
+      help: 'Median round trip of the last heartbeats on it.',
+      of: ({ rttMs }) => seconds(rttMs),
+    },
+    {
+      name: 'understudy_vm_peer_path_jitter_seconds',
+      type: 'gauge',
+      help: 'Mean deviation of the gaps between them.',
+      of: ({ jitterMs }) => seconds(jitterMs),
+    },
+    {
+      name: 'understudy_vm_peer_path_heartbeats_total',
+      type: 'counter',
+      help: 'Heartbeats that arrived, since the connection began.',
+      of: ({ received }) => received,
+    },
+    {
+      name: 'understudy_vm_peer_path_heartbeats_lost_total',
+      type: 'counter',
+      help: 'Heartbeats that did not, or too late.',
+      of: ({ lost }) => lost,
+    },
+  ];
+
+/** What is said of single VMs. The only labels that grow with them are `vm` and, for those of several hosts, `path`; one that is forgotten is gone from here too. */
 export function vmFamilies(vms: readonly CountedVm[], figures: KeeperFigures): MetricFamily[] {
   const answered = vms.flatMap(({ name }) => {
     const metrics = figures.get(name);
@@ -298,7 +335,16 @@ export function vmFamilies(vms: readonly CountedVm[], figures: KeeperFigures): M
     });
     return { name, type: 'histogram', help, series };
   });
-  return [up, phase, ...values, ...histograms];
+  const paths = PATHS.map(({ of, ...family }): MetricFamily => {
+    const series = answered.flatMap(({ labels, metrics }) =>
+      (metrics.paths ?? []).flatMap((path) => {
+        const value = of(path);
+        return value === null ? [] : [{ labels: { ...labels, path: path.address }, value }];
+      }),
+    );
+    return { ...family, series };
+  });
+  return [up, phase, ...values, ...paths, ...histograms];
 }
 
 function seconds(ms: number | null | undefined): number | null {

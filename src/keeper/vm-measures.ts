@@ -33,8 +33,18 @@ export function measureVm({ spec, state, shadow, epochs, ...vm }: KnownVm): VmMe
     detectMs: measured(vm.takeovers.detectMs),
     fenceMs: measured(vm.takeovers.fenceMs),
     replyMs: measured(vm.takeovers.replyMs),
+    ...pathsOf(vm.paths ?? shadow?.describe().paths),
     ...(vm.right !== undefined && { lease: leaseOf(vm.right) }),
     ...(vm.snapshots !== undefined && { snapshots: vm.snapshots }),
+  };
+}
+
+function pathsOf(paths: KnownVm['paths']): Pick<VmMetrics, 'paths'> {
+  if (paths === undefined) return {};
+  return {
+    paths: paths.map(({ address, state, rttMs, jitterMs, received, lost }) => ({
+      ...{ address, isHeard: state === 'heard', rttMs: rttMs.p50, jitterMs, received, lost },
+    })),
   };
 }
 

@@ -39,6 +39,7 @@ const metrics: VmMetrics = {
   ...{ detectMs: measured, fenceMs: measured, replyMs: measured },
   lease: { awayMs: 0, endsInMs: 1 },
   snapshots: { taken: 1, failed: 1, skipped: 1, ageMs: 1 },
+  paths: [{ address: '10.0.0.2', isHeard: true, rttMs: 1, jitterMs: 1, received: 1, lost: 1 }],
 };
 
 async function exposedFamilies(): Promise<Families> {
