@@ -1,4 +1,4 @@
-import { lchownSync, renameSync, rmSync, statSync, utimesSync } from 'node:fs';
+import { existsSync, lchownSync, lstatSync, renameSync, rmSync, utimesSync } from 'node:fs';
 import { join } from 'node:path';
 import { errnoNameOf } from '../linux/linux-error.ts';
 import { entriesOf, makeOwnDirectory, removeIfEmpty } from './own-directory.ts';
@@ -26,6 +26,17 @@ function relicPath(vm: string): string {
   return join(relicDirectory(), `${vm}${SUFFIX}`);
 }
 
+/** Where all may make directories, one of that name may be somebody else's, with links in it: it is left alone then. */
+function isOurs(): boolean {
+  try {
+    if (!existsSync(relicDirectory())) return false;
+    makeOwnDirectory(relicDirectory(), { othersMayPass: false });
+    return true;
+  } catch {
+    return false;
+  }
+}
+
 /** Puts memory aside whose QEMU is dead, in the place of what was put aside before. False where it cannot be. */
 export function keepRelic(vm: string, memoryPath: string): boolean {
   try {
@@ -46,10 +57,11 @@ export function keepRelic(vm: string, memoryPath: string): boolean {
  * of it then.
  */
 export function takeRelic(vm: string, { to, memoryBytes }: { to: string; memoryBytes: number }): boolean {
+  if (!isOurs()) return false;
   try {
-    const { size } = statSync(relicPath(vm));
+    const found = lstatSync(relicPath(vm));
     const isOpen = processesMapping(relicDirectory()).length > 0;
-    if (size === memoryBytes && !isOpen) {
+    if (found.isFile() && found.size === memoryBytes && !isOpen) {
       renameSync(relicPath(vm), to);
       return true;
     }
@@ -62,11 +74,13 @@ export function takeRelic(vm: string, { to, memoryBytes }: { to: string; memoryB
 
 /** The VM goes on without it, or not at all. */
 export function dropRelic(vm: string): void {
+  if (!isOurs()) return;
   rmSync(relicPath(vm), { force: true });
   removeIfEmpty(relicDirectory());
 }
 
 export function listRelics(nowMs = Date.now()): Relic[] {
+  if (!isOurs()) return [];
   return entriesOf(relicDirectory())
     .filter((name) => name.endsWith(SUFFIX))
     .flatMap((name) => {
@@ -92,7 +106,7 @@ export async function sweepRelics(isOver: (vm: string) => Promise<boolean>): Pro
 
 function ageOf(path: string, nowMs: number): number | undefined {
   try {
-    return Math.max(0, nowMs - statSync(path).mtimeMs);
+    return Math.max(0, nowMs - lstatSync(path).mtimeMs);
   } catch (thrown) {
     if (errnoNameOf(thrown) === 'ENOENT') return undefined;
     throw thrown;

@@ -36,7 +36,12 @@ describe('a process that shows that it lives', () => {
     expect(await isGone({ ...at, hosts: [NOBODY, '127.0.0.2'] }, signal)).toBe(true);
   });
 
-  it('is not taken for gone when nobody answers', async () => {
+  it('is not taken for gone when nobody answers, or no answer came in time', async () => {
     expect(await isGone({ hosts: [NOBODY], port: 9 }, AbortSignal.timeout(200))).toBe(false);
+    const { child, at } = await startProcess();
+    const ended = once(child, 'exit');
+    child.kill('SIGKILL');
+    await ended;
+    expect(await isGone(at, AbortSignal.abort())).toBe(false);
   });
 });

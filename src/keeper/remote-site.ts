@@ -167,11 +167,7 @@ export function remoteSite(site: SiteConfig, vm: SitedVm): RemoteSite {
   const places = placesOf(site, vm);
   return {
     ...{ right, given, files, places, silenceMs: silenceOf(site) },
-    // Where nobody would sweep it away nothing is left.
-    keepsRelics: async () => {
-      const port = portOf(site);
-      return !(await isGone({ hosts: hostsOf(site.listen), port }, AbortSignal.timeout(LOOK_DEADLINE_MS)));
-    },
+    keepsRelics: () => keepsRelics(site),
     connect: async (options) => {
       const { signal } = options;
       const askPlace = async (host: string) => {
@@ -181,6 +177,12 @@ export function remoteSite(site: SiteConfig, vm: SitedVm): RemoteSite {
       return (await places.find({ askPlace, signal })).place;
     },
   };
+}
+
+/** Where nobody would sweep it away no memory is left behind. */
+export async function keepsRelics(site: SiteConfig): Promise<boolean> {
+  const at = { hosts: hostsOf(site.listen), port: portOf(site) };
+  return !(await isGone(at, AbortSignal.timeout(LOOK_DEADLINE_MS)));
 }
 
 function placesOf(site: SiteConfig, { spec, clock }: SitedVm): ShadowPlaces {

@@ -22,7 +22,7 @@ import type { KeeperOptions, PromisedShadow } from './keeper-options.ts';
 import { hostsOf } from './peer-door.ts';
 import { PeerPulse } from './peer-pulse.ts';
 import { RecordedRight, type RightOptions, type TakenOver } from './recorded-right.ts';
-import { leaveSite, remoteSite, rightOptions, silenceOf } from './remote-site.ts';
+import { keepsRelics, leaveSite, remoteSite, rightOptions, silenceOf } from './remote-site.ts';
 import { ShadowControl } from './shadow-control.ts';
 import { ShadowErrands } from './shadow-errands.ts';
 import { type AskedShadow, checkTwin } from './shadow-hello.ts';
@@ -133,7 +133,7 @@ export class ShadowLodging implements AsyncDisposable {
   /** What is here is the past, and good for the next shadow to begin with. */
   async #leaveRelic({ standby }: ShadowSession): Promise<void> {
     await standby.kill();
-    keepRelic(this.#asked.spec.name, standby.memory.path);
+    if (await keepsRelics(this.#site)) keepRelic(this.#asked.spec.name, standby.memory.path);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

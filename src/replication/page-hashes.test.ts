@@ -10,7 +10,8 @@ import type { DirtyLog } from '../memory/dirty-log.ts';
 import { GuestMemory } from '../memory/guest-memory.ts';
 import { mergeRuns, type PageRun, piecesOf } from '../memory/page-runs.ts';
 import { copyWhileRunning } from './full-copy.ts';
-import { differingRuns, hashesOf, hashPages, makeSecret, PageHashes } from './page-hashes.ts';
+import { differingRuns, HASH_BYTES, hashesOf, hashPages, makeSecret, PageHashes } from './page-hashes.ts';
+import { decodeHashes, encodeHashes } from './peer-messages.ts';
 
 const PAGES = 700;
 const SIGNAL = new AbortController().signal;
@@ -155,6 +156,14 @@ describe('older memory of a VM that is brought up to date by what differs', () =
         theirs.note({ firstPage: 5, pageCount: 1 }, hashPages(pageOf(from, 5), secret)),
     });
     expect(differences()).toEqual([5]);
+  });
+
+  it('is not compared with hashes of pages that it does not have', () => {
+    const hashes = Buffer.alloc(2 * HASH_BYTES);
+    const message = (firstPage: number, pageCount: number) => encodeHashes({ firstPage, pageCount }, hashes);
+    expect(decodeHashes(message(PAGES - 2, 2), PAGES).piece).toEqual({ firstPage: PAGES - 2, pageCount: 2 });
+    for (const wrong of [message(PAGES - 1, 2), message(0, 1), message(0, 3), message(0, 0), Buffer.alloc(3)])
+      expect(() => decodeHashes(wrong, PAGES)).toThrow('the other host sent hashes');
   });
 
   it('is hashed in another way each time', () => {

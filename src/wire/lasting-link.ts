@@ -116,6 +116,11 @@ export class LastingLink {
     this.#life = initialLinkLife(this.#take(link));
   }
 
+  /** What would be sent again if the connection broke now. */
+  get keptBytes(): number {
+    return this.#log.bytes;
+  }
+
   /** See SecureLink. The handler must not wait for a `send` of its own. What it throws ends the link. */
   deliver(handler: Handler): void {
     this.#handler.resolve(handler);

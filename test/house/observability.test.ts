@@ -29,7 +29,7 @@ const metrics: VmMetrics = {
     ...{ pauseShare: 0.1, pauseShareMax: 0.3 },
   },
   shadowEnabled: true,
-  shadow: { copiedShare: 1, lagMs: 1 },
+  shadow: { copiedShare: 1, lagMs: 1, reconnects: 1, savedBytes: 1 },
   clock: { errorMs: 1, answeredAgoMs: 1, corrections: 1 },
   links: {
     ...{ heldItems: 1, heldBytes: 1, loggedItems: 1, loggedBytes: 1, releasedItems: 1 },
