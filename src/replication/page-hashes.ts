@@ -19,10 +19,6 @@ export function makeSecret(): Buffer {
   return randomBytes(SECRET_BYTES);
 }
 
-export function isSecret(bytes: Uint8Array): boolean {
-  return bytes.length === SECRET_BYTES;
-}
-
 /** Hashes of pages that lie one after the other. */
 export function hashPages(pages: Uint8Array, secret: Uint8Array): Buffer {
   const hashes = Buffer.alloc((pages.length / PAGE_BYTES) * HASH_BYTES);
