@@ -66,7 +66,7 @@ function diskText({ path, format, readOnly }: VmStatus['disks'][number]): string
 function shadowText(shadow: VmStatus['shadow']): string {
   if (shadow === null) return 'none';
   const copied = shadow.copiedShare < 1 ? `, ${Math.floor(100 * shadow.copiedShare)} % copied` : '';
-  return `${shadow.host === undefined ? `process ${shadow.pid}` : `on ${shadow.host}`}${copied}${sentText(shadow)}`;
+  return `${shadow.host === undefined ? `process ${shadow.pid}` : `on ${shadow.host}`}${copied}${sentText(shadow)}${sparedText(shadow)}`;
 }
 
 function pathText({ address, state, rttMs, lost }: NonNullable<VmStatus['paths']>[number]): string {
@@ -86,6 +86,13 @@ function sentText({ sent }: NonNullable<VmStatus['shadow']>): string {
   if (sent === undefined || sent.dirtyBytes === 0) return '';
   const share = ((100 * sent.wireBytes) / sent.dirtyBytes).toFixed(1);
   return `; ${formatBytes(sent.dirtyBytes)} of pages were sent as ${share} % of that`;
+}
+
+/** What did not have to be copied, and how often. */
+function sparedText({ reconnects = 0, filled }: NonNullable<VmStatus['shadow']>): string {
+  const spared =
+    filled?.kind === 'delta' ? `; began with ${formatBytes(filled.savedBytes)} that were there` : '';
+  return reconnects === 0 ? spared : `${spared}; connected again ${reconnects} times`;
 }
 
 function clockText({ errorMs, answeredAgoMs, corrections }: VmStatus['clock']): string {
