@@ -178,6 +178,7 @@ export class EpochRig implements AsyncDisposable {
         dirtyLog: timed(this.primary.dirtyLog, clock, seen),
         links: this.#links.all,
         participants: [],
+        disks: [],
         deviceStatePath: this.primary.paths.deviceState,
         mayContinue: () => true,
         hasPanicked: () => false,

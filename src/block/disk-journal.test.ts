@@ -64,7 +64,10 @@ async function story(log: PowerLog, options: { first: number; count: number; see
       states.set(entry.epoch, state);
     }
     const last = entries.at(-1)?.epoch ?? 0;
-    const onDurable = () => promises.push({ stepCount: log.steps.length, epoch: last });
+    const onDurable = () => {
+      promises.push({ stepCount: log.steps.length, epoch: last });
+      return undefined;
+    };
     await image.apply(entries, { onDurable });
   }
   return { log, states, promises };

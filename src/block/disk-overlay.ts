@@ -12,8 +12,8 @@ export interface Segment {
   /** Undefined: of the epoch that is open. */
   epoch: EpochId | undefined;
   committed: boolean;
-  /** `due`: on its way to the image, or soon; `written`: there for good. */
-  state: 'held' | 'due' | 'written';
+  /** `due`: on its way to the image, or soon; `journaled`: as far as the journal; `written`: there for good. */
+  state: 'held' | 'due' | 'journaled' | 'written';
 }
 
 /** What reads see before the image. Decides nothing about when it is written. */
@@ -85,7 +85,7 @@ export class DiskOverlay {
   /** What is to be written next: the oldest, without a gap. */
   due(): Segment[] {
     const unwritten = this.#segments.filter(({ state }) => state !== 'written');
-    const gap = unwritten.findIndex(({ state }) => state !== 'due');
+    const gap = unwritten.findIndex(({ state }) => state === 'held');
     return gap === -1 ? unwritten : unwritten.slice(0, gap);
   }
 

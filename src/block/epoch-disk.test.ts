@@ -301,7 +301,11 @@ test('a disk whose image cannot be written fails all that follows, and says so o
   const image = await imageOn(log);
   image.device.write = () => Promise.reject(Object.assign(new Error('no space'), { code: 'ENOSPC' }));
   const failures: unknown[] = [];
-  const disk = await diskOn(log, { image, mode: 'alone', onFailed: (failure) => failures.push(failure) });
+  const disk = await diskOn(log, {
+    image,
+    mode: 'asynchronous',
+    onFailed: (failure) => failures.push(failure),
+  });
   await disk.write(0, bytes(BLOCK_BYTES, 1));
   const refused = { code: 'BLOCK_DISK_FAILED' };
   await expect(disk.flush()).rejects.toMatchObject(refused);
@@ -325,4 +329,108 @@ test('tells where it has zeros and holes, and where the image below has them', a
     { lengthBytes: BLOCK_BYTES, hole: true, zero: true },
     { lengthBytes: BLOCK_BYTES, hole: false, zero: false },
   ]);
+});
+
+describe('a disk without a shadow', () => {
+  test('has every write in its image before it is answered, and flushes that', async () => {
+    const log = new PowerLog(NOTHING);
+    const disk = await diskOn(log, { mode: 'alone' });
+    const story = await newStory(log);
+    const steps = fc.sample(fc.array(anyStep, { minLength: 30 }), { numRuns: 1, seed: 7 })[0] ?? [];
+    for (const step of steps) {
+      if (step.do !== 'write' && step.do !== 'zero') continue;
+      const { offset, lengthBytes } = step.place;
+      if (step.do === 'write') await disk.write(offset, bytes(lengthBytes, step.value));
+      else await disk.zero(offset, lengthBytes, { mayPunch: true });
+      story.now.fill(step.value, offset, offset + lengthBytes);
+      expect(log.image.equals(story.now)).toBe(true);
+    }
+    expect(disk.heldBytes).toBe(0);
+    await disk.flush();
+    expect(log.afterPowerLoss(log.steps.length, () => false).image.equals(story.now)).toBe(true);
+  });
+
+  test('takes no part of a block from before a write that is on its way', async () => {
+    const log = new PowerLog(NOTHING);
+    const image = await imageOn(log);
+    const disk = await diskOn(log, { image, mode: 'alone' });
+    const { write } = image.device;
+    const held = Promise.withResolvers<void>();
+    image.device.write = async (...words) => {
+      await held.promise;
+      await write.apply(image.device, words);
+    };
+    const first = disk.write(0, bytes(512, 1));
+    await disk.setMode('in-sync');
+    const second = disk.write(512, bytes(512, 2));
+    await new Promise((resolve) => setImmediate(resolve));
+    held.resolve();
+    await Promise.all([first, second]);
+    disk.seal(epochId(1));
+    disk.commit(epochId(1));
+    await disk.durable(epochId(1));
+    expect([log.image[511], log.image[512], log.image[1024]]).toEqual([1, 2, 0]);
+  });
+});
+
+describe('a disk whose shadow is lost', () => {
+  /** Epoch 1 is committed, epoch 2 sealed, a part of epoch 3 written; all of it is kept. */
+  async function leaving(log: PowerLog): Promise<EpochDisk> {
+    const disk = await diskOn(log);
+    for (const epoch of [1, 2]) {
+      await disk.write(0, bytes(BLOCK_BYTES, epoch));
+      disk.seal(epochId(epoch));
+    }
+    disk.commit(epochId(1));
+    await disk.write(BLOCK_BYTES, bytes(BLOCK_BYTES, 3));
+    await disk.keepAll();
+    return disk;
+  }
+
+  /** By the next keeper, after this one was killed. */
+  async function opened(log: PowerLog, upTo?: number): Promise<PowerLog> {
+    const next = new PowerLog(log.afterPowerLoss(log.steps.length, () => true));
+    const upToEpoch = upTo === undefined ? undefined : epochId(upTo);
+    await JournaledImage.open({ device: next.device(), journal: next.journalFile(), upTo: upToEpoch });
+    return next;
+  }
+
+  test('keeps what no epoch holds apart: the next keeper has it, or has the last epoch', async () => {
+    const log = new PowerLog(NOTHING);
+    const disk = await leaving(log);
+    expect([log.image[0], log.image[BLOCK_BYTES]]).toEqual([1, 0]);
+    const alone = await opened(log);
+    expect([alone.image[0], alone.image[BLOCK_BYTES]]).toEqual([2, 3]);
+    const shadow = await opened(log, 1);
+    expect([shadow.image[0], shadow.image[BLOCK_BYTES]]).toEqual([1, 0]);
+    await disk.setMode('alone');
+    expect([log.image[0], log.image[BLOCK_BYTES]]).toEqual([2, 3]);
+    await expect(opened(log, 1)).rejects.toMatchObject({ code: 'BLOCK_ROLLBACK_TOO_LATE' });
+  });
+
+  test('answers no write while it is left', async () => {
+    const log = new PowerLog(NOTHING);
+    const disk = await leaving(log);
+    let isAnswered = false;
+    const write = disk.write(0, bytes(BLOCK_BYTES, 9)).then(() => {
+      isAnswered = true;
+    });
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    expect(isAnswered).toBe(false);
+    await disk.setMode('alone');
+    await write;
+    expect(log.image[0]).toBe(9);
+  });
+
+  test('goes back to its last epoch as well, if it has to after all', async () => {
+    const log = new PowerLog(NOTHING);
+    const disk = await leaving(log);
+    await disk.withdraw();
+    disk.rollBack(epochId(2));
+    await disk.setMode('alone');
+    expect((await contentOf(disk)).equals(log.image)).toBe(true);
+    expect([log.image[0], log.image[BLOCK_BYTES]]).toEqual([1, 0]);
+    const next = await opened(log);
+    expect([next.image[0], next.image[BLOCK_BYTES]]).toEqual([1, 0]);
+  });
 });

@@ -1,8 +1,7 @@
 import { assert } from '../base/assert.ts';
 import { ConditionWaiters } from '../base/condition-waiters.ts';
-import { messageOf } from '../base/errors.ts';
 import { MIB } from '../base/units.ts';
-import { type EpochId, NO_EPOCH } from '../epoch/epoch-id.ts';
+import { type EpochId, epochId, NO_EPOCH, nextEpoch } from '../epoch/epoch-id.ts';
 import type { EpochParticipant } from '../epoch/participant.ts';
 import {
   appendExtent,
@@ -11,16 +10,19 @@ import {
   type WriteOptions,
   type ZeroOptions,
 } from './block-device.ts';
-import { BlockError } from './block-error.ts';
+import type { BlockError } from './block-error.ts';
+import { diskClosed, diskFailed } from './disk-failures.ts';
 import { DiskOverlay, merged, type Segment } from './disk-overlay.ts';
+import { type Aligned, aligned, copyContent, extentOf, ownMemory } from './disk-range.ts';
 import type { DiskWrite } from './disk-write.ts';
 import type { JournalEntry } from './journal-entry.ts';
-import type { JournaledImage } from './journaled-image.ts';
-import { BLOCK_BYTES, type BlockContent } from './write-set.ts';
+import { type JournaledImage, rollbackTooLate } from './journaled-image.ts';
+import { BLOCK_BYTES } from './write-set.ts';
 
 /**
  * `in-sync`: all output waits for the shadow, so that nobody can see that a flush was answered before its epoch was
- * committed; it is answered at once. `asynchronous`, `alone`: what the guest is told is durable is in the image.
+ * committed; it is answered at once. `asynchronous`: what the guest is told is durable is in the image. `alone`: what it is told is written
+ * is, so that it survives this process.
  */
 export type DiskMode = 'in-sync' | 'asynchronous' | 'alone';
 
@@ -60,13 +62,21 @@ export class EpochDisk implements BlockDevice, EpochParticipant, AsyncDisposable
   readonly #changes = new ConditionWaiters();
   #mode: DiskMode;
   #committed: EpochId = NO_EPOCH;
+  #sealed: EpochId = NO_EPOCH;
+  #kept: EpochId = NO_EPOCH;
   #durable: EpochId = NO_EPOCH;
+  /** No shadow is in sync any more, or will not be: what was not committed waits in the journal to be let into the image. */
+  #leaving: { readonly mayWrite: PromiseWithResolvers<boolean>; readonly epoch: EpochId } | undefined;
+  /** Writes on their way to the image, and into the overlay. */
+  #passing = 0;
+  #composing = 0;
   #lettingThrough = false;
   /** Counts how often something left the overlay for the image. */
   #retirements = 0;
   #writing: Promise<void> | undefined;
   #failure: BlockError | undefined;
   #closed = false;
+  #onWritten: ((offset: number, lengthBytes: number) => void) | undefined;
 
   constructor(options: EpochDiskOptions) {
     assert(options.heldBytesMax <= HELD_BYTES_LIMIT, 'the table of held blocks has room for that');
@@ -112,36 +122,46 @@ export class EpochDisk implements BlockDevice, EpochParticipant, AsyncDisposable
   }
 
   async write(offset: number, bytes: Uint8Array, { fua = false }: WriteOptions = {}): Promise<void> {
-    await this.#room();
+    if (await this.#passesThrough())
+      return await this.#through([offset, bytes.length], (image) => image.write(offset, bytes, { fua }));
+    using composing = this.#compose();
     const parts = aligned(offset, bytes.length, { diskBytes: this.sizeBytes });
     if (parts.count > 0) {
       const start = parts.firstBlock * BLOCK_BYTES - offset;
       const blocks = bytes.subarray(start, start + parts.count * BLOCK_BYTES);
-      this.#overlay.open.put(parts.firstBlock, ownMemory(blocks));
+      this.#put(parts.firstBlock, ownMemory(blocks));
     }
     for (const { at, lengthBytes } of parts.edges) {
       await this.#patch(at, bytes.subarray(at - offset, at - offset + lengthBytes));
     }
-    if (fua) await this.flush();
+    await this.#answerable(composing, { fua });
   }
 
-  async zero(offset: number, lengthBytes: number, { mayPunch, fua = false }: ZeroOptions): Promise<void> {
-    await this.#room();
+  async zero(offset: number, lengthBytes: number, options: ZeroOptions): Promise<void> {
+    if (await this.#passesThrough())
+      return await this.#through([offset, lengthBytes], (image) => image.zero(offset, lengthBytes, options));
+    const { mayPunch, fua = false } = options;
+    using composing = this.#compose();
     const parts = aligned(offset, lengthBytes, { diskBytes: this.sizeBytes });
     await this.#putZeros(parts, { mayPunch });
     for (const edge of parts.edges) await this.#patch(edge.at, new Uint8Array(edge.lengthBytes));
-    if (fua) await this.flush();
+    await this.#answerable(composing, { fua });
   }
 
   /** What is not a whole block keeps its content, as it may. */
-  async trim(offset: number, lengthBytes: number, { fua = false }: WriteOptions = {}): Promise<void> {
+  async trim(offset: number, lengthBytes: number, options: WriteOptions = {}): Promise<void> {
+    if (await this.#passesThrough())
+      return await this.#through([offset, lengthBytes], (image) => image.trim(offset, lengthBytes, options));
+    using composing = this.#compose();
     await this.#putZeros(aligned(offset, lengthBytes, { diskBytes: this.sizeBytes }), { mayPunch: true });
-    if (fua) await this.flush();
+    await this.#answerable(composing, options);
   }
 
   async flush(): Promise<void> {
     this.#refuseFailed();
-    if (this.#mode !== 'in-sync') await this.#writeAll();
+    if (this.#mode === 'in-sync') return;
+    await this.#writeAll();
+    if (this.#mode === 'alone') await this.#base.flush();
   }
 
   async extents(offset: number, lengthBytes: number): Promise<DiskExtent[]> {
@@ -163,6 +183,7 @@ export class EpochDisk implements BlockDevice, EpochParticipant, AsyncDisposable
 
   seal(epoch: EpochId): void {
     this.#overlay.seal(epoch);
+    this.#sealed = epoch;
     this.#lettingThrough = false;
   }
 
@@ -191,34 +212,81 @@ export class EpochDisk implements BlockDevice, EpochParticipant, AsyncDisposable
   }
 
   /**
+   * Undefined, or resolves, when a committed epoch survives the end of this process: when the journal has it.
+   * @throws BlockError BLOCK_DISK_FAILED
+   */
+  kept(epoch: EpochId): Promise<void> | undefined {
+    const isKept = () => this.#kept >= epoch || !this.#overlay.hasUnwrittenUpTo(epoch);
+    if (isKept()) return undefined;
+    return this.#until(isKept);
+  }
+
+  /**
    * Drops this epoch and all that is newer: the VM goes on from an earlier one. Nothing may be connected to the disk.
    * @throws BlockError BLOCK_ROLLBACK_TOO_LATE: the guest had some of it flushed while no shadow was in sync
    */
   rollBack(epoch: EpochId): void {
     assert(epoch > this.#committed, 'what was committed stays');
-    if (!this.#overlay.drop(epoch)) {
-      throw new BlockError(
-        'BLOCK_ROLLBACK_TOO_LATE',
-        `writes since epoch ${epoch} are in the image already`,
-        {
-          hint: 'Use the disk of the other side, or go on with this one as after a loss of power: boot the VM anew.',
-        },
-      );
-    }
+    if (!this.#overlay.drop(epoch)) throw rollbackTooLate(epoch);
+    this.#changes.check();
+  }
+
+  /**
+   * Resolves when all that the guest was told is written is in the journal, behind all epochs, and nothing more is told.
+   * What was not committed reaches the image with `setMode` only, or never, with `withdraw`. The VM makes no epoch meanwhile.
+   * @throws BlockError BLOCK_DISK_FAILED
+   */
+  async keepAll(): Promise<void> {
+    this.#leaving ??= {
+      mayWrite: Promise.withResolvers<boolean>(),
+      epoch: nextEpoch(epochId(Math.max(this.#sealed, this.#committed, this.#options.image.position.epoch))),
+    };
+    await this.#until(() => this.#composing === 0);
+    this.#overlay.releaseAll();
+    const due = this.#overlay.due();
+    this.#startWriting();
+    await this.#until(() => due.every(({ state }) => state !== 'due'));
+  }
+
+  /** What was kept and not committed can be rolled back again. */
+  async withdraw(): Promise<void> {
+    this.#leaving?.mayWrite.resolve(false);
+    while (this.#writing !== undefined) await this.#writing;
+    this.#leaving = undefined;
     this.#changes.check();
   }
 
   /**
    * Resolves when what the guest was told is durable is so in the new mode: only then output may leave that waits for
-   * nobody. @throws BlockError BLOCK_DISK_FAILED
+   * nobody. From then on writes of a disk that is alone go to the image before they are answered.
+   * @throws BlockError BLOCK_DISK_FAILED
    */
   async setMode(mode: DiskMode): Promise<void> {
     if (mode !== 'in-sync') this.#mode = mode;
+    this.#leaving?.mayWrite.resolve(true);
+    await this.#until(() => this.#passing === 0 || mode === 'alone');
     this.#retire();
     // Also when a shadow is in sync from now on: what was flushed without one is in the image before an epoch can be taken
     // back.
     await this.#writeAll();
+    this.#leaving = undefined;
     this.#mode = mode;
+    this.#changes.check();
+  }
+
+  /** Tells what reads see from now on, as soon as all of it is seen; until the returned function is called. */
+  watch(onWritten: (offset: number, lengthBytes: number) => void): () => void {
+    assert(this.#onWritten === undefined, 'a disk is watched by one at a time');
+    this.#onWritten = onWritten;
+    return () => {
+      this.#onWritten = undefined;
+    };
+  }
+
+  /** In sync at once, with an epoch that is cut now: the VM stands still, and no write of its is on its way. */
+  join(): void {
+    assert(this.#passing === 0, 'a VM that stands still has had its answers');
+    this.#mode = 'in-sync';
   }
 
   /** From now until the next `seal` writes do not wait for room. */
@@ -244,13 +312,68 @@ export class EpochDisk implements BlockDevice, EpochParticipant, AsyncDisposable
     return this.#options.image.device;
   }
 
+  #put(firstBlock: number, bytes: Uint8Array): void {
+    this.#overlay.open.put(firstBlock, bytes);
+    this.#onWritten?.(firstBlock * BLOCK_BYTES, bytes.length);
+  }
+
   async #putZeros(parts: Aligned, options: { readonly mayPunch: boolean }): Promise<void> {
     const endBlock = parts.firstBlock + parts.count;
     for (let block = parts.firstBlock; block < endBlock; block += ZERO_STEP_BLOCKS) {
       await this.#room();
-      this.#overlay.open.putZeros(block, Math.min(ZERO_STEP_BLOCKS, endBlock - block), options);
+      const count = Math.min(ZERO_STEP_BLOCKS, endBlock - block);
+      this.#overlay.open.putZeros(block, count, options);
+      this.#onWritten?.(block * BLOCK_BYTES, count * BLOCK_BYTES);
       if (block + ZERO_STEP_BLOCKS < endBlock) await new Promise((resolve) => setImmediate(resolve));
     }
+  }
+
+  /** Whether a write goes to the image at once. Waits for room where it does not. */
+  async #passesThrough(): Promise<boolean> {
+    for (;;) {
+      this.#refuseFailed();
+      if (this.#leaving !== undefined) await this.#until(() => this.#leaving === undefined);
+      else if (this.#mode === 'alone') {
+        if (this.#overlay.isEmpty && this.#composing === 0) return true;
+        await this.#until(() => this.#overlay.isEmpty && this.#composing === 0);
+      } else if (this.#passing > 0) {
+        // What is put together from a part of the image must not be older than that.
+        await this.#until(() => this.#passing === 0);
+      } else if (await this.#room()) return false;
+    }
+  }
+
+  async #through(
+    range: readonly [offset: number, lengthBytes: number],
+    write: (image: BlockDevice) => Promise<void>,
+  ): Promise<void> {
+    this.#passing += 1;
+    try {
+      await this.#options.image.settle();
+      await write(this.#base);
+    } finally {
+      this.#passing -= 1;
+      this.#onWritten?.(...range);
+      this.#changes.check();
+    }
+  }
+
+  /** Until what it returns is disposed of something is on its way into the overlay. */
+  #compose(): DisposableStack {
+    const composing = new DisposableStack();
+    this.#composing += 1;
+    composing.defer(() => {
+      this.#composing -= 1;
+      this.#changes.check();
+    });
+    return composing;
+  }
+
+  /** What was put into the overlay may be told to be written: where no shadow holds it, when the image does. */
+  async #answerable(composing: DisposableStack, { fua = false }: WriteOptions): Promise<void> {
+    composing.dispose();
+    if (this.#mode === 'alone') await this.#writeAll();
+    else if (fua) await this.flush();
   }
 
   /** Writes a part of a block. */
@@ -269,26 +392,29 @@ export class EpochDisk implements BlockDevice, EpochParticipant, AsyncDisposable
     if (content.kind === 'zero') whole.fill(0);
     else if (content.bytes !== whole) whole.set(content.bytes);
     whole.set(bytes, at - start);
-    this.#overlay.open.put(block, whole);
+    this.#put(block, whole);
   }
 
-  /** Waits until a write may be held. A cut is asked for, or writing begun, well before there is no room left. */
-  async #room(): Promise<void> {
+  /**
+   * Waits until a write may be held: true when it needed not. A cut is asked for, or writing begun, well before there is no
+   * room left.
+   */
+  async #room(): Promise<boolean> {
     this.#refuseFailed();
     const { heldBytesMax, onCutWanted } = this.#options;
-    if (this.#overlay.heldBytes < heldBytesMax / 2) return;
-    if (this.#mode === 'alone') {
-      this.#overlay.releaseAll();
-      this.#startWriting();
-    } else onCutWanted();
-    await this.#changes.until(
-      () =>
-        this.#overlay.heldBytes < heldBytesMax ||
-        this.#lettingThrough ||
-        this.#closed ||
-        this.#failure !== undefined,
-    );
-    this.#refuseFailed();
+    if (this.#overlay.heldBytes < heldBytesMax / 2 || this.#mode === 'alone') return true;
+    onCutWanted();
+    const isThere = () =>
+      this.#overlay.heldBytes < heldBytesMax || this.#lettingThrough || this.#leaving !== undefined;
+    if (isThere()) return true;
+    await this.#until(isThere);
+    return false;
+  }
+
+  /** @throws BlockError: it cannot come to that any more */
+  async #until(holds: () => boolean): Promise<void> {
+    await this.#changes.until(() => this.#closed || this.#failure !== undefined || holds());
+    if (!holds()) this.#refuseFailed();
   }
 
   async #writeAll(): Promise<void> {
@@ -296,14 +422,10 @@ export class EpochDisk implements BlockDevice, EpochParticipant, AsyncDisposable
     // What comes after this belongs to the next flush: do not wait for it.
     const due = this.#overlay.due();
     this.#startWriting();
-    await this.#changes.until(
-      () => this.#failure !== undefined || due.every(({ state }) => state === 'written'),
-    );
-    if (!due.every(({ state }) => state === 'written')) this.#refuseFailed();
-    assert(
-      due.every(({ state }) => state === 'written'),
-      'a flush is answered when all is written',
-    );
+    const isWritten = () => due.every(({ state }) => state === 'written');
+    await this.#changes.until(() => this.#failure !== undefined || isWritten());
+    if (!isWritten()) this.#refuseFailed();
+    assert(isWritten(), 'a flush is answered when all is written');
   }
 
   #startWriting(): void {
@@ -317,21 +439,41 @@ export class EpochDisk implements BlockDevice, EpochParticipant, AsyncDisposable
 
   async #write(): Promise<void> {
     try {
-      for (let due = this.#overlay.due(); due.length > 0; due = this.#overlay.due()) {
+      for (let due = this.#batch(); due.length > 0; due = this.#batch()) {
         const entries = this.#entriesOf(due);
-        const onDurable = () => {
-          this.#durable = entries.at(-1)?.epoch ?? this.#durable;
+        const epoch = entries.at(-1)?.epoch ?? NO_EPOCH;
+        const onWritten = () => {
+          this.#kept = epoch;
           this.#changes.check();
         };
-        await this.#options.image.apply(entries, { onDurable });
-        for (const segment of due) segment.state = 'written';
+        const isWritten = await this.#options.image.apply(entries, {
+          onWritten,
+          onDurable: () => this.#noteDurable(due, epoch),
+        });
+        for (const segment of due) segment.state = isWritten ? 'written' : 'held';
         this.#retire();
-        this.#changes.check();
+        if (!isWritten) return;
       }
     } catch (thrown) {
-      this.#failure = failed(thrown);
+      this.#failure = diskFailed(thrown);
       this.#options.onFailed(this.#failure);
     }
+  }
+
+  /** While the disk is left, what was not committed comes alone, so that it can be withdrawn. */
+  #batch(): Segment[] {
+    const due = this.#overlay.due();
+    if (this.#leaving === undefined) return due;
+    const uncommitted = due.findIndex(({ committed }) => !committed);
+    return uncommitted > 0 ? due.slice(0, uncommitted) : due;
+  }
+
+  async #noteDurable(due: readonly Segment[], epoch: EpochId): Promise<boolean> {
+    this.#durable = epoch;
+    const leaving = due[0]?.committed === false ? this.#leaving : undefined;
+    if (leaving !== undefined) for (const segment of due) segment.state = 'journaled';
+    this.#changes.check();
+    return (await leaving?.mayWrite.promise) ?? true;
   }
 
   /** One entry an epoch, so that none is in the image by halves, and one for all that was flushed beyond. */
@@ -340,7 +482,7 @@ export class EpochDisk implements BlockDevice, EpochParticipant, AsyncDisposable
     let position = Math.max(this.#options.image.position.epoch, NO_EPOCH) as EpochId;
     const groups = Map.groupBy(due, (segment) => (segment.committed ? segment.epoch : undefined));
     return [...groups].map(([epoch, segments]) => {
-      position = epoch ?? position;
+      position = epoch ?? this.#leaving?.epoch ?? position;
       return { epoch: position, token, writes: merged(segments).writes({ diskBytes: this.sizeBytes }) };
     });
   }
@@ -353,54 +495,6 @@ export class EpochDisk implements BlockDevice, EpochParticipant, AsyncDisposable
 
   #refuseFailed(): void {
     if (this.#failure !== undefined) throw this.#failure;
-    if (this.#closed) {
-      throw new BlockError('BLOCK_DISK_CLOSED', 'the disk is closed', {
-        hint: 'Nothing: the VM that it belonged to has ended.',
-      });
-    }
+    if (this.#closed) throw diskClosed();
   }
-}
-
-interface Aligned {
-  readonly firstBlock: number;
-  readonly count: number;
-  /** What is no whole block: at the beginning, at the end, or both. */
-  readonly edges: readonly { readonly at: number; readonly lengthBytes: number }[];
-}
-
-/** Whole blocks and the rest. The last block of a disk is whole only where the disk is a multiple of blocks. */
-function aligned(offset: number, lengthBytes: number, { diskBytes }: { diskBytes: number }): Aligned {
-  const endByte = offset + lengthBytes;
-  assert(offset >= 0 && endByte <= diskBytes, `${lengthBytes} bytes at ${offset} lie outside of the disk`);
-  const firstBlock = Math.ceil(offset / BLOCK_BYTES);
-  const endBlock = Math.floor(endByte / BLOCK_BYTES);
-  if (endBlock < firstBlock) return { firstBlock, count: 0, edges: [{ at: offset, lengthBytes }] };
-  const edges = [
-    { at: offset, lengthBytes: firstBlock * BLOCK_BYTES - offset },
-    { at: endBlock * BLOCK_BYTES, lengthBytes: endByte - endBlock * BLOCK_BYTES },
-  ];
-  return { firstBlock, count: endBlock - firstBlock, edges: edges.filter((edge) => edge.lengthBytes > 0) };
-}
-
-/** Bytes that keep no more memory than they count for: a small write may be a view of all that came with it. */
-function ownMemory(bytes: Uint8Array): Uint8Array {
-  return bytes.buffer.byteLength > 2 * bytes.length ? new Uint8Array(bytes) : bytes;
-}
-
-function copyContent(content: BlockContent, into: Uint8Array, from: number): void {
-  if (content.kind === 'zero') into.fill(0);
-  else into.set(content.bytes.subarray(from, from + into.length));
-}
-
-function extentOf(content: BlockContent | undefined, below: DiskExtent): Omit<DiskExtent, 'lengthBytes'> {
-  if (content === undefined) return below;
-  if (content.kind === 'data') return { hole: false, zero: false };
-  return { hole: content.mayPunch, zero: true };
-}
-
-function failed(cause: unknown): BlockError {
-  return new BlockError('BLOCK_DISK_FAILED', `a disk cannot be written any more: ${messageOf(cause)}`, {
-    hint: 'Free space or mend the disk of this host. The other side has all that was committed.',
-    cause,
-  });
 }

@@ -2,6 +2,7 @@ import { close, fdatasync, fstatSync, open, read, write } from 'node:fs';
 import { promisify } from 'node:util';
 import { assert } from '../base/assert.ts';
 import { MIB } from '../base/units.ts';
+import { tryLockBytes } from '../linux/byte-lock.ts';
 import { dataExtents, punchHole, readCached, zeroRange } from '../linux/file.ts';
 import { errnoNameOf, LinuxError } from '../linux/linux-error.ts';
 import {
@@ -16,6 +17,9 @@ const openFile = promisify(open);
 const syncFile = promisify(fdatasync);
 const closeFile = promisify(close);
 
+/** Bytes whose locks say what QEMU does with an image, and what it suffers others to do (block/file-posix.c). */
+const QEMU_LOCK_AT = 100;
+const QEMU_LOCK_BYTES = 200;
 /** Longer reads go to another thread also when they are cached: to copy them takes longer than to ask. */
 const CACHED_READ_BYTES_MAX = 64 * 1024;
 /** Looked at in one question: in a file of many pieces it takes milliseconds. */
@@ -44,6 +48,11 @@ export class FileDevice implements BlockDevice, AsyncDisposable {
   static async open(path: string, options: { readonly readOnly?: boolean } = {}): Promise<FileDevice> {
     const fd = await openFile(path, options.readOnly ? 'r' : 'r+');
     return new FileDevice(fd, fstatSync(fd).size);
+  }
+
+  /** Until it is closed nobody else may use the image, as far as they ask: QEMU and its tools do. False: somebody does. */
+  tryLock(): boolean {
+    return tryLockBytes(this.#fd, QEMU_LOCK_AT, { lengthBytes: QEMU_LOCK_BYTES });
   }
 
   read(offset: number, into: Uint8Array): Promise<void> {

@@ -1,3 +1,4 @@
+import { randomBytes } from 'node:crypto';
 import { Xxh64, xxh64 } from '@node-rs/xxhash';
 import { type EpochId, epochId } from '../epoch/epoch-id.ts';
 import type { DiskWrite } from './disk-write.ts';
@@ -21,7 +22,9 @@ export interface JournalHead extends DiskPosition {
 export const SECTOR_BYTES = 512;
 export const ENTRY_HEADER_BYTES = 64;
 const ENTRY_MAGIC = 'USDJENT1';
-const HEAD_MAGIC = 'USDJHED1';
+const HEAD_MAGIC = 'USDJHED2';
+const IDENTITY_BYTES = 16;
+const PARTIAL = 1n;
 const ROW_BYTES = 24;
 const DATA = 1;
 const ZERO = 2;
@@ -97,6 +100,14 @@ export interface ImageHead extends JournalHead {
   readonly generation: number;
   /** Where the entries that follow begin. */
   readonly entriesAt: number;
+  /** Which disk this is: the same for all its copies, on whatever host, and for no other disk. Hexadecimal digits. */
+  readonly identity: string;
+  /** A copy in the making: the image is that of no epoch before an entry follows. */
+  readonly isPartial: boolean;
+}
+
+export function newIdentity(): string {
+  return randomBytes(IDENTITY_BYTES).toString('hex');
 }
 
 /** One sector, so that it is written whole or not at all. */
@@ -107,18 +118,22 @@ export function encodeHead(head: ImageHead): Buffer {
   sector.writeBigUInt64LE(BigInt(head.diskBytes), 32);
   sector.writeBigUInt64LE(BigInt(head.entriesAt), 40);
   sector.writeBigUInt64LE(BigInt(head.generation), 48);
-  sector.writeBigUInt64LE(xxh64(sector.subarray(0, 56)), 56);
+  sector.write(head.identity, 56, 'hex');
+  sector.writeBigUInt64LE(head.isPartial ? PARTIAL : 0n, 72);
+  sector.writeBigUInt64LE(xxh64(sector.subarray(0, 80)), 80);
   return sector;
 }
 
 export function decodeHead(sector: Buffer): ImageHead | undefined {
   if (sector.toString('latin1', 0, 8) !== HEAD_MAGIC) return undefined;
-  if (sector.readBigUInt64LE(56) !== xxh64(sector.subarray(0, 56))) return undefined;
+  if (sector.readBigUInt64LE(80) !== xxh64(sector.subarray(0, 80))) return undefined;
   return {
     ...takePosition(sector),
     diskBytes: Number(sector.readBigUInt64LE(32)),
     entriesAt: Number(sector.readBigUInt64LE(40)),
     generation: Number(sector.readBigUInt64LE(48)),
+    identity: sector.toString('hex', 56, 56 + IDENTITY_BYTES),
+    isPartial: sector.readBigUInt64LE(72) === PARTIAL,
   };
 }
 

@@ -1,3 +1,4 @@
+import { constants } from 'node:fs';
 import { type FileHandle, open } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { LinuxError } from '../linux/linux-error.ts';
@@ -17,11 +18,17 @@ export interface JournalFile {
 const PARTS_MAX = 1024;
 const JOURNAL_MODE = 0o600;
 
+/** Where the journal of an image lies. */
+export function journalPathOf(imagePath: string): string {
+  return `${imagePath}.journal`;
+}
+
 /** Opens a journal, or makes an empty one whose name is on disk too. @throws Error of Node */
 export async function openJournalFile(path: string): Promise<JournalFile> {
   let handle: FileHandle;
   try {
-    handle = await open(path, 'r+');
+    // Whoever may write to the folder must not make us write to another file.
+    handle = await open(path, constants.O_RDWR | constants.O_NOFOLLOW);
   } catch (thrown) {
     if ((thrown as NodeJS.ErrnoException).code !== 'ENOENT') throw thrown;
     handle = await open(path, 'wx+', JOURNAL_MODE);

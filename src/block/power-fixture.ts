@@ -1,5 +1,5 @@
 import { assert } from '../base/assert.ts';
-import type { BlockDevice, DiskExtent } from './block-device.ts';
+import type { BlockDevice, DiskExtent, WriteOptions } from './block-device.ts';
 import { SECTOR_BYTES } from './journal-entry.ts';
 import type { JournalFile } from './journal-file.ts';
 
@@ -71,9 +71,12 @@ export class PowerLog {
   }
 
   device(): BlockDevice {
-    const write = async (offset: number, bytes: Uint8Array) =>
+    const write = async (offset: number, bytes: Uint8Array, { fua = false }: WriteOptions = {}) => {
       this.#take({ file: 'image', kind: 'write', offset, bytes: Buffer.from(bytes) });
-    const zero = (offset: number, lengthBytes: number) => write(offset, Buffer.alloc(lengthBytes));
+      if (fua) this.#take({ file: 'image', kind: 'sync' });
+    };
+    const zero = (offset: number, lengthBytes: number, options?: WriteOptions) =>
+      write(offset, Buffer.alloc(lengthBytes), options);
     return {
       sizeBytes: this.#start.image.length,
       fastZero: true,

@@ -13,6 +13,11 @@ shadow: {hosts: [a, b]}
     expect(() => parseVmSpec(text, { source: '/vms/redis.yaml' })).toThrow(
       /redis\.yaml:5: .*data\.img is writable, and stays on this host/,
     );
+    const copied = text.replace(', unprotectedDisk: true', '');
+    expect(parseVmSpec(copied, { source: '/vms/redis.yaml' }).disks).toHaveLength(1);
+    expect(() => parseVmSpec(copied.replace('raw', 'qcow2'), { source: '/vms/redis.yaml' })).toThrow(
+      /data\.img is writable, and stays on this host/,
+    );
     const readOnly = text.replace('unprotectedDisk', 'readOnly');
     expect(parseVmSpec(readOnly, { source: '/vms/redis.yaml' }).shadow.hosts).toEqual(['a', 'b']);
   });

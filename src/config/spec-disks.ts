@@ -15,12 +15,26 @@ export function disksOf({ boot, disks }: Pick<VmSpec, 'boot' | 'disks'>): SpecDi
   return [...first, ...disks.map((disk, index) => ({ id: `disk${index}`, field: ['disks', index], disk }))];
 }
 
-/** Whether a shadow would go on with another content than the memory it has: writable, and nobody said that this may be. */
-export function needsConsent({ readOnly, unprotectedDisk }: DiskSpec): boolean {
+/** Whether a shadow would go on with another content than the memory it has, unless the disk commits with the VM's epochs. */
+export function needsEpochs({ readOnly, unprotectedDisk }: DiskSpec): boolean {
   return !readOnly && !unprotectedDisk;
 }
 
-/** What a person can do about a disk that needs consent. */
+/**
+ * The disks that the keeper serves, so that they commit with the VM's epochs. Of a VM that is started without a shadow QEMU
+ * opens all by itself.
+ */
+export function servedDisks(spec: VmSpec): SpecDisk[] {
+  return spec.shadow.enabled ? disksOf(spec).filter(({ disk }) => needsEpochs(disk)) : [];
+}
+
+/** What they are called. */
+export function servedNames(spec: VmSpec): string[] {
+  return servedDisks(spec).map(({ id }) => id);
+}
+
+/** What a person can do about a disk that cannot commit with epochs. */
 export const CONSENT_HINT =
-  'Make it readOnly: true, or set shadow.enabled: false, or say unprotectedDisk: true: a failover then goes on with ' +
-  'the memory of the last epoch and the disk as it is, which may be newer. docs/disks.md says what stands that.';
+  'Start the VM with shadow.enabled: true (`understudy unprotect` gives the shadow up for a while), or make the disk ' +
+  'readOnly: true, or say unprotectedDisk: true: a failover then goes on with the memory of the last epoch and the disk ' +
+  'as it is, which may be newer. docs/disks.md says what stands that.';

@@ -258,20 +258,20 @@ describe('a specification that is wrong', () => {
     ]);
   });
 
-  test('refuses to protect a VM with a writable disk unless that is accepted, naming each disk and its line', () => {
+  test('refuses a disk in epochs past the page cache, naming each disk and its line', () => {
     const lines =
-      'name: a\nmemory: 64M\nboot: {disk: {path: a.raw, format: raw}}\ndisks:\n' +
-      '  - {path: b.raw, format: raw, unprotectedDisk: true}\n  - {path: c.raw, format: raw}\n';
+      'name: a\nmemory: 64M\nboot: {disk: {path: a.raw, format: raw, cache: none}}\ndisks:\n' +
+      '  - {path: b.raw, format: raw, cache: none, unprotectedDisk: true}\n  - {path: c.raw, format: raw}\n' +
+      '  - {path: d.raw, format: raw, cache: none}\n';
     const error = refusal(lines);
     expect(error.code).toBe('CONFIG_UNPROTECTABLE');
     expect(error.message.split('\n')).toEqual([
-      expect.stringMatching(/^demo\.yaml:3: boot\.disk: a\.raw is writable/),
-      expect.stringMatching(/^demo\.yaml:6: disks\[1\]: c\.raw is writable/),
+      expect.stringMatching(/^demo\.yaml:3: boot\.disk\.cache: none is not for a disk that commits/),
+      expect.stringMatching(/^demo\.yaml:7: disks\[2\]\.cache: none is not for a disk that commits/),
     ]);
     expect(error.hint).toContain('unprotectedDisk: true');
-    const accepted = lines.replaceAll('format: raw}', 'format: raw, unprotectedDisk: true}');
-    expect(parse(accepted).disks).toHaveLength(2);
-    expect(parse(`${lines}shadow: {enabled: false}\n`).disks).toHaveLength(2);
+    expect(parse(lines.replaceAll(', cache: none', '')).disks).toHaveLength(3);
+    expect(parse(`${lines}shadow: {enabled: false}\n`).disks).toHaveLength(3);
   });
 });
 

@@ -3,7 +3,7 @@ import { dirname, resolve } from 'node:path';
 import { parse, stringify } from 'yaml';
 import { ConfigError } from './config-error.ts';
 import { type SpecDefaults, withDefaults } from './spec-defaults.ts';
-import { CONSENT_HINT, disksOf, needsConsent } from './spec-disks.ts';
+import { disksOf, servedDisks } from './spec-disks.ts';
 import { fieldName, placeOf, type SpecText } from './spec-problems.ts';
 import { type BootSpec, type DiskSpec, type VmSpec, vmSpecSchema } from './vm-spec-schema.ts';
 import { parseYamlText } from './yaml-text.ts';
@@ -81,30 +81,30 @@ export function readSpec(path: string): string {
   }
 }
 
-/** Disks are not part of an epoch yet: after a failover they are newer than memory. Who accepts that has to say so. */
+/** What commits with epochs goes through the page cache of the host, and to the disk when the guest says so. */
 function refuseUnprotectable(spec: VmSpec, text: SpecText): void {
-  if (!spec.shadow.enabled) return;
-  const refused = disksOf(spec).filter(({ disk }) => needsConsent(disk));
+  const refused = servedDisks(spec).filter(({ disk }) => disk.cache !== 'writeback');
   if (refused.length === 0) return;
   const problems = refused.map(
     ({ field, disk }) =>
-      `${placeOf(field, text)}: ${disk.path} is writable, and disks are not replicated yet`,
+      `${placeOf([...field, 'cache'], text)}: ${disk.cache} is not for a disk that commits with epochs`,
   );
   throw new ConfigError('CONFIG_UNPROTECTABLE', problems.join('\n'), {
-    hint: CONSENT_HINT,
+    hint: 'Leave cache out; or say unprotectedDisk: true, or shadow.enabled: false: then QEMU opens the image itself.',
     facts: { problems },
   });
 }
 
-/** Its writes would stay where it was: on the other host the VM would go on with another disk. */
+/** What does not commit with epochs would stay where it was: on the other host the VM would go on with another disk. */
 function refuseOnTwoHosts(spec: VmSpec, text: SpecText): void {
   if (spec.shadow.hosts === undefined) return;
+  const copied = servedDisks(spec).filter(({ disk }) => disk.format === 'raw');
   const problems = disksOf(spec)
-    .filter(({ disk }) => !disk.readOnly)
+    .filter(({ id, disk }) => !disk.readOnly && !copied.some((it) => it.id === id))
     .map(({ field, disk }) => `${placeOf(field, text)}: ${disk.path} is writable, and stays on this host`);
   if (problems.length === 0) return;
   throw new ConfigError('CONFIG_UNPROTECTABLE', problems.join('\n'), {
-    hint: 'Make it readOnly: true, with the same content on all hosts, or leave shadow.hosts out: then the shadow is on this host.',
+    hint: 'Make it a raw image without unprotectedDisk, which is copied; or readOnly: true, with the same content on all hosts.',
     facts: { problems },
   });
 }

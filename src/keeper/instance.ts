@@ -20,6 +20,7 @@ import { checkMachine } from '../qemu/protectability.ts';
 import type { QemuBinary } from '../qemu/qemu-binary.ts';
 import { identityOf } from '../qemu/qemu-process.ts';
 import { ensureFilesWithin } from './refusals.ts';
+import type { VmDisks } from './vm-disks.ts';
 
 /** QEMU answers on QMP when it has mapped its memory already. */
 const HELLO_DEADLINE_MS = 3000;
@@ -51,6 +52,8 @@ export interface InstanceSetting {
   /** What a guest is told that knows generations of itself. */
   readonly generationId?: string | undefined;
   readonly clock: Clock;
+  /** Those that commit with epochs; without them QEMU opens all disks itself. */
+  readonly disks?: VmDisks | undefined;
 }
 
 /**
@@ -116,6 +119,9 @@ export class Instance implements AsyncDisposable {
     for (const { name, path, framing } of portPlan(spec, paths)) {
       ports.set(name, starting.use(await QemuPort.listen(path, { framing, owner })));
     }
+    const served = setting.disks?.names ?? [];
+    const socketPath = paths.disks;
+    if (served.length > 0) starting.use(await setting.disks?.serve({ instance: number, socketPath, owner }));
     const channel = starting.use(new PreloadChannel());
     const machine = await launch({ ...setting, preloadLibrary }, { channel, paths, role, starting, signal });
     const cgroup = makeCgroup(setting, number);
@@ -128,7 +134,7 @@ export class Instance implements AsyncDisposable {
     await orAborted(channel.awaitHello({ deadlineMs: HELLO_DEADLINE_MS, clock }));
     const { hello } = channel;
     assert(hello !== undefined, 'it was waited for');
-    if (role === 'standby' || spec.shadow.enabled) await orAborted(checkMachine(machine, spec));
+    if (role === 'standby' || spec.shadow.enabled) await orAborted(checkMachine(machine, spec, served));
     const { log: dirtyLog } = openDirtyLog({ method: spec.shadow.dirtyLog, memory, channel });
     starting.use(dirtyLog);
     for (const port of ports.values())
@@ -215,7 +221,7 @@ function launch(
   return Machine.start({
     launch: {
       binary: setting.qemu.path,
-      args: buildArguments(spec, { ...setting, role, paths }),
+      args: buildArguments(spec, { ...setting, role, paths, served: setting.disks?.names }),
       environment: {
         ...channel.environment(paths.memory, setting.preloadLibrary),
         UNDERSTUDY_KEEPER_PID: String(process.pid),

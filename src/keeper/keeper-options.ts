@@ -15,6 +15,7 @@ import type { SilenceBounds } from './peer-pulse.ts';
 import type { ShadowPlaces } from './shadow-places.ts';
 import type { ShadowSession } from './shadow-session.ts';
 import type { TakeoverTimes } from './takeover-stats.ts';
+import type { VmDisks } from './vm-disks.ts';
 
 export interface KeeperOptions {
   readonly spec: VmSpec;
@@ -88,6 +89,8 @@ export interface PromisedShadow extends Omit<TakeoverTimes, 'runsAtMs'> {
   readonly instances: number;
   /** Addresses that its guest had claimed there. */
   readonly claimed: ClaimedByLink;
+  /** As of its last epoch. They belong to the keeper. */
+  readonly disks: VmDisks;
   /** Where it acted until now. */
   readonly from: string;
   readonly reason: string;

@@ -21,6 +21,7 @@ import {
   type StopReason,
   stepProtection,
 } from '../shadow/protection.ts';
+import { openDisks } from './disk-opening.ts';
 import { EffectQueue } from './effect-queue.ts';
 import { GuestClock } from './guest-clock.ts';
 import { GuestLinks } from './guest-links.ts';
@@ -41,6 +42,7 @@ import { TakeoverRemains } from './takeover-remains.ts';
 import { TakeoverStats } from './takeover-stats.ts';
 import { type BeginningVm, beginVm, boot, prepareBeginning } from './vm-beginning.ts';
 import { describeVm, type KnownVm } from './vm-description.ts';
+import type { VmDisks } from './vm-disks.ts';
 import { endVm } from './vm-ending.ts';
 import { VmEvents } from './vm-events.ts';
 import { measureVm } from './vm-measures.ts';
@@ -55,6 +57,7 @@ type Parts = BeginningVm & StateKeepingOptions & Omit<OrderedVm, 'states'> & Tak
 export class Keeper implements KeeperControl {
   readonly #options: KeeperOptions;
   readonly #setting: InstanceSetting;
+  readonly #disks: VmDisks;
   readonly #events: VmEvents;
   readonly #guestClock: GuestClock;
   readonly #startedMs: number;
@@ -81,12 +84,14 @@ export class Keeper implements KeeperControl {
   readonly #effects: EffectQueue;
   readonly #waiters = new ConditionWaiters();
 
-  private constructor(options: KeeperOptions) {
+  private constructor(options: KeeperOptions, disks: VmDisks) {
     this.#options = options;
+    this.#disks = disks;
+    disks.onCutWanted(() => this.#shadow.pipeline?.demand());
     const { spec, clock } = options;
     this.#state = { ...INITIAL_PROTECTION, wanted: isShadowWanted(options) };
     this.#startedMs = clock.nowMs();
-    this.#setting = settingOf({ ...options, spec: withShadow(spec, this.#state.wanted) });
+    this.#setting = settingOf({ ...options, spec: withShadow(spec, this.#state.wanted) }, disks);
     const onGuestEvent = (event: QmpEvent) => this.#onGuestEvent(event);
     this.#events = new VmEvents({ ...options, vm: spec.name, onGuestEvent });
     this.#memory = this.#memoryArrival();
@@ -113,7 +118,7 @@ export class Keeper implements KeeperControl {
   /** Starts the VM. Resolves when its guest runs; protection follows. @throws what kept it from starting, or the signal's reason */
   static async start(options: KeeperOptions): Promise<Keeper> {
     const origin = await prepareBeginning(options);
-    const keeper = new Keeper(options);
+    const keeper = new Keeper(options, options.promised?.disks ?? (await openDisks(options, origin)));
     try {
       keeper.#links = await GuestLinks.open({
         spec: options.spec,
@@ -131,6 +136,7 @@ export class Keeper implements KeeperControl {
       });
       const begun = await beginVm(keeper.#parts, origin);
       keeper.#right?.watch();
+      keeper.#shadow.countAbove(keeper.#disks.lastEpoch);
       if (begun === 'runs') keeper.#noteStarted();
       else keeper.#dispatch({ kind: 'powered-off' });
       keeper.#ownSnapshots.start();
@@ -317,7 +323,14 @@ export class Keeper implements KeeperControl {
     this.#dispatch({ kind: 'powered-off' });
   }
 
-  #passOutput(): void {
+  /** What the guest was told is written is so without a shadow as well, before anybody hears of it. */
+  async #leaveDisks(): Promise<void> {
+    await this.#shadow.halt();
+    await this.#disks.leave(() => this.#record());
+  }
+
+  async #passOutput(): Promise<void> {
+    if (this.#disks.isHeld) await this.#leaveDisks();
     for (const link of this.#allLinks) link.passOutput();
     this.#events.held.pass();
   }
@@ -327,7 +340,7 @@ export class Keeper implements KeeperControl {
     return {
       options: this.#options,
       setting: this.#setting,
-      shadow: this.#shadow,
+      ...{ disks: this.#disks, shadow: this.#shadow },
       memory: this.#memory,
       remains: this.#remains,
       takeovers: this.#takeovers,
@@ -335,8 +348,7 @@ export class Keeper implements KeeperControl {
       waiters: this.#waiters,
       finished: this.#finished.promise,
       state: () => this.#state,
-      primary: () => this.#primary,
-      links: () => this.#allLinks,
+      ...{ primary: () => this.#primary, links: () => this.#allLinks },
       loss: () => ({ ...this.#loss, reason: this.#state.lost, trace: this.#onBehalf }),
       forgetHeldEvents: () => this.#events.held.forget(),
       removeOldPrimary: () => this.#removeOldPrimary(),
@@ -382,6 +394,7 @@ export class Keeper implements KeeperControl {
       onInSync: () => {
         this.#dispatch({ kind: 'shadow-in-sync' });
         this.#record();
+        this.#disks.noteRecorded({ isProtected: this.#state.phase === 'protected' });
       },
       onStartFailed: (cause) => {
         this.#publish('shadow-failed', errorFacts(cause));
@@ -404,6 +417,7 @@ export class Keeper implements KeeperControl {
     return {
       links: this.#allLinks,
       participants: [this.#events.held],
+      disks: this.#disks.beginEpochs(() => this.#record(), this.#options),
       mayContinue: () => this.#watch?.guestEnded !== true && this.#right?.mayRun !== false,
       hasPanicked: () => this.#watch?.guestPanicked === true,
       onPause: (pausedMs) => this.#guestClock.notePause(pausedMs),
@@ -412,6 +426,8 @@ export class Keeper implements KeeperControl {
   }
 
   async #dropShadow(): Promise<void> {
+    // Before what it holds is gone.
+    await this.#leaveDisks();
     await this.#shadow.drop();
     this.#dispatch({ kind: 'shadow-dropped' });
   }
@@ -433,12 +449,12 @@ export class Keeper implements KeeperControl {
 
   async #openShadow(signal: AbortSignal, onLost: (error: string) => void): Promise<Shadow> {
     await this.#memory.whole(signal);
-    // As long as it has ended there is nothing that a shadow could follow.
-    await this.#options.remote?.right.regained(signal);
-    const { publish } = this.#parts;
-    const claimed = () => this.#links?.claimed ?? {};
-    const parts = { ...this.#options, ...this.#setting, onLost, publish, claimed };
     const { remote } = this.#options;
+    // As long as it has ended there is nothing that a shadow could follow.
+    await remote?.right.regained(signal);
+    const claimed = () => this.#links?.claimed ?? {};
+    const shared = { disks: this.#disks, publish: this.#parts.publish, claimed };
+    const parts = { ...this.#options, ...this.#setting, ...shared, onLost };
     if (remote !== undefined) {
       const shadow = await openRemoteShadow({ ...parts, remote, known: this.#known() }, signal);
       this.#publish('shadow-placed', { ...remote.places.status });
@@ -488,14 +504,15 @@ export class Keeper implements KeeperControl {
     const ownSnapshots = this.#ownSnapshots[Symbol.asyncDispose]();
     const primary = this.#primary;
     this.#primary = undefined;
-    const { stopReason } = this.#state;
     const { spec, remote } = this.#options;
-    const goesOnElsewhere = stopReason === 'moved' || stopReason === 'superseded';
+    const goesOnElsewhere = ['moved', 'superseded'].includes(this.#state.stopReason ?? '');
     await endVm({
       vm: spec.name,
       keepsRelic: async () => goesOnElsewhere && ((await remote?.keepsRelics()) ?? false),
       links: this.#links,
       primary,
+      disks: this.#disks,
+      leaveDisks: () => this.#leaveDisks(),
       endSaving: () => this.#states.end(),
       dropShadow: () => this.#shadow.drop(),
     });
@@ -505,16 +522,15 @@ export class Keeper implements KeeperControl {
 
   /** Written down for whoever has to clean up after a keeper that was killed, or can go on from what it left. */
   #record(acting = this.#primary): void {
-    const { phase, wanted, shadowBehind } = this.#state;
     recordVm(this.#options.runDirectory, {
       ...this.#options,
       primary: this.#primary,
       acting,
       shadow: this.#shadow.session,
+      disks: this.#disks,
+      state: this.#state,
       isWhole: this.#memory.isWhole,
-      isProtected: phase === 'protected' || (phase === 'saving' && shadowBehind),
       token: this.#events.token,
-      shadowWanted: wanted,
       committed: this.#shadow.committed,
     });
   }

@@ -13,9 +13,11 @@ import { readFirmware } from '../qemu/firmware.ts';
 import { type InstancePaths, instancePaths } from '../qemu/instance-paths.ts';
 import { OrphanMachine } from '../qemu/orphan-machine.ts';
 import { QemuError } from '../qemu/qemu-error.ts';
+import { identityOf } from '../qemu/qemu-process.ts';
 import { epochsName } from './inheritance.ts';
 import type { InstanceSetting } from './instance.ts';
 import { ShadowSession } from './shadow-session.ts';
+import type { VmDisks } from './vm-disks.ts';
 
 /** A QEMU that was stopped and swapped out takes its time; what waits is a VM that would else begin anew. */
 const CONNECT_DEADLINE_MS = 10_000;
@@ -24,6 +26,8 @@ const COMMAND_DEADLINE_MS = 10_000;
 export interface OrphanOptions {
   readonly orphan: RecordedQemu;
   readonly runDirectory: RunDirectory;
+  /** Its disks, which its guest may be waiting for. */
+  readonly disks: VmDisks;
   readonly failpoints: Failpoints;
   readonly signal: AbortSignal | undefined;
 }
@@ -46,7 +50,7 @@ export type OrphanEnd =
  */
 export async function endOrphan(
   setting: InstanceSetting,
-  { orphan, runDirectory, failpoints, signal }: OrphanOptions,
+  { orphan, runDirectory, disks, failpoints, signal }: OrphanOptions,
 ): Promise<OrphanEnd> {
   const { spec, clock, memoryDirectory } = setting;
   const { instance } = orphan;
@@ -58,13 +62,17 @@ export async function endOrphan(
   );
   await failpoints.hit('take-back.before');
   let outcome: OrphanEnd;
+  const { user } = spec.qemu;
+  const owner = user === undefined ? undefined : identityOf(user);
+  await using _served = await disks.serve({ instance, socketPath: paths.disks, owner });
   using process = holdProcess(orphan.process);
   try {
     if (process === undefined) throw orphanGone();
     const saved = await saveState(setting, { paths, process, failpoints, signal });
     // From here on nothing in there can change the memory that the saved state belongs to.
     process.signal('SIGSTOP');
-    if (saved !== 'powered-off') leaveState(setting, { paths, instance, runDirectory, firmware: saved });
+    if (saved !== 'powered-off')
+      leaveState(setting, { paths, instance, runDirectory, disks, firmware: saved });
     outcome = { kind: saved === 'powered-off' ? saved : 'left-state' };
   } catch (cause) {
     process?.signal('SIGSTOP');
@@ -74,6 +82,7 @@ export async function endOrphan(
   }
   await failpoints.hit('take-back.before-kill');
   await runDirectory.endOrphan(orphan, clock);
+  await disks.fence(instance);
   await failpoints.hit('take-back.after-kill');
   return outcome;
 }
@@ -120,15 +129,16 @@ interface LeftState {
   readonly paths: InstancePaths;
   readonly instance: number;
   readonly runDirectory: RunDirectory;
+  readonly disks: VmDisks;
   readonly firmware: Uint8Array;
 }
 
 /** On record at last: before that the next keeper must not take for whole what lies there. */
 function leaveState(
   { spec, memoryDirectory }: InstanceSetting,
-  { paths, instance, runDirectory, firmware }: LeftState,
+  { paths, instance, runDirectory, disks, firmware }: LeftState,
 ): void {
-  const epoch = nextEpoch(epochId(runDirectory.committed));
+  const epoch = nextEpoch(epochId(Math.max(runDirectory.committed, disks.lastEpoch)));
   const deviceState = readFileSync(paths.deviceState);
   assert(deviceState.length > 0, 'QEMU has written its device state');
   const { memoryBytes } = spec;

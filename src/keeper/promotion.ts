@@ -1,6 +1,7 @@
 import { assert } from '../base/assert.ts';
 import type { Failpoints } from '../base/failpoint.ts';
 import type { Trace } from '../base/trace.ts';
+import type { EpochId } from '../epoch/epoch-id.ts';
 import type { GuestLink } from '../net/guest-link.ts';
 import { withFirmware } from '../qemu/firmware.ts';
 import type { StagedEpoch } from '../replication/epoch-slot.ts';
@@ -24,6 +25,8 @@ interface PromoteOptions {
    * leaves guest memory alone. From then on the memory changes, and this QEMU's own state is the only one there is.
    */
   readonly onActs: () => void;
+  /** Brings the disks to the epoch that is gone on from, while device state is loaded. */
+  readonly settleDisks?: ((epoch: EpochId) => Promise<void>) | undefined;
   /** The request that asked for it, if any did. */
   readonly trace?: Trace | undefined;
 }
@@ -38,7 +41,7 @@ interface PromoteOptions {
  */
 export async function promoteShadow(
   session: ShadowSession,
-  { links, failpoints, onActs, trace }: PromoteOptions,
+  { links, failpoints, onActs, settleDisks, trace }: PromoteOptions,
 ): Promise<StagedEpoch> {
   await failpoints.hit('promote.before');
   const { standby } = session;
@@ -49,7 +52,11 @@ export async function promoteShadow(
     link.rollBack(staged.epoch, staged.outputs.find((output) => output.link === link.name)?.items ?? []);
   }
   await failpoints.hit('promote.before-load');
-  await standby.machine.loadDeviceState(withFirmware(staged.deviceState, session.firmware), { trace });
+  const both = await Promise.allSettled([
+    settleDisks?.(staged.epoch),
+    standby.machine.loadDeviceState(withFirmware(staged.deviceState, session.firmware), { trace }),
+  ]);
+  for (const step of both) if (step.status === 'rejected') throw step.reason;
   await failpoints.hit('promote.after-load');
   attachLinks(links, standby);
   onActs();

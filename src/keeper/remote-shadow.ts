@@ -6,6 +6,7 @@ import type { Trace } from '../base/trace.ts';
 import { KeeperError } from '../control/keeper-error.ts';
 import { epochId } from '../epoch/epoch-id.ts';
 import { readFirmware } from '../qemu/firmware.ts';
+import { type CopiedDisk, DiskCopy } from '../replication/disk-copy.ts';
 import type { EpochPipeline } from '../replication/epoch-pipeline.ts';
 import { PageSender } from '../replication/page-sender.ts';
 import type { PeerLink } from '../replication/peer-link.ts';
@@ -43,6 +44,8 @@ export interface RemoteShadowOptions {
   readonly silenceMs: SilenceBounds;
   readonly right: ActingRight;
   readonly memoryBytes: number;
+  /** Those of the hello. */
+  readonly disks: readonly CopiedDisk[];
   readonly epochsInFlightMax: number;
   /** Where epochs on their way lie: memory-backed. Made here, removed with the shadow. */
   readonly directory: string;
@@ -74,6 +77,9 @@ export class RemoteShadow implements Shadow {
   #pulse: PeerPulse | undefined;
   #instance = 0;
   #hasRelic = false;
+  #heldDisks: ReadonlySet<string> = new Set();
+  #disks: DiskCopy | undefined;
+  #disksShare = 0;
   readonly #filling: RemoteFilling;
   #firmware: Uint8Array | undefined;
   #mayTakeOver = false;
@@ -94,19 +100,24 @@ export class RemoteShadow implements Shadow {
     const slotCount = epochsInFlightMax + SPARE_SLOTS;
     const pages = new PageSender(link, { nowMs: () => options.clock.nowMs() });
     let image: RemoteImage;
+    let shadow: RemoteShadow | undefined;
+    const beforeFirst = async () => {
+      if (shadow !== undefined) await shadow.#disks?.complete();
+    };
     try {
-      image = RemoteImage.create({ link, pages, directory, memoryBytes, slotCount });
+      image = RemoteImage.create({ link, pages, directory, memoryBytes, slotCount, beforeFirst });
     } catch (cause) {
       pages[Symbol.dispose]();
       link.close();
       throw cause;
     }
-    const shadow = new RemoteShadow(options, { pages, image });
+    shadow = new RemoteShadow(options, { pages, image });
     try {
       const welcome = await shadow.#ask(hello, 'welcome', { deadlineMs: WELCOME_DEADLINE_MS, signal });
       assert(welcome.kind === 'welcome', 'asked for a welcome');
       shadow.#instance = welcome.instance;
       shadow.#hasRelic = welcome.hasRelic;
+      shadow.#heldDisks = new Set(welcome.heldDisks);
       await shadow.#listenForLife(welcome.pulsePorts);
       return shadow;
     } catch (cause) {
@@ -129,7 +140,10 @@ export class RemoteShadow implements Shadow {
   }
 
   get copiedShare(): number {
-    return this.#filling.copiedShare;
+    const { memoryBytes, disks } = this.#options;
+    const disksBytes = disks.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0);
+    const copiedBytes = this.#filling.copiedShare * memoryBytes + this.#disksShare * disksBytes;
+    return copiedBytes / (memoryBytes + disksBytes);
   }
 
   get pipeline(): EpochPipeline | undefined {
@@ -175,8 +189,21 @@ export class RemoteShadow implements Shadow {
     this.#firmware = firmware;
     await link.send(MESSAGE.firmware, [firmware]);
     const startMs = clock.nowMs();
+    await this.#copyDisks(signal);
     await this.#filling.fill(primary, { hasRelic: this.#hasRelic, signal });
+    await this.#disks?.catchUp();
     publish('shadow-filled', { host, ...this.#filling.filled, tookMs: clock.nowMs() - startMs });
+  }
+
+  async #copyDisks(signal: AbortSignal): Promise<void> {
+    const { link, disks } = this.#options;
+    if (disks.length === 0) return;
+    const onProgress = (share: number) => {
+      this.#disksShare = share;
+    };
+    this.#disks = new DiskCopy({ ...{ link, disks, signal, onProgress }, held: this.#heldDisks });
+    if (this.#lost !== undefined) this.#disks.fail(this.#lost);
+    await this.#disks.copy();
   }
 
   begin(options: BeginOptions): void {
@@ -247,6 +274,7 @@ export class RemoteShadow implements Shadow {
   async #end(error?: Error): Promise<void> {
     this.#options.link.close();
     this.#pulse?.[Symbol.dispose]();
+    this.#disks?.[Symbol.dispose]();
     await this.#image[Symbol.asyncDispose]();
     this.#pages[Symbol.dispose]();
     await this.#listening;
@@ -330,6 +358,7 @@ export class RemoteShadow implements Shadow {
       for await (const message of link.messages()) {
         if (message.type === MESSAGE.words) this.#take(decodeWords(message.body));
         else if (message.type === MESSAGE.hashes) this.#filling.take(message.body);
+        else if (message.type === MESSAGE.diskAnswer) this.#disks?.takeAnswer(message.body);
         else this.errands.take(message);
       }
       const reason = await link.closed;
@@ -358,6 +387,7 @@ export class RemoteShadow implements Shadow {
     this.#lost = error;
     this.#image.fail(error);
     this.errands.fail(error);
+    this.#disks?.fail(error);
     for (const { reject } of this.#answers.values()) reject(error);
     if (!this.#isEnding) this.#options.onLost(error.message);
   }

@@ -18,7 +18,7 @@ function helloOf(kernel: string, change: Partial<Hello> = {}): Hello {
   const spec = { name: 'vm', memory: '128MiB', boot: { kernel }, shadow: { hosts: ['a', 'b'] } };
   return {
     ...{ kind: 'hello', protocol: PEER_PROTOCOL, vm: 'vm', copy: 1, token: 1, epoch: 1 },
-    ...{ rightToken: 1, presencePort: 1, pulseKey: '00'.repeat(32) },
+    ...{ rightToken: 1, presencePort: 1, pulseKey: '00'.repeat(32), disks: [] },
     ...{ spec: { text: JSON.stringify(spec), source: '/vm.yaml' }, files: {} },
     ...{ qemuVersion: HERE.qemu.version, accel: HERE.accel },
     ...change,

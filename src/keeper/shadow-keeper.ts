@@ -31,6 +31,8 @@ export interface ShadowKeeperOptions {
   readonly messages: AsyncIterable<PeerMessage>;
   /** Its memory is older memory of the VM. */
   readonly hasRelic: boolean;
+  /** Disks of which there is an older copy. */
+  readonly heldDisks: readonly string[];
   /** This host, as the other one knows it. */
   readonly host: string;
   readonly session: ShadowSession;
@@ -93,6 +95,7 @@ export class ShadowKeeper {
       onCopied: (pages) => {
         this.#copiedPages += pages;
       },
+      onAnswer: (parts) => void options.link.send(MESSAGE.diskAnswer, parts).catch(() => {}),
     });
   }
 
@@ -133,12 +136,13 @@ export class ShadowKeeper {
 
   /** Takes epochs until that ends. The link is the caller's to close. */
   async keep(): Promise<ShadowEnd> {
-    const { session, host } = this.#options;
+    const { session, host, heldDisks } = this.#options;
     let isKept = true;
+    void session.image.disks?.failed.then((cause) => isKept && this.#giveUp(cause.message, cause));
     void session.standby.machine.process.exited.then(() => isKept && this.#giveUp('its QEMU ended'));
     await this.#say({
       ...{ kind: 'welcome', host, instance: session.standby.number, hasRelic: this.#hasRelic },
-      pulsePorts: [...this.#options.pulsePorts],
+      ...{ heldDisks: [...heldDisks], pulsePorts: [...this.#options.pulsePorts] },
     }).catch(() => {});
     void this.#listen();
     const end = await this.#ended.promise;
@@ -178,7 +182,8 @@ export class ShadowKeeper {
         this.#options.errands.take(message.body);
         return false;
       default:
-        if (this.#hasRelic) throw garbled('pages before it is known what they are brought to');
+        if (this.#hasRelic && message.type !== MESSAGE.diskCopy && message.type !== MESSAGE.diskAsk)
+          throw garbled('pages before it is known what they are brought to');
         await this.#receiver.take(message);
         return false;
     }

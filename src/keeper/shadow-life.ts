@@ -36,7 +36,7 @@ export interface ShadowLifeOptions {
 
 type EpochsOf = Pick<
   BeginOptions,
-  'links' | 'participants' | 'mayContinue' | 'hasPanicked' | 'onPause' | 'onPrimaryLost'
+  'links' | 'participants' | 'disks' | 'mayContinue' | 'hasPanicked' | 'onPause' | 'onPrimaryLost'
 >;
 
 /** A shadow in sync that somebody may look at. A takeover waits until it is not in use. */
@@ -87,6 +87,11 @@ export class ShadowLife {
   inherit(epoch: EpochId): void {
     this.#committed = epoch;
     this.#nextEpoch = nextEpoch(epoch);
+  }
+
+  /** No epoch up to this one is counted any more: disks have a higher one from another time. */
+  countAbove(epoch: EpochId): void {
+    if (epoch >= this.#nextEpoch) this.#nextEpoch = nextEpoch(epoch);
   }
 
   startLater(afterMs: number): void {

@@ -11,6 +11,7 @@ import { keepRelic, takeRelic } from '../control/relic.ts';
 import { RunDirectory } from '../control/run-directory.ts';
 import { instancePaths } from '../qemu/instance-paths.ts';
 import { encodeWords, MESSAGE, type PeerWords } from '../replication/peer-messages.ts';
+import { ShadowDisks } from '../replication/shadow-disks.ts';
 import { admit } from './admission.ts';
 import type { ClaimedByLink } from './guest-links.ts';
 import { epochsName } from './inheritance.ts';
@@ -24,10 +25,12 @@ import { PeerPulse } from './peer-pulse.ts';
 import { RecordedRight, type RightOptions, type TakenOver } from './recorded-right.ts';
 import { keepsRelics, leaveSite, remoteSite, rightOptions, silenceOf } from './remote-site.ts';
 import { ShadowControl } from './shadow-control.ts';
+import { type CopyOfDisk, openCopies } from './shadow-disk-opening.ts';
 import { ShadowErrands } from './shadow-errands.ts';
 import { type AskedShadow, checkTwin } from './shadow-hello.ts';
 import { type ShadowEnd, ShadowKeeper } from './shadow-keeper.ts';
 import { ShadowSession } from './shadow-session.ts';
+import { VmDisks } from './vm-disks.ts';
 import { prepareHost, type VmHost } from './vm-host.ts';
 
 /** As in lease-record.ts. */
@@ -49,6 +52,8 @@ export class ShadowLodging implements AsyncDisposable {
   #session: ShadowSession | undefined;
   #hasRelic = false;
   #instances = 1;
+  readonly #disks: VmDisks;
+  readonly #copies: readonly CopyOfDisk[];
 
   /** @throws what keeps the shadow from being taken in; nothing is left then */
   static async open(site: SiteConfig, asked: AskedShadow, { clock, signal }: Lodger): Promise<ShadowLodging> {
@@ -67,8 +72,14 @@ export class ShadowLodging implements AsyncDisposable {
       await checkTwin(asked, host);
       const right = rightOptions(site, { spec, clock, log, failpoints: new Failpoints() });
       await checkHolder(right, asked);
-      const lodging = new ShadowLodging({ site, asked, directory, host, clock, right });
-      await lodging.#startStandby(log, signal);
+      const copies = await openCopies(spec, hello);
+      const lodging = new ShadowLodging({ site, asked, directory, host, clock, right, copies });
+      try {
+        await lodging.#startStandby(log, signal);
+      } catch (cause) {
+        for (const { image } of copies) await image.close();
+        throw cause;
+      }
       return lodging;
     } catch (cause) {
       directory.remove();
@@ -83,6 +94,7 @@ export class ShadowLodging implements AsyncDisposable {
     host: VmHost;
     clock: Clock;
     right: RightOptions;
+    copies: readonly CopyOfDisk[];
   }) {
     this.#site = parts.site;
     this.#asked = parts.asked;
@@ -90,6 +102,12 @@ export class ShadowLodging implements AsyncDisposable {
     this.#host = parts.host;
     this.#clock = parts.clock;
     this.#right = parts.right;
+    this.#copies = parts.copies;
+    this.#disks = VmDisks.ofCopies(parts.copies, {
+      token: () => this.directory.token,
+      // Whoever writes to it then is told as well.
+      onFailed: () => {},
+    });
   }
 
   /** Until the shadow is not wanted any more, or the VM that it has become has ended. Returns the exit code. */
@@ -112,6 +130,7 @@ export class ShadowLodging implements AsyncDisposable {
     });
     shadow = new ShadowKeeper({
       ...{ ...common, messages, errands, host: this.#site.host, hasRelic: this.#hasRelic },
+      heldDisks: this.#copies.filter(({ isHeld }) => isHeld).map(({ name }) => name),
       pulsePorts: pulse.ports,
     });
     const keeping = shadow;
@@ -143,7 +162,7 @@ export class ShadowLodging implements AsyncDisposable {
 
   async #startStandby(log: Logger, signal: AbortSignal): Promise<void> {
     const { spec } = this.#asked;
-    const setting = settingOf(this.#options(log));
+    const setting = settingOf(this.#options(log), this.#disks);
     const number = 1;
     const paths = instancePaths({ ...setting, vm: spec.name, instance: number, nicCount: spec.nics.length });
     this.#hasRelic = takeRelic(spec.name, { to: paths.memory, memoryBytes: spec.memoryBytes });
@@ -151,10 +170,14 @@ export class ShadowLodging implements AsyncDisposable {
     const standby = await Instance.start(setting, { number, role: 'standby', signal, keptMemory });
     // Its own start may have left something there, and a copy brings only what the VM has.
     if (!this.#hasRelic) standby.memory.discardAll();
+    const { failpoints } = this.#right;
+    const disks =
+      this.#copies.length === 0 ? undefined : new ShadowDisks({ disks: this.#copies, failpoints });
     this.#session = await ShadowSession.open(standby, {
       epochsInFlightMax: spec.shadow.epochsInFlightMax,
       epochsDirectory: join(setting.memoryDirectory, epochsName(standby.number)),
       failpoints: this.#right.failpoints,
+      disks,
     });
     standby.limitCpu(spec.shadow.standbyCpuShare);
     this.directory.record({
@@ -215,8 +238,10 @@ export class ShadowLodging implements AsyncDisposable {
       ...{ spec, right, given: hello.spec, files: hello.files },
       ...{ clock: this.#clock, failpoints: this.#right.failpoints },
     });
+    if (how === 'promote') await this.#takeDisks(session);
     const promised: PromisedShadow = {
       ...{ session, from: peer, claimed, lastSignMs, noticedAtMs, fencedAtMs, instances: this.#instances },
+      disks: this.#disks,
       reason: end.kind === 'called' ? end.reason : 'peer-lost',
       trace: end.kind === 'called' ? end.trace : undefined,
     };
@@ -239,6 +264,15 @@ export class ShadowLodging implements AsyncDisposable {
     return EXIT_FAILED;
   }
 
+  /**
+   * All that was committed is in the images, which are the VM's from now on.
+   * @throws BlockError BLOCK_DISK_FAILED: it is not, and cannot come there. The VM must not go on from something older
+   */
+  async #takeDisks({ image }: ShadowSession): Promise<void> {
+    await image.disks?.written(image.committed);
+    await image.disks?.release();
+  }
+
   /** A shadow that cannot take over is no reason to let the VM lie: it begins anew, as it would on its own host. */
   async #act(options: KeeperOptions, signals: StopSignals): Promise<Keeper> {
     const { promised, ...anew } = options;
@@ -248,6 +282,7 @@ export class ShadowLodging implements AsyncDisposable {
     } catch (cause) {
       options.log.error('the shadow cannot take over', errorFacts(cause));
       await promised?.session[Symbol.asyncDispose]();
+      await promised?.disks[Symbol.asyncDispose]();
       keeper = await Keeper.start(anew);
     }
     signals.direct(keeper, { acted: true });

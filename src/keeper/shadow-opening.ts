@@ -12,6 +12,7 @@ import type { RemoteSite } from './keeper-options.ts';
 import { RemoteShadow, type RemoteShadowOptions } from './remote-shadow.ts';
 import { ShadowSession } from './shadow-session.ts';
 import type { KnownVm } from './vm-description.ts';
+import type { VmDisks } from './vm-disks.ts';
 
 /** So many that no two copies of a VM have the same number. */
 const COPIES = 2 ** 47;
@@ -20,13 +21,14 @@ export interface LocalShadowOptions {
   readonly spec: VmSpec;
   readonly failpoints: Failpoints;
   readonly memoryDirectory: string;
+  readonly disks: VmDisks;
   readonly startStandby: (signal: AbortSignal) => Promise<Instance>;
   readonly onLost: (error: string) => void;
 }
 
 /** A shadow on this host: a standby QEMU with little of a CPU, and room for epochs. @throws what keeps it from starting */
 export async function openLocalShadow(
-  { spec, failpoints, memoryDirectory, startStandby, onLost }: LocalShadowOptions,
+  { spec, failpoints, memoryDirectory, disks, startStandby, onLost }: LocalShadowOptions,
   signal: AbortSignal,
 ): Promise<ShadowSession> {
   const standby = await startStandby(signal);
@@ -34,6 +36,7 @@ export async function openLocalShadow(
     epochsInFlightMax: spec.shadow.epochsInFlightMax,
     epochsDirectory: join(memoryDirectory, epochsName(standby.number)),
     failpoints,
+    kept: (epoch) => disks.kept(epoch),
     cpuShare: spec.shadow.standbyCpuShare,
   });
   void standby.machine.process.exited.then(() => onLost('its QEMU ended'));
@@ -46,6 +49,7 @@ export interface RemoteShadowWishes {
   readonly failpoints: Failpoints;
   readonly memoryDirectory: string;
   readonly remote: RemoteSite;
+  readonly disks: VmDisks;
   readonly known: Pick<KnownVm, 'token' | 'committed' | 'qemu' | 'accel'>;
   readonly onLost: (error: string) => void;
   readonly publish: (kind: string, facts: Readonly<Record<string, unknown>>) => void;
@@ -54,10 +58,11 @@ export interface RemoteShadowWishes {
 
 /** A shadow on another host, whose keeper starts a standby there. @throws what keeps it from being had */
 export async function openRemoteShadow(
-  { spec, remote, known, memoryDirectory, ...options }: RemoteShadowWishes,
+  { spec, remote, known, memoryDirectory, disks: vmDisks, ...options }: RemoteShadowWishes,
   signal: AbortSignal,
 ): Promise<RemoteShadow> {
   const { right, given, files, places } = remote;
+  const disks = vmDisks.copied();
   const copy = randomInt(COPIES);
   let shadow: RemoteShadow | undefined;
   const { link, host, addresses, path, presencePort } = await remote.connect({
@@ -66,7 +71,7 @@ export async function openRemoteShadow(
   });
   shadow = await RemoteShadow.open(
     {
-      ...{ ...options, link, host, right, memoryBytes: spec.memoryBytes },
+      ...{ ...options, link, host, right, disks, memoryBytes: spec.memoryBytes },
       ...{ addresses, path, silenceMs: remote.silenceMs },
       onUnwelcome: () => places.avoid(host),
       epochsInFlightMax: spec.shadow.epochsInFlightMax,
@@ -74,6 +79,9 @@ export async function openRemoteShadow(
       hello: {
         ...{ kind: 'hello', protocol: PEER_PROTOCOL, vm: spec.name, copy, spec: given, files },
         ...{ token: known.token, epoch: nextEpoch(known.committed), accel: known.accel },
+        disks: disks.map(({ name, sizeBytes, identity, token }) => ({
+          ...{ name, sizeBytes, identity, token: Math.max(known.token, token) },
+        })),
         ...{ qemuVersion: known.qemu.version, rightToken: right.token, presencePort },
         pulseKey: newPulseKey().toString('hex'),
       },

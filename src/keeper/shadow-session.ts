@@ -6,7 +6,8 @@ import { readFirmware } from '../qemu/firmware.ts';
 import type { EpochPipeline } from '../replication/epoch-pipeline.ts';
 import type { StagedEpoch } from '../replication/epoch-slot.ts';
 import { copyWhileRunning } from '../replication/full-copy.ts';
-import { ShadowImage } from '../replication/shadow-image.ts';
+import type { ShadowDisks } from '../replication/shadow-disks.ts';
+import { ShadowImage, type ShadowImageOptions } from '../replication/shadow-image.ts';
 import { SPARE_SLOTS } from './admission.ts';
 import type { Instance } from './instance.ts';
 import { type BeginOptions, beginEpochs, type Shadow, type ShadowDescription } from './shadow.ts';
@@ -20,6 +21,10 @@ export interface SessionOptions {
   /** Where staged epochs go; made here, removed with the session. */
   readonly epochsDirectory: string;
   readonly failpoints: Failpoints;
+  /** Copies of the disks of a VM that acts on another host. They go with the session unless they were released. */
+  readonly disks?: ShadowDisks | undefined;
+  /** See {@link ShadowImageOptions}. */
+  readonly kept?: ShadowImageOptions['kept'];
   /** Of one CPU, for the standby from its filling on; by default as much as there is. */
   readonly cpuShare?: number;
 }
@@ -44,15 +49,17 @@ export class ShadowSession implements Shadow {
 
   /** Takes the standby over, also when there is no room for staged epochs. @throws LinuxError ENOSPC */
   static async open(standby: Instance, options: SessionOptions): Promise<ShadowSession> {
-    const { epochsDirectory: directory, failpoints, epochsInFlightMax } = options;
+    const { epochsDirectory: directory, failpoints, disks, kept, epochsInFlightMax } = options;
     try {
       mkdirSync(directory, { mode: 0o700 });
       const slotCount = epochsInFlightMax + SPARE_SLOTS;
-      const image = ShadowImage.create({ memory: standby.memory, directory, slotCount, failpoints });
+      const { memory } = standby;
+      const image = ShadowImage.create({ memory, directory, slotCount, failpoints, disks, kept });
       const session = new ShadowSession(standby, { image, directory });
       session.#cpuShare = options.cpuShare ?? null;
       return session;
     } catch (cause) {
+      await options.disks?.[Symbol.asyncDispose]();
       await standby[Symbol.asyncDispose]();
       throw cause;
     }
@@ -166,6 +173,7 @@ export class ShadowSession implements Shadow {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.halt();
     await this.releaseEpochs();
+    await this.image.disks?.[Symbol.asyncDispose]();
     await this.standby[Symbol.asyncDispose]();
   }
 }

@@ -8,7 +8,7 @@ import type { Filled } from './remote-filling.ts';
 
 /** What the epochs of a shadow need of the VM. */
 export type BeginOptions = Omit<PipelineOptions, 'source' | 'store'> &
-  Pick<PipelineSource, 'links' | 'participants' | 'mayContinue' | 'hasPanicked'> & {
+  Pick<PipelineSource, 'links' | 'participants' | 'disks' | 'mayContinue' | 'hasPanicked'> & {
     readonly primary: Instance;
   };
 
@@ -52,7 +52,7 @@ export interface Shadow extends AsyncDisposable {
 
 /** Epochs of the VM that acts go to `store` from now on. */
 export function beginEpochs(
-  { primary, links, participants, mayContinue, hasPanicked, ...options }: BeginOptions,
+  { primary, links, participants, disks, mayContinue, hasPanicked, ...options }: BeginOptions,
   store: EpochStore,
 ): EpochPipeline {
   const pipeline = new EpochPipeline({
@@ -63,7 +63,7 @@ export function beginEpochs(
       memory: primary.memory,
       dirtyLog: primary.dirtyLog,
       deviceStatePath: primary.paths.deviceState,
-      ...{ links, participants, mayContinue, hasPanicked },
+      ...{ links, participants, disks, mayContinue, hasPanicked },
     },
   });
   pipeline.start();

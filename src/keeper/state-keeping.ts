@@ -10,6 +10,7 @@ import type { KeeperOptions } from './keeper-options.ts';
 import { isStopping, noPlaceToSave, saveFailed } from './refusals.ts';
 import type { ShadowLife } from './shadow-life.ts';
 import { stateFacts } from './state-restoring.ts';
+import type { VmDisks } from './vm-disks.ts';
 
 export type SavedKind = SavedStateFacts['kind'];
 
@@ -19,6 +20,7 @@ const SHARE_STEP = 0.1;
 export interface StateKeepingOptions {
   readonly options: KeeperOptions;
   readonly shadow: ShadowLife;
+  readonly disks: VmDisks;
   readonly state: () => ProtectionState;
   readonly primary: () => Instance | undefined;
   readonly links: () => readonly GuestLink[];
@@ -182,7 +184,7 @@ export class StateKeeping {
     instance: Instance,
     { kind, signal }: { kind: SavedKind; signal: AbortSignal },
   ): Promise<SavedState> {
-    const { options, shadow, publish } = this.#vm;
+    const { options, shadow, disks, publish } = this.#vm;
     const { clock, failpoints } = options;
     const { deviceState, firmware } = await this.#standStill(instance);
     let told = 0;
@@ -194,6 +196,8 @@ export class StateKeeping {
       firmware,
       signal,
       failpoints,
+      // Who goes on from the state needs all that its guest wrote, and who goes on from the shadow only what is committed.
+      beforeWhole: () => disks.keepAll(),
       onProgress: (share) => {
         if (share < told + SHARE_STEP) return;
         told = share;

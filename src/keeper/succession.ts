@@ -9,9 +9,11 @@ import type { Instance, InstanceSetting } from './instance.ts';
 import type { UnsafeKeeper } from './keeper-options.ts';
 import { endOrphan } from './orphan.ts';
 import type { ShadowSession } from './shadow-session.ts';
+import type { VmDisks } from './vm-disks.ts';
 
 interface SuccessionOptions {
   readonly runDirectory: RunDirectory;
+  readonly disks: VmDisks;
   readonly links: readonly GuestLink[];
   readonly failpoints: Failpoints;
   readonly signal: AbortSignal | undefined;

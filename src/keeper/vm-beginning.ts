@@ -1,4 +1,5 @@
 import { traceFacts } from '../base/trace.ts';
+import { servedNames } from '../config/spec-disks.ts';
 import { epochId } from '../epoch/epoch-id.ts';
 import { checkSpec } from '../qemu/protectability.ts';
 import type { SavedState } from '../replication/saved-state.ts';
@@ -12,11 +13,13 @@ import { restoreState, stateToBeginFrom } from './state-restoring.ts';
 import { type Succession, succeed } from './succession.ts';
 import type { TakeoverRemains } from './takeover-remains.ts';
 import { FirstReply, type TakeoverStats } from './takeover-stats.ts';
+import type { VmDisks } from './vm-disks.ts';
 import { prepareImages } from './vm-images.ts';
 
 /** What a beginning needs of the keeper. */
 export interface BeginningVm extends RestoredVm {
   readonly setting: InstanceSetting;
+  readonly disks: VmDisks;
   readonly remains: TakeoverRemains;
   readonly takeovers: TakeoverStats;
   /** Tells the network that the guest is here now. */
@@ -32,7 +35,7 @@ export interface Origin {
 /** Looks at everything that can be looked at before there is a VM. @throws what keeps it from running */
 export async function prepareBeginning(options: KeeperOptions): Promise<Origin> {
   const spec = withShadow(options.spec, isShadowWanted(options));
-  checkSpec(spec);
+  checkSpec(spec, servedNames(options.spec));
   // Where there is a heritage, what is needed was promised already.
   const isHeir = options.runDirectory.heritage.kind !== 'none' || options.promised !== undefined;
   if (!isHeir) admit(spec);
@@ -108,7 +111,7 @@ async function become(
 async function goOnFromBefore(vm: BeginningVm): Promise<Succession['kind']> {
   const { failpoints, signal, runDirectory, unsafe } = vm.options;
   const outcome = await succeed(vm.setting, {
-    ...{ runDirectory, failpoints, signal, unsafe, links: vm.links() },
+    ...{ runDirectory, failpoints, signal, unsafe, links: vm.links(), disks: vm.disks },
     onActs: vm.beginToAct,
   });
   const { heritage, committed } = runDirectory;

@@ -9,6 +9,9 @@ export interface VmEnding {
   /** It goes on elsewhere, and what is here may be of use to its next shadow. */
   readonly keepsRelic: () => Promise<boolean>;
   readonly endSaving: () => Promise<void>;
+  /** What is on its way to the disks arrives there. */
+  readonly leaveDisks: () => Promise<void>;
+  readonly disks: AsyncDisposable;
   readonly dropShadow: () => Promise<void>;
 }
 
@@ -19,11 +22,14 @@ export async function endVm({
   primary,
   keepsRelic,
   endSaving,
+  leaveDisks,
+  disks,
   dropShadow,
 }: VmEnding): Promise<void> {
   for (const link of links?.all ?? []) link.detach();
   // In reverse.
   await using ending = new AsyncDisposableStack();
+  ending.use(disks);
   ending.defer(() => links?.[Symbol.asyncDispose]());
   ending.defer(() => primary?.[Symbol.asyncDispose]());
   ending.defer(async () => {
@@ -32,6 +38,7 @@ export async function endVm({
     else dropRelic(vm);
   });
   ending.defer(dropShadow);
+  ending.defer(leaveDisks);
   ending.defer(endSaving);
   ending.defer(() => primary?.kill());
 }

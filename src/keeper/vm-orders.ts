@@ -1,6 +1,6 @@
 import type { ConditionWaiters } from '../base/condition-waiters.ts';
 import { type Trace, traceFacts } from '../base/trace.ts';
-import { disksOf } from '../config/spec-disks.ts';
+import { disksOf, servedNames } from '../config/spec-disks.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
 import type { FailoverReport } from '../control/failover-report.ts';
 import type { StopOrder } from '../control/keeper-control.ts';
@@ -107,8 +107,7 @@ export class VmOrders {
   async protect(): Promise<void> {
     if (this.#vm.state().wanted) return;
     const spec = withShadow(this.#vm.options.spec, true);
-    checkSpec(spec);
-    await checkMachine((await this.#acting()).machine, spec);
+    await this.#assertWholeInEpochs((await this.#acting()).machine, spec);
     admit(spec, { runs: true });
     this.#wish('protect-requested');
   }
@@ -195,12 +194,17 @@ export class VmOrders {
     const { machine } = await this.#acting();
     await this.#vm.memory.whole();
     try {
-      const spec = withShadow(this.#vm.options.spec, true);
-      checkSpec(spec);
-      await checkMachine(machine, spec);
+      await this.#assertWholeInEpochs(machine, withShadow(this.#vm.options.spec, true));
     } catch (cause) {
       throw cannotSave(this.#name, cause);
     }
+  }
+
+  /** Its disks are served as it was started. @throws QemuError QEMU_UNPROTECTABLE */
+  async #assertWholeInEpochs(machine: Instance['machine'], spec: VmSpec): Promise<void> {
+    const served = servedNames(this.#vm.options.spec);
+    checkSpec(spec, served);
+    await checkMachine(machine, spec, served);
   }
 
   async #powerOff(trace: Trace | undefined): Promise<void> {

@@ -1,6 +1,7 @@
 import { assert } from '../base/assert.ts';
 import { errorFacts } from '../base/errors.ts';
 import { type Trace, traceFacts } from '../base/trace.ts';
+import type { EpochId } from '../epoch/epoch-id.ts';
 import type { GuestLink } from '../net/guest-link.ts';
 import type { LossReason, ProtectionEvent } from '../shadow/protection.ts';
 import type { Instance } from './instance.ts';
@@ -11,6 +12,7 @@ import type { ShadowLife } from './shadow-life.ts';
 import type { ShadowSession } from './shadow-session.ts';
 import type { TakeoverRemains } from './takeover-remains.ts';
 import { FirstReply, type TakeoverStats } from './takeover-stats.ts';
+import type { VmDisks } from './vm-disks.ts';
 
 /** What a takeover needs of the keeper. */
 export interface TakenOverVm {
@@ -18,6 +20,7 @@ export interface TakenOverVm {
   readonly shadow: ShadowLife;
   readonly remains: TakeoverRemains;
   readonly takeovers: TakeoverStats;
+  readonly disks: VmDisks;
   readonly links: () => readonly GuestLink[];
   /** The QEMU that was lost, dead by now. */
   readonly primary: () => Instance | undefined;
@@ -51,7 +54,9 @@ export async function takeOver(vm: TakenOverVm): Promise<void> {
       vm.beginToAct(session.standby);
       reply = new FirstReply(vm.links(), clock);
     };
-    await promoteShadow(session, { ...{ links: vm.links(), failpoints, trace, onActs } });
+    const acting = session.standby.number;
+    const settleDisks = (epoch: EpochId) => vm.disks.goOnFrom(epoch, { acting });
+    await promoteShadow(session, { ...{ links: vm.links(), failpoints, trace, onActs, settleDisks } });
   } catch (cause) {
     vm.publish('promote-failed', { ...errorFacts(cause), ...traceFacts(trace) });
     for (const link of vm.links()) link.detach();

@@ -50,6 +50,12 @@ export const libc = {
     command: number,
     argument: number,
   ) => number,
+  /** fcntl with an argument in memory of ours. */
+  fcntlAt: library.func('fcntl', 'int', ['int', 'int', 'void *']) as (
+    fd: number,
+    command: number,
+    argument: Uint8Array,
+  ) => number,
   flock: library.func('flock', 'int', ['int', 'int']) as (fd: number, operation: number) => number,
   poll: library.func('poll', 'int', ['void *', 'ulong', 'int']) as (
     pollfds: Uint8Array,

@@ -23,6 +23,8 @@ export interface InstancePaths {
   readonly console: string;
   /** Guest agent channel; we listen. */
   readonly agent: string;
+  /** Disks that commit with epochs; we listen. */
+  readonly disks: string;
   /** QEMU listens for device state. */
   readonly incoming: string;
   /** Where QEMU saves its device state. On tmpfs, as it is written while the guest stands still. */
@@ -58,6 +60,7 @@ export function instancePaths(options: InstancePathsOptions): InstancePaths {
     nics: Array.from({ length: nicCount }, (_, index) => socket(`nic${index}`)),
     console: socket('console'),
     agent: socket('agent'),
+    disks: socket('disks'),
     incoming: socket('qemu/incoming'),
     deviceState: `${inMemory}.state`,
     firmware: join(qemuDirectory, 'firmware'),

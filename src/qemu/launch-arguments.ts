@@ -11,6 +11,8 @@ export interface ArgumentOptions {
   readonly role: 'primary' | 'standby';
   readonly paths: InstancePaths;
   readonly accel: Accelerator;
+  /** Names of the disks that the keeper serves. */
+  readonly served?: readonly string[] | undefined;
   /** Of a VM that has such a number, the same for its primary and standby: VMGenID. */
   readonly generationId?: string | undefined;
 }
@@ -25,6 +27,9 @@ export const MEMORY_BLOCK = 'ram';
  */
 const LEGACY_VIRTIO = 'disable-modern=on,disable-legacy=off';
 
+/** Ten years: for ever. */
+const RECONNECT_DELAY_S = 315_360_000;
+
 /** Parts of the machine that nobody here uses, each with state of its own to be saved in every epoch. */
 const WITHOUT = 'vmport=off,sata=off,smbus=off,usb=off';
 
@@ -35,7 +40,7 @@ const WITHOUT = 'vmport=off,sata=off,smbus=off,usb=off';
  */
 export function buildArguments(
   spec: VmSpec,
-  { role, paths, accel, generationId }: ArgumentOptions,
+  { role, paths, accel, generationId, served = [] }: ArgumentOptions,
 ): string[] {
   assert(paths.nics.length === spec.nics.length, 'every nic has a socket');
   const memory = `${spec.memoryBytes / MIB}M`;
@@ -56,7 +61,9 @@ export function buildArguments(
     ...['-device', `virtio-rng-pci,${LEGACY_VIRTIO}`],
     ...(spec.generationId ? generationArguments(generationId) : []),
     ...bootArguments(spec.boot),
-    ...disksOf(spec).flatMap(diskArguments),
+    ...disksOf(spec).flatMap((disk) =>
+      diskArguments(disk, served.includes(disk.id) ? servedNode(disk.id, paths) : fileBackedNode(disk)),
+    ),
     ...spec.nics.flatMap(({ mac }, index) => nicArguments(mac, { index, path: paths.nics[index] ?? '' })),
     ...(spec.console
       ? ['-chardev', clientSocket('console', paths.console), '-serial', 'chardev:console']
@@ -92,13 +99,38 @@ function bootArguments(boot: BootSpec): string[] {
   ];
 }
 
+function diskArguments({ id, disk }: SpecDisk, node: object): string[] {
+  const device = [
+    `virtio-blk-pci,id=${id},drive=${id},${LEGACY_VIRTIO}`,
+    // A VM that QEMU stops on an error of the storage would be taken to stand still in an epoch: the guest is told.
+    'werror=report,rerror=report',
+    ...(disk.serial === undefined ? [] : [`serial=${disk.serial}`]),
+    ...(id === 'boot' ? ['bootindex=0'] : []),
+  ];
+  return ['-blockdev', JSON.stringify(node), '-device', device.join(',')];
+}
+
+/**
+ * A disk that the keeper serves. Of a keeper that was killed QEMU waits for the next one, and repeats what was not answered;
+ * it stands still itself meanwhile, so that any end of the wait could only be wrong.
+ */
+function servedNode(id: string, { disks }: InstancePaths): object {
+  return {
+    driver: 'nbd',
+    'node-name': id,
+    server: { type: 'unix', path: disks },
+    export: id,
+    'reconnect-delay': RECONNECT_DELAY_S,
+  };
+}
+
 /**
  * A disk and everything below it, each part by its own name and with its format given: nothing is guessed from what
  * a guest or a stranger wrote into an image, and no other file is opened because an image names it.
  */
-function diskArguments({ id, disk }: SpecDisk): string[] {
-  const { path, format, readOnly, cache, backing, serial } = disk;
-  const image = {
+export function fileBackedNode({ id, disk }: SpecDisk): object {
+  const { path, format, readOnly, cache, backing } = disk;
+  return {
     driver: format,
     'node-name': id,
     'read-only': readOnly,
@@ -106,14 +138,6 @@ function diskArguments({ id, disk }: SpecDisk): string[] {
     file: fileNode(`${id}-file`, { path, readOnly }),
     ...(format === 'qcow2' && { backing: backing === undefined ? null : backingNode(id, backing) }),
   };
-  const device = [
-    `virtio-blk-pci,id=${id},drive=${id},${LEGACY_VIRTIO}`,
-    // A VM that QEMU stops on an error of the storage would be taken to stand still in an epoch: the guest is told.
-    'werror=report,rerror=report',
-    ...(serial === undefined ? [] : [`serial=${serial}`]),
-    ...(id === 'boot' ? ['bootindex=0'] : []),
-  ];
-  return ['-blockdev', JSON.stringify(image), '-device', device.join(',')];
 }
 
 function backingNode(id: string, { path, format }: NonNullable<SpecDisk['disk']['backing']>): object {
@@ -141,11 +165,11 @@ function fileNode(name: string, { path, readOnly }: { path: string; readOnly: bo
   };
 }
 
-/** The names of all block nodes that a VM of this specification has. */
-export function blockNodeNames(spec: VmSpec): string[] {
+/** The names of all block nodes that a VM of this specification has, whose keeper serves some of its disks. */
+export function blockNodeNames(spec: VmSpec, served: readonly string[]): string[] {
   return disksOf(spec).flatMap(({ id, disk: { backing } }) => [
-    ...[id, `${id}-file`],
-    ...(backing === undefined ? [] : [`${id}-backing`, `${id}-backing-file`]),
+    ...(served.includes(id) ? [id] : [id, `${id}-file`]),
+    ...(backing === undefined || served.includes(id) ? [] : [`${id}-backing`, `${id}-backing-file`]),
   ]);
 }
 

@@ -40,14 +40,14 @@ describe('arguments of a protected VM', () => {
     [['-device', 'VGA'], 'video memory'],
     [['-device', 'virtio-gpu-pci'], 'video memory'],
     [['-pflash', 'OVMF.fd'], 'firmware flash'],
-    [['-drive', 'if=pflash,file=OVMF.fd'], 'not replicated yet'],
+    [['-drive', 'if=pflash,file=OVMF.fd'], 'it does not commit with the epochs'],
     [['-device', 'virtio-balloon-pci'], 'unseen by the dirty log'],
     [['-device', 'vhost-user-blk-pci,chardev=c'], 'unseen by the dirty log'],
     [['-netdev', 'user,id=n'], 'not held'],
     [['-device', 'ivshmem-plain,memdev=m'], 'outside main memory'],
     [['-device', 'pc-testdev'], 'not known to be safe'],
-    [['disk.raw'], 'not replicated yet'],
-    [['-device', 'virtio-rng-pci', 'disk.raw'], 'not replicated yet'],
+    [['disk.raw'], 'it does not commit with the epochs'],
+    [['-device', 'virtio-rng-pci', 'disk.raw'], 'it does not commit with the epochs'],
     [['-constructor'], 'not known to be safe'],
     [['-xen-domid', '1'], 'not known to be safe'],
     [['-global', 'migration.x-ignore-shared=on'], 'form of the device state'],
@@ -74,18 +74,15 @@ describe('arguments of a protected VM', () => {
     }
   });
 
-  test('may have a disk that is only read, or one whose owner accepts that a shadow does not follow it', () => {
+  test('may have disks that are only read, that the keeper serves, or whose owner accepts that a shadow does not follow', () => {
     expect(refusal([], 'disks: [{path: a.raw, format: raw, readOnly: true}]')).toBeUndefined();
+    expect(refusal([], 'disks: [{path: a.raw, format: raw}]')).toBeUndefined();
     expect(refusal([], 'disks: [{path: a.raw, format: raw, unprotectedDisk: true}]')).toBeUndefined();
   });
 
-  test('are refused with any other disk, also where the specification was not read from a file', () => {
-    const accepted = spec([], 'disks: [{path: a.raw, format: raw, unprotectedDisk: true}]');
-    const withDisk = {
-      ...accepted,
-      disks: accepted.disks.map((disk) => ({ ...disk, unprotectedDisk: false })),
-    };
-    expect(() => checkSpec(withDisk)).toThrow(
+  test('are refused with any other disk, as that of a VM that was started without a shadow', () => {
+    const withDisk = spec([], 'disks: [{path: a.raw, format: raw}]');
+    expect(() => checkSpec(withDisk, [])).toThrow(
       expect.objectContaining({
         code: 'QEMU_UNPROTECTABLE',
         message: expect.stringMatching(/disk .*a\.raw: it is writable/),
@@ -131,7 +128,7 @@ describe('a machine that was started', () => {
   test('is refused with firmware flash', async () => {
     const found = await obstacles(['-drive', `if=pflash,format=raw,file=${folder}/flash`]);
     expect(found).toContainEqual(expect.stringMatching(/^RAM block system\.flash0: /));
-    expect(found).toContainEqual(expect.stringMatching(/^drive .*flash: disks are not replicated/));
+    expect(found).toContainEqual(expect.stringMatching(/^drive .*flash: it does not commit/));
   });
 
   test('is refused with a balloon, and with shared memory that QEMU itself cannot migrate', async () => {

@@ -1,4 +1,4 @@
-import { CONSENT_HINT, disksOf, needsConsent } from '../config/spec-disks.ts';
+import { CONSENT_HINT, disksOf, needsEpochs, servedNames } from '../config/spec-disks.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
 import { blockNodeNames, MEMORY_BLOCK } from './launch-arguments.ts';
 import type { Machine } from './machine.ts';
@@ -11,7 +11,7 @@ export interface Obstacle {
   readonly why: string;
 }
 
-const NOT_REPLICATED = 'disks are not replicated yet';
+const NOT_REPLICATED = 'it does not commit with the epochs of the VM';
 const OUTSIDE = 'it is memory outside main memory, which the device state does not hold';
 const VFIO = 'a passed-through device pins guest memory and has state that cannot be saved';
 const UNHELD = 'what goes through it is not held until the epoch is committed';
@@ -62,10 +62,10 @@ const OUR_OPTIONS = new Set(
 );
 
 /**
- * Looks at a specification before anything is started.
+ * Looks at a specification before anything is started. `served` are the disks that the keeper serves, where that was decided by another specification.
  * @throws {QemuError} QEMU_ARGUMENT_REFUSED, QEMU_UNPROTECTABLE; each names all that stands against it
  */
-export function checkSpec(spec: VmSpec): void {
+export function checkSpec(spec: VmSpec, served: readonly string[] = servedNames(spec)): void {
   const { extraArgs } = spec.qemu;
   const contradictions = extraArgs.filter((arg) => arg.startsWith('-') && OUR_OPTIONS.has(optionName(arg)));
   if (contradictions.length > 0) {
@@ -79,7 +79,7 @@ export function checkSpec(spec: VmSpec): void {
     );
   }
   if (!spec.shadow.enabled) return;
-  const disks = diskObstacles(spec);
+  const disks = diskObstacles(spec, served);
   refuse([...disks, ...argumentObstacles(extraArgs)], disks.length > 0 ? CONSENT_HINT : undefined);
 }
 
@@ -88,7 +88,11 @@ export function checkSpec(spec: VmSpec): void {
  * QEMU's own reasons against migration. Disks of the specification are as they have to be.
  * @throws {QemuError} QEMU_UNPROTECTABLE
  */
-export async function checkMachine(machine: Machine, spec: VmSpec): Promise<void> {
+export async function checkMachine(
+  machine: Machine,
+  spec: VmSpec,
+  served: readonly string[] = servedNames(spec),
+): Promise<void> {
   const { qmp } = machine;
   const [blocks, anonymous, named, nodes, migration] = await Promise.all([
     machine.monitor('info ramblock'),
@@ -100,7 +104,7 @@ export async function checkMachine(machine: Machine, spec: VmSpec): Promise<void
   refuse([
     ...ramBlockObstacles(blocks),
     ...qomObstacles([...anonymous, ...named.filter((property) => !isOurDisk(property, spec))]),
-    ...blockObstacles(nodes, spec),
+    ...blockObstacles(nodes, blockNodeNames(spec, served)),
     ...(migration['blocked-reasons'] ?? [])
       .filter((reason) => !reason.includes('invtsc'))
       .map((reason) => ({ what: 'QEMU refuses migration', why: reason })),
@@ -161,9 +165,9 @@ function deviceObstacle(driver: string): string | undefined {
   return known?.[1] ?? `${driver} is not known to be safe`;
 }
 
-function diskObstacles(spec: VmSpec): Obstacle[] {
+function diskObstacles(spec: VmSpec, served: readonly string[]): Obstacle[] {
   return disksOf(spec)
-    .filter(({ disk }) => needsConsent(disk))
+    .filter(({ id, disk }) => needsEpochs(disk) && !served.includes(id))
     .map(({ disk }) => ({ what: `disk ${disk.path}`, why: `it is writable, and ${NOT_REPLICATED}` }));
 }
 
@@ -172,9 +176,8 @@ function isOurDisk({ name, type }: QomProperty, spec: VmSpec): boolean {
 }
 
 /** Everything that QEMU has open as a disk and that the specification does not say, e.g. because an image names it. */
-function blockObstacles(nodes: readonly BlockNode[], spec: VmSpec): Obstacle[] {
-  const ours = new Set(blockNodeNames(spec));
-  const foreign = nodes.filter((node) => !ours.has(node['node-name'] ?? ''));
+function blockObstacles(nodes: readonly BlockNode[], ours: readonly string[]): Obstacle[] {
+  const foreign = nodes.filter((node) => !ours.includes(node['node-name'] ?? ''));
   // A format and the file below it are two nodes.
   const files = [...new Set(foreign.map(({ file }) => file))];
   return files.map((file) => ({ what: `drive ${file}`, why: NOT_REPLICATED }));

@@ -199,10 +199,13 @@ function imageInUse(words: string): string | undefined {
   return /Is another process using the image \[(.*)\]\?/.exec(words)?.[1];
 }
 
-function diskInUse(path: string, { output, cause }: { output: string; cause: unknown }): QemuError {
+export function diskInUse(
+  path: string,
+  { output, cause }: { output?: string; cause?: unknown } = {},
+): QemuError {
   return new QemuError('QEMU_DISK_IN_USE', `another process uses the image ${path}`, {
     hint: 'An image that is written to belongs to one VM at a time: stop the other one, or give this one an image of its own.',
-    facts: { path, output },
+    facts: { path, ...(output !== undefined && { output }) },
     cause,
   });
 }

@@ -39,6 +39,7 @@ function pipelineOf(failpoints: Failpoints) {
     source: {
       ...{ memory, deviceStatePath, dirtyLog: owned.use(new CompareLog({ memory })), links: [] },
       participants: [{ seal: note('sealed'), commit: note('committed'), abort: note('aborted') }],
+      disks: [],
       mayContinue: () => true,
       hasPanicked: () => false,
       machine: {

@@ -20,6 +20,7 @@ import { QemuError } from '../qemu/qemu-error.ts';
 import type { EpochSlot } from './epoch-slot.ts';
 import type { EpochStats } from './epoch-stats.ts';
 import { type EpochStore, freeSlot } from './epoch-store.ts';
+import type { EpochDiskSource } from './epoch-writes.ts';
 
 /** The VM that acts, as far as its epochs are concerned. */
 export interface PipelineSource {
@@ -29,6 +30,7 @@ export interface PipelineSource {
   readonly links: readonly GuestLink[];
   /** Who else takes part in epochs, e.g. the VM's own events. */
   readonly participants: readonly EpochParticipant[];
+  readonly disks: readonly EpochDiskSource[];
   /** File that QEMU writes its device state to. */
   readonly deviceStatePath: string;
   /** False once the VM stopped by itself (powered off, panicked): then it must not be continued. */
@@ -182,7 +184,8 @@ export class EpochPipeline {
   }
 
   #participants(): readonly EpochParticipant[] {
-    return [...this.#options.source.links, ...this.#options.source.participants];
+    const { links, participants, disks } = this.#options.source;
+    return [...links, ...participants, ...disks];
   }
 
   async #cut(epoch: EpochId): Promise<void> {
@@ -220,6 +223,7 @@ export class EpochPipeline {
     if (this.#frozen) return;
     const startMs = this.#nowMs();
     for (const link of source.links) link.pauseInput();
+    for (const disk of source.disks) disk.letThrough();
     const stopMs = await this.#stage(slot, staging);
     if (this.#frozen || source.hasPanicked()) {
       // Who froze them, or watches the guest and was told before it stood still, ends these epochs.
@@ -332,6 +336,7 @@ export class EpochPipeline {
       slot.finish({
         deviceState: readFileSync(source.deviceStatePath),
         outputs: source.links.map((link) => ({ link: link.name, items: link.sealedOutput(epoch) })),
+        disks: source.disks.map((disk) => ({ disk: disk.name, writes: disk.sealedWrites(epoch) })),
       });
       return true;
     } catch (cause) {

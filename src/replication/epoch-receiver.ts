@@ -9,6 +9,7 @@ import { freeSlot } from './epoch-store.ts';
 import { HeldPages } from './held-pages.ts';
 import type { PeerMessage } from './peer-link.ts';
 import { decodeEpoch, decodePages, garbled, MESSAGE, MESSAGE_PAGES_MAX } from './peer-messages.ts';
+import type { ShadowDisks } from './shadow-disks.ts';
 import type { ShadowImage } from './shadow-image.ts';
 
 export interface EpochReceiverOptions {
@@ -17,6 +18,10 @@ export interface EpochReceiverOptions {
   /** This host holds all of the epoch. */
   readonly onHeld: (epoch: EpochId) => void;
   readonly onCopied: (pages: number) => void;
+  /** Sends the other side what it asked for. Not waited for: it may be sending itself. */
+  readonly onAnswer: (parts: readonly Uint8Array[]) => void;
+  /** An epoch counts as held when its writes to disks survive a loss of power here, not before. */
+  readonly durable?: boolean;
 }
 
 interface Arriving {
@@ -60,6 +65,12 @@ export class EpochReceiver implements Disposable {
         return await this.#takePages(body);
       case MESSAGE.tail:
         return await this.#takeTail(body);
+      case MESSAGE.writes:
+        return await this.#takeWrites(body);
+      case MESSAGE.diskCopy:
+        return await this.#disksBeforeEpochs().takeCopy(body);
+      case MESSAGE.diskAsk:
+        return this.#options.onAnswer(await this.#disksBeforeEpochs().answer(body));
       case MESSAGE.seal:
         return await this.#takeSeal(body);
       default:
@@ -125,20 +136,49 @@ export class EpochReceiver implements Disposable {
     arriving.tail.push(Uint8Array.from(rest));
   }
 
+  async #takeWrites(body: Uint8Array): Promise<void> {
+    const { epoch, rest } = decodeEpoch(body);
+    const arriving = await this.#arrivingOf(epoch);
+    if (arriving === undefined) return;
+    if (this.#options.image.disks === undefined) throw garbled('writes to disks of a VM without any');
+    if (rest.length === 0) throw garbled('a part of an epoch with nothing in it');
+    arriving.slot.appendWrites(rest);
+  }
+
+  #disksBeforeEpochs(): ShadowDisks {
+    const { committed, disks } = this.#options.image;
+    if (committed !== NO_EPOCH || disks === undefined) throw garbled('a part of a disk out of turn');
+    return disks;
+  }
+
   async #takeSeal(body: Uint8Array): Promise<void> {
-    const { image, failpoints, onHeld } = this.#options;
+    const { image, failpoints } = this.#options;
     const { epoch, rest } = decodeEpoch(body);
     const arriving = await this.#arrivingOf(epoch);
     if (arriving === undefined) return;
     await failpoints.hit('receive.before-finish');
     arriving.slot.finishAs({ header: rest, tail: Buffer.concat(arriving.tail) });
+    image.disks?.check(arriving.slot.diskWrites());
     await failpoints.hit('receive.before-acknowledge');
     // A failpoint may have taken its time.
     if (this.#isClosed) return;
     this.#arriving = undefined;
     image.acknowledge(arriving.slot, epoch);
     await failpoints.hit('receive.after-acknowledge');
-    onHeld(epoch);
+    this.#sayHeld(epoch);
+  }
+
+  #sayHeld(epoch: EpochId): void {
+    const { image, onHeld, durable = false } = this.#options;
+    if (!durable || image.disks === undefined) {
+      onHeld(epoch);
+      return;
+    }
+    // The next epoch may arrive meanwhile. They become durable in order; a failure is told by the disks themselves.
+    image.disks.durable(epoch).then(
+      () => this.#isClosed || onHeld(epoch),
+      () => {},
+    );
   }
 
   /** Undefined once nothing is taken any more. */

@@ -3,11 +3,13 @@ import { xxh64 } from '@node-rs/xxhash';
 import { assert } from '../base/assert.ts';
 import { MIB, PAGE_BYTES } from '../base/units.ts';
 import { type EpochId, epochId } from '../epoch/epoch-id.ts';
-import { allocate, closeElsewhere, punchHole } from '../linux/file.ts';
+import { BackedRegion } from '../linux/backed-region.ts';
+import { closeElsewhere } from '../linux/file.ts';
 import { Mapping } from '../linux/mapping.ts';
 import type { GuestMemory } from '../memory/guest-memory.ts';
 import { countPages, type PageRun } from '../memory/page-runs.ts';
 import { decodeOutputs, encodeOutputs, type LinkOutput } from './epoch-output.ts';
+import { decodeWrites, type EpochWrites, encodeWrites, WRITES_BYTES_MAX } from './epoch-writes.ts';
 import { ReplicationError } from './replication-error.ts';
 
 /**
@@ -15,11 +17,11 @@ import { ReplicationError } from './replication-error.ts';
  * applying it twice does the same as applying it once, so that an application cut short is simply repeated.
  *
  * Layout, little endian: a header page, the contents of the pages, their runs (u32 first page, u32 count), the
- * device state and the output. Each section has an xxh64,
- * the header has one over all that it says, and the marks (committed, applied) are derived from that one: a mark left
- * over from the slot's previous use cannot fit a new header.
+ * device state and the output; the writes to disks in a place of their own behind all that there may be of these. Each
+ * section has an xxh64, the header has one over all that it says, and the marks (committed, applied) are derived from that
+ * one: a mark left over from the slot's previous use cannot fit a new header.
  */
-const MAGIC = 0x3148434f50455355n; // "USEPOCH1"
+const MAGIC = 0x3248434f50455355n; // "USEPOCH2"
 const COMMIT_XOR = 0x434f4d4d49544544n; // "COMMITED"
 const APPLIED_XOR = 0x4150504c49454421n; // "APPLIED!"
 const HEADER = {
@@ -30,12 +32,14 @@ const HEADER = {
   pageCount: 32,
   deviceStateBytes: 40,
   outputBytes: 48,
-  runsHash: 56,
-  pagesHash: 64,
-  tailHash: 72,
-  headerHash: 80,
-  commitMark: 88,
-  appliedMark: 96,
+  writesBytes: 56,
+  runsHash: 64,
+  pagesHash: 72,
+  tailHash: 80,
+  writesHash: 88,
+  headerHash: 96,
+  commitMark: 104,
+  appliedMark: 112,
 } as const;
 /** Without the marks, which each side sets for itself. */
 export const HEADER_BYTES = HEADER.commitMark;
@@ -46,6 +50,7 @@ const CAPTURES_MAX = 3;
 export const TAIL_BYTES_MAX = 96 * MIB;
 /** A slot keeps at most this much memory between two uses, so that one large epoch does not cost for ever. */
 const KEEP_BYTES = 64 * MIB;
+const KEEP_WRITES_BYTES = 16 * MIB;
 
 export interface StagedEpoch {
   readonly epoch: EpochId;
@@ -54,6 +59,8 @@ export interface StagedEpoch {
   readonly pagesOffset: number;
   readonly deviceState: Buffer;
   readonly outputs: readonly LinkOutput[];
+  /** Of the disks that were written to. Data are views of the slot, like the pages. */
+  readonly disks: readonly EpochWrites[];
 }
 
 /** A finished epoch in its parts. They are views of the slot: good until it is used again. */
@@ -65,6 +72,8 @@ export interface EpochSections {
   readonly pages: Uint8Array;
   /** Device state and output. */
   readonly tail: Uint8Array;
+  /** Writes to disks; empty where there are none. */
+  readonly writes: Uint8Array;
 }
 
 interface Layout {
@@ -82,7 +91,10 @@ export class EpochSlot implements Disposable, AsyncDisposable {
   readonly #memoryBytes: number;
   readonly #view: DataView;
   readonly mapping: Mapping;
-  #backedBytes: number;
+  /** All but the writes to disks, and these. */
+  readonly #main: BackedRegion;
+  readonly #writes: BackedRegion;
+  #writesBytes = 0;
   #epoch: EpochId | undefined;
   #runs: PageRun[] = [];
   #pageCount = 0;
@@ -92,11 +104,14 @@ export class EpochSlot implements Disposable, AsyncDisposable {
     this.#fd = fd;
     this.#memoryBytes = memoryBytes;
     // Sparse: only what an epoch really holds takes room in the file system.
-    const lengthBytes =
-      PAGE_BYTES + CAPTURES_MAX * (memoryBytes + runsBytesMax(memoryBytes)) + TAIL_BYTES_MAX;
+    const mainBytes = mainBytesMax(memoryBytes);
+    const lengthBytes = mainBytes + WRITES_BYTES_MAX;
     ftruncateSync(fd, lengthBytes);
-    allocate(fd, 0, { lengthBytes: MIB });
-    this.#backedBytes = MIB;
+    this.#main = new BackedRegion(fd, { startByte: 0, lengthBytes: mainBytes, keepBytes: KEEP_BYTES });
+    this.#writes = new BackedRegion(fd, {
+      ...{ startByte: mainBytes, lengthBytes: WRITES_BYTES_MAX, keepBytes: KEEP_WRITES_BYTES },
+    });
+    this.#main.back(PAGE_BYTES);
     this.mapping = Mapping.ofFile(fd, lengthBytes, { writable: true });
     this.#view = new DataView(this.mapping.bytes.buffer, this.mapping.bytes.byteOffset, PAGE_BYTES);
   }
@@ -131,10 +146,9 @@ export class EpochSlot implements Disposable, AsyncDisposable {
     this.#epoch = epoch;
     this.#runs = [];
     this.#pageCount = 0;
-    if (this.#backedBytes > KEEP_BYTES) {
-      punchHole(this.#fd, KEEP_BYTES, { lengthBytes: this.mapping.lengthBytes - KEEP_BYTES });
-      this.#backedBytes = KEEP_BYTES;
-    }
+    this.#writesBytes = 0;
+    this.#main.trim();
+    this.#writes.trim();
   }
 
   /**
@@ -145,7 +159,7 @@ export class EpochSlot implements Disposable, AsyncDisposable {
   capture(memory: GuestMemory, runs: readonly PageRun[]): void {
     const offset = this.#pagesEnd();
     const pageCount = countPages(runs);
-    this.#back(offset + pageCount * PAGE_BYTES);
+    this.#main.back(offset + pageCount * PAGE_BYTES);
     memory.readRuns(runs, this.mapping, offset);
     this.#runs = this.#runs.concat(runs);
     this.#pageCount += pageCount;
@@ -163,16 +177,29 @@ export class EpochSlot implements Disposable, AsyncDisposable {
       (this.#pageCount + pageCount) * PAGE_BYTES <= CAPTURES_MAX * this.#memoryBytes &&
       (this.#runs.length + runs.length) * RUN_BYTES <= CAPTURES_MAX * runsBytesMax(this.#memoryBytes);
     if (!fits) throw corrupt({ path: this.path, epoch: this.#epoch ?? 0 }, 'the number of pages');
-    this.#back(offset + bytes.length);
+    this.#main.back(offset + bytes.length);
     this.mapping.bytes.set(bytes, offset);
     this.#runs = continues ? joined(this.#runs, runs) : this.#runs.concat(runs);
     this.#pageCount += pageCount;
     return offset;
   }
 
+  /**
+   * Adds bytes to the writes to disks, encoded elsewhere. Throws REPLICATION_EPOCH_TOO_LARGE, LinuxError ENOSPC; what was
+   * added before stays.
+   */
+  appendWrites(bytes: Uint8Array): void {
+    const endBytes = this.#writesBytes + bytes.length;
+    if (endBytes > WRITES_BYTES_MAX) throw this.#tooLarge('writes to disks', endBytes);
+    this.#writes.back(endBytes);
+    this.mapping.bytes.set(bytes, this.#writes.startByte + this.#writesBytes);
+    this.#writesBytes = endBytes;
+  }
+
   /** Adds what else belongs to the epoch and seals it with checksums. The VM may run again already. */
-  finish({ deviceState, outputs }: { deviceState: Uint8Array; outputs: readonly LinkOutput[] }): void {
+  finish({ deviceState, outputs, disks = [] }: FinishOptions): void {
     assert(this.#epoch !== undefined, 'a slot is finished after it was begun');
+    for (const part of encodeWrites(disks)) this.appendWrites(part);
     const encoded = encodeOutputs(outputs);
     const tailBytes = deviceState.length + encoded.length;
     const { pagesEnd, tail } = this.#writeTail([deviceState, encoded]);
@@ -183,23 +210,27 @@ export class EpochSlot implements Disposable, AsyncDisposable {
     this.#set(HEADER.pageCount, BigInt(this.#pageCount));
     this.#set(HEADER.deviceStateBytes, BigInt(deviceState.length));
     this.#set(HEADER.outputBytes, BigInt(encoded.length));
+    this.#set(HEADER.writesBytes, BigInt(this.#writesBytes));
     this.#set(HEADER.pagesHash, this.#hash(PAGE_BYTES, pagesEnd - PAGE_BYTES));
     this.#set(HEADER.runsHash, this.#hash(pagesEnd, tail - pagesEnd));
     this.#set(HEADER.tailHash, this.#hash(tail, tailBytes));
+    this.#set(HEADER.writesHash, this.#hash(this.#writes.startByte, this.#writesBytes));
     this.#set(HEADER.headerHash, this.#hash(0, HEADER.headerHash));
   }
 
-  /** What a finished epoch consists of, for another host to put together again with `append` and `finishAs`. */
+  /** What a finished epoch consists of, for another host to put together again with `append`, `appendWrites` and `finishAs`. */
   sections(): EpochSections {
     const pagesEnd = this.#pagesEnd();
     const tail = pagesEnd + this.#runs.length * RUN_BYTES;
     const tailBytes = Number(this.#get(HEADER.deviceStateBytes) + this.#get(HEADER.outputBytes));
     const { bytes } = this.mapping;
+    const writesAt = this.#writes.startByte;
     return {
       header: bytes.subarray(0, HEADER_BYTES),
       runs: this.#runs,
       pages: bytes.subarray(PAGE_BYTES, pagesEnd),
       tail: bytes.subarray(tail, tail + tailBytes),
+      writes: bytes.subarray(writesAt, writesAt + this.#writesBytes),
     };
   }
 
@@ -218,9 +249,12 @@ export class EpochSlot implements Disposable, AsyncDisposable {
       fits(HEADER.epoch, this.#epoch) &&
       fits(HEADER.runCount, this.#runs.length) &&
       PAGE_BYTES + Number(this.#get(HEADER.pageCount)) * PAGE_BYTES === pagesEnd &&
-      this.#get(HEADER.deviceStateBytes) + this.#get(HEADER.outputBytes) === BigInt(tail.length);
+      this.#get(HEADER.deviceStateBytes) + this.#get(HEADER.outputBytes) === BigInt(tail.length) &&
+      fits(HEADER.writesBytes, this.#writesBytes);
     if (!isOurs) throw corrupt({ path: this.path, epoch: this.#epoch }, 'the header');
     this.#check();
+    // What is held is applied later on: then it is too late to find that it means nothing.
+    this.diskWrites();
   }
 
   /** The shadow holds the whole epoch from the moment that this returns. */
@@ -250,7 +284,14 @@ export class EpochSlot implements Disposable, AsyncDisposable {
       outputs: decodeOutputs(
         Buffer.from(this.mapping.bytes.subarray(tail + deviceStateBytes, tail + tailBytes)),
       ),
+      disks: this.diskWrites(),
     };
+  }
+
+  /** The writes to disks of a finished epoch, without another look at checksums. Data are views of the slot. */
+  diskWrites(): EpochWrites[] {
+    const at = this.#writes.startByte;
+    return decodeWrites(this.mapping.bytes.subarray(at, at + Number(this.#get(HEADER.writesBytes))));
   }
 
   /** Every checksum. @throws ReplicationError REPLICATION_EPOCH_CORRUPT */
@@ -271,6 +312,9 @@ export class EpochSlot implements Disposable, AsyncDisposable {
     check('the memory', this.#hash(PAGE_BYTES, pagesEnd - PAGE_BYTES) === this.#get(HEADER.pagesHash));
     check('the list of pages', this.#hash(pagesEnd, tail - pagesEnd) === this.#get(HEADER.runsHash));
     check('the device state', this.#hash(tail, tailBytes) === this.#get(HEADER.tailHash));
+    const writesBytes = size(HEADER.writesBytes);
+    const writesHash = this.#hash(this.#writes.startByte, Math.min(writesBytes, WRITES_BYTES_MAX));
+    check('the writes to disks', writesHash === this.#get(HEADER.writesHash));
     return { epoch, runCount, pagesEnd, tail, deviceStateBytes, tailBytes };
   }
 
@@ -296,15 +340,10 @@ export class EpochSlot implements Disposable, AsyncDisposable {
   /** The list of pages and what follows it. */
   #writeTail(parts: readonly Uint8Array[]): { pagesEnd: number; tail: number } {
     const tailBytes = parts.reduce((sum, part) => sum + part.length, 0);
-    if (tailBytes > TAIL_BYTES_MAX) {
-      throw new ReplicationError(
-        'REPLICATION_EPOCH_TOO_LARGE',
-        `device state and output of epoch ${this.#epoch} take ${tailBytes} bytes`,
-      );
-    }
+    if (tailBytes > TAIL_BYTES_MAX) throw this.#tooLarge('device state and output', tailBytes);
     const pagesEnd = this.#pagesEnd();
     const tail = pagesEnd + this.#runs.length * RUN_BYTES;
-    this.#back(tail + tailBytes);
+    this.#main.back(tail + tailBytes);
     this.#writeRuns(pagesEnd);
     let offset = tail;
     for (const part of parts) {
@@ -342,12 +381,9 @@ export class EpochSlot implements Disposable, AsyncDisposable {
     }));
   }
 
-  /** Reserves room up to `endByte`, so that lack of it is an error here and not a SIGBUS later. */
-  #back(endByte: number): void {
-    if (endByte <= this.#backedBytes) return;
-    const target = Math.min(this.mapping.lengthBytes, Math.ceil(endByte / MIB) * MIB);
-    allocate(this.#fd, this.#backedBytes, { lengthBytes: target - this.#backedBytes });
-    this.#backedBytes = target;
+  #tooLarge(what: string, bytes: number): ReplicationError {
+    const message = `${what} of epoch ${this.#epoch} take ${bytes} bytes`;
+    return new ReplicationError('REPLICATION_EPOCH_TOO_LARGE', message);
   }
 
   #hash(offset: number, lengthBytes: number): bigint {
@@ -361,6 +397,16 @@ export class EpochSlot implements Disposable, AsyncDisposable {
   #get(field: number): bigint {
     return this.#view.getBigUint64(field, true);
   }
+}
+
+interface FinishOptions {
+  readonly deviceState: Uint8Array;
+  readonly outputs: readonly LinkOutput[];
+  readonly disks?: readonly EpochWrites[];
+}
+
+function mainBytesMax(memoryBytes: number): number {
+  return PAGE_BYTES + CAPTURES_MAX * (memoryBytes + runsBytesMax(memoryBytes)) + TAIL_BYTES_MAX;
 }
 
 /** At worst every second page is dirty. */

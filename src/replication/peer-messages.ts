@@ -15,12 +15,14 @@ import { ReplicationError } from './replication-error.ts';
  *                  one before), then for each run u32 first page, u32 pages; then
  *                  their contents as the page codec packs them
  *   tail           u64 epoch, bytes: device state and output, in order
+ *   writes         u64 epoch, bytes: writes to disks, in order
  *   seal           u64 epoch, header of the slot: all of the epoch was sent
+ *   disk-…         the first copy of disks: see disk-messages.ts
  *   hashes         u32 first page, u32 pages, then 16 bytes for each: what the shadow's host has in its memory
  *   errand         JSON: what a shadow is asked to do with what it holds, and what came of it (keeper/errand-messages.ts)
  *   read, readState  the other way: as pages and tail, with the number of the errand in the place of the epoch
  */
-export const PEER_PROTOCOL = 2;
+export const PEER_PROTOCOL = 3;
 
 /** Smaller numbers are the link's own. */
 export const MESSAGE = {
@@ -30,6 +32,10 @@ export const MESSAGE = {
   pages: 19,
   tail: 20,
   seal: 21,
+  writes: 22,
+  diskCopy: 23,
+  diskAsk: 24,
+  diskAnswer: 25,
   hashes: 32,
   errand: 33,
   read: 34,
@@ -63,6 +69,15 @@ const resourcesSchema = z.object({
   isInMaintenance: z.boolean(),
 });
 
+const diskSchema = z.object({
+  name: z.string(),
+  sizeBytes: count,
+  /** The same for all copies of the disk. */
+  identity: z.string().regex(/^[0-9a-f]{32}$/),
+  /** Of what is written to it. */
+  token: count,
+});
+
 const wordsSchema = z.discriminatedUnion('kind', [
   /** To the host itself: a keeper for the shadow of this VM is wanted. */
   z.object({ kind: z.literal('place'), vm: z.string() }),
@@ -90,6 +105,8 @@ const wordsSchema = z.discriminatedUnion('kind', [
     files: z.record(z.string(), digest),
     /** Heartbeats over datagrams are told by this key, in hexadecimal digits. */
     pulseKey: z.string().regex(/^[0-9a-f]{64}$/),
+    /** Those that are copied, in the order in which they are numbered. */
+    disks: z.array(diskSchema).max(64),
   }),
   /** The answer to it: a standby has been started and waits for memory. */
   z.object({
@@ -98,6 +115,8 @@ const wordsSchema = z.discriminatedUnion('kind', [
     hasRelic: z.boolean(),
     /** Where it listens for heartbeats, for each of its addresses. */
     pulsePorts: z.array(z.int().min(1).max(65_535)).min(1),
+    /** Disks of which it has an older copy: it is asked what is in them. */
+    heldDisks: z.array(z.string()),
   }),
   /** Begin with nothing. */
   z.object({ kind: z.literal('discard') }),

@@ -59,8 +59,9 @@ class World implements AsyncDisposable {
     this.store = store;
     const receiver = this.#owned.use(
       new EpochReceiver({
-        ...{ image: this.image, failpoints, onCopied: () => {} },
-        onHeld: (epoch) => void far.send(MESSAGE.words, [encodeWords({ kind: 'held', epoch })]),
+        ...{ image: this.image, failpoints, onCopied: () => {}, onAnswer: () => {} },
+        onHeld: (epoch) =>
+          void far.send(MESSAGE.words, [encodeWords({ kind: 'held', epoch })]).catch(() => {}),
       }),
     );
     this.receiver = receiver;

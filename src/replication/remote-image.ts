@@ -9,7 +9,7 @@ import type { PageSender } from './page-sender.ts';
 import type { PeerLink } from './peer-link.ts';
 import { encodeEpoch, garbled, MESSAGE, MESSAGE_PAGES_MAX } from './peer-messages.ts';
 
-const TAIL_CHUNK_BYTES = MESSAGE_PAGES_MAX * PAGE_BYTES;
+const CHUNK_BYTES = MESSAGE_PAGES_MAX * PAGE_BYTES;
 
 export interface RemoteImageOptions {
   readonly link: PeerLink;
@@ -19,6 +19,8 @@ export interface RemoteImageOptions {
   readonly directory: string;
   readonly memoryBytes: number;
   readonly slotCount: number;
+  /** What the other side has to have before the first epoch is sent, as of the moment that it was cut. */
+  readonly beforeFirst?: () => Promise<void>;
 }
 
 /**
@@ -38,10 +40,12 @@ export class RemoteImage implements EpochStore, AsyncDisposable {
   #held: EpochId = NO_EPOCH;
   #roomMade = Promise.withResolvers<void>();
   #sending: Promise<void> = Promise.resolve();
+  #beforeFirst: (() => Promise<void>) | undefined;
   #lost: unknown;
 
   /** @throws LinuxError ENOSPC; nothing is left behind then */
-  static create({ link, pages, directory, memoryBytes, slotCount }: RemoteImageOptions): RemoteImage {
+  static create(options: RemoteImageOptions): RemoteImage {
+    const { link, pages, directory, memoryBytes, slotCount } = options;
     mkdirSync(directory, { mode: 0o700 });
     using making = new DisposableStack();
     making.defer(() => rmSync(directory, { recursive: true, force: true }));
@@ -49,7 +53,9 @@ export class RemoteImage implements EpochStore, AsyncDisposable {
       making.use(EpochSlot.create(join(directory, `outgoing-${index}`), { memoryBytes })),
     );
     making.move();
-    return new RemoteImage(link, { pages, directory, slots });
+    const image = new RemoteImage(link, { pages, directory, slots });
+    image.#beforeFirst = options.beforeFirst;
+    return image;
   }
 
   private constructor(
@@ -128,12 +134,18 @@ export class RemoteImage implements EpochStore, AsyncDisposable {
   }
 
   async #transmit(slot: EpochSlot, epoch: EpochId): Promise<void> {
-    const { header, runs, pages, tail } = slot.sections();
+    await this.#beforeFirst?.();
+    this.#beforeFirst = undefined;
+    const { header, runs, pages, tail, writes } = slot.sections();
     await this.#pages.send(MESSAGE.pages, { epoch, runs, pages });
-    for (let at = 0; at < tail.length; at += TAIL_CHUNK_BYTES) {
-      await this.#link.send(MESSAGE.tail, [encodeEpoch(epoch), tail.subarray(at, at + TAIL_CHUNK_BYTES)]);
-    }
+    await this.#sendChunks(MESSAGE.tail, epoch, tail);
+    await this.#sendChunks(MESSAGE.writes, epoch, writes);
     await this.#link.send(MESSAGE.seal, [encodeEpoch(epoch), header]);
+  }
+
+  async #sendChunks(type: number, epoch: EpochId, bytes: Uint8Array): Promise<void> {
+    for (let at = 0; at < bytes.length; at += CHUNK_BYTES)
+      await this.#link.send(type, [encodeEpoch(epoch), bytes.subarray(at, at + CHUNK_BYTES)]);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -60,6 +60,8 @@ export interface SaveOptions {
   readonly firmware: Uint8Array;
   readonly signal: AbortSignal;
   readonly failpoints: Failpoints;
+  /** The last thing before it is whole. */
+  readonly beforeWhole?: () => Promise<void>;
   /** Share of the memory that is written, 0 … 1. */
   readonly onProgress: (share: number) => void;
 }
@@ -125,6 +127,7 @@ export class SavedState {
       };
       await failpoints.hit('save.before-header');
       signal.throwIfAborted();
+      await options.beforeWhole?.();
       const { file } = await write('header', [Buffer.from(encoded(header))]);
       await syncDirectory(directory);
       inPlace = true;

@@ -24,7 +24,7 @@ import { ShadowImage } from './shadow-image.ts';
 const PAGES = 16;
 const SLOTS = 4;
 /** HEADER.appliedMark of epoch-slot.ts. */
-const APPLIED_MARK_OFFSET = 96;
+const APPLIED_MARK_OFFSET = 112;
 
 let directory: string;
 

@@ -10,8 +10,9 @@ import { type PageRun, piecesOf } from '../memory/page-runs.ts';
 import { EpochSlot, type StagedEpoch } from './epoch-slot.ts';
 import type { EpochStore } from './epoch-store.ts';
 import { ReplicationError } from './replication-error.ts';
+import type { ShadowDisks } from './shadow-disks.ts';
 
-const SLOT_PREFIX = 'epoch-';
+export const SLOT_PREFIX = 'epoch-';
 /** Bytes copied into the shadow's memory before other work gets its turn. */
 const APPLY_CHUNK_PAGES = 1024;
 
@@ -20,11 +21,13 @@ const APPLY_CHUNK_PAGES = 1024;
  *
  * An epoch is acknowledged when it is staged whole; it is applied to the memory afterwards. So the memory may
  * stand in the middle of an epoch at any time, but never without the staged epoch that completes it: a slot
- * is used again only when its epoch is applied *and* a later one is committed (its device state and output are
- * what a promotion goes on from).
+ * is used again only when its epoch is applied, to the memory and to copies of disks, *and* a later one is committed (its
+ * device state and output are what a promotion goes on from) *and* what it wrote to disks of this host is kept by them.
  */
 export class ShadowImage implements EpochStore, Disposable, AsyncDisposable {
   readonly memory: GuestMemory;
+  /** The VM's disks, where these are copied too. They stay their owner's. */
+  readonly disks: ShadowDisks | undefined;
   readonly #slots: readonly EpochSlot[];
   readonly #free: EpochSlot[];
   readonly #failpoints: Failpoints;
@@ -39,14 +42,20 @@ export class ShadowImage implements EpochStore, Disposable, AsyncDisposable {
   #runsInApplication: readonly PageRun[] = [];
   /** As long as it is there no application is begun. */
   #hold: Promise<void> | undefined;
+  readonly #kept: NonNullable<ShadowImageOptions['kept']>;
+  /** Until what it has for others than this memory is safe elsewhere. */
+  readonly #keeping = new Set<Promise<void>>();
+  #keepFailure: unknown;
   readonly #onApplied = new Set<(runs: readonly PageRun[]) => void>();
   readonly #afterApplied = new Set<(epoch: EpochId) => void>();
 
   private constructor(
     slots: readonly EpochSlot[],
-    { memory, failpoints }: Pick<ShadowImageOptions, 'memory' | 'failpoints'>,
+    { memory, disks, failpoints, kept = () => undefined }: Omit<ShadowImageOptions, 'directory'>,
   ) {
+    this.#kept = kept;
     this.memory = memory;
+    this.disks = disks;
     this.#failpoints = failpoints;
     this.#slots = slots;
     this.#free = [...slots];
@@ -127,6 +136,8 @@ export class ShadowImage implements EpochStore, Disposable, AsyncDisposable {
 
   async room(): Promise<void> {
     await this.settle();
+    while (this.#free.length === 0 && this.#keeping.size > 0) await Promise.race(this.#keeping);
+    if (this.#keepFailure !== undefined) throw this.#keepFailure;
   }
 
   /** Nothing to do: it is here already. */
@@ -136,19 +147,22 @@ export class ShadowImage implements EpochStore, Disposable, AsyncDisposable {
   acknowledge(slot: EpochSlot, epoch: EpochId): void {
     assert(epoch > this.#committed, `epoch ${epoch} comes after ${this.#committed}`);
     slot.commit();
+    const committedBefore = this.#committed;
     this.#committed = epoch;
     const before = this.#latest;
     this.#latest = slot;
     // A latest epoch that still waits to be applied is freed by the application.
-    if (before !== undefined && !this.#backlog.includes(before)) this.#free.push(before);
+    if (before !== undefined && !this.#backlog.includes(before)) this.#setFree(before, committedBefore);
     this.#backlog.push(slot);
+    this.disks?.offer(epoch, slot.diskWrites());
     // Its failure is reported by `settle`, which everybody calls who relies on the memory.
     this.#startApplying().catch(() => {});
   }
 
   /**
-   * Resolves with the last committed epoch once all of it is in the memory. Repeats an application that was
-   * cut short. Throws REPLICATION_EPOCH_CORRUPT, or REPLICATION_NOTHING_COMMITTED before the first epoch.
+   * Resolves with the last committed epoch once all of it is in the memory, and on the disks. Repeats an application that
+   * was cut short. Throws REPLICATION_EPOCH_CORRUPT, BLOCK_DISK_FAILED, or REPLICATION_NOTHING_COMMITTED before the first
+   * epoch.
    */
   async settle(): Promise<StagedEpoch> {
     await this.#applying?.catch(() => {});
@@ -208,6 +222,7 @@ export class ShadowImage implements EpochStore, Disposable, AsyncDisposable {
   /** The same, without holding this thread up, and after an application under way has come to its end. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#applying?.catch(() => {});
+    await this.disks?.idle();
     for (const slot of this.#slots) await slot[Symbol.asyncDispose]();
   }
 
@@ -228,11 +243,29 @@ export class ShadowImage implements EpochStore, Disposable, AsyncDisposable {
       assert(staged !== undefined, 'only committed epochs wait to be applied');
       this.#inApplication = this.#apply(slot, staged);
       await this.#inApplication;
+      // Epochs that were committed meanwhile are written together with it, or right after.
+      await this.disks?.written(staged.epoch);
       slot.noteApplied();
       for (const listener of this.#afterApplied) listener(staged.epoch);
       this.#backlog.shift();
-      if (slot !== this.#latest) this.#free.push(slot);
+      if (slot !== this.#latest) this.#setFree(slot, staged.epoch);
     }
+  }
+
+  #setFree(slot: EpochSlot, epoch: EpochId): void {
+    const keeping = this.#kept(epoch);
+    if (keeping === undefined) {
+      this.#free.push(slot);
+      return;
+    }
+    const waiting = keeping.then(
+      () => void this.#free.push(slot),
+      (failure) => {
+        this.#keepFailure = failure;
+      },
+    );
+    this.#keeping.add(waiting);
+    void waiting.then(() => this.#keeping.delete(waiting));
   }
 
   async #apply(slot: EpochSlot, staged: StagedEpoch): Promise<void> {
@@ -261,6 +294,13 @@ export interface ShadowImageOptions {
   /** Where the slots' files go: memory-backed, e.g. below /dev/shm. */
   readonly directory: string;
   readonly failpoints: Failpoints;
+  /** Copies of the disks of a VM that acts on another host. */
+  readonly disks?: ShadowDisks | undefined;
+  /**
+   * Undefined, or resolves, when the writes to disks in an epoch survive the end of this process without its slot, which is
+   * not used again before.
+   */
+  readonly kept?: ((epoch: EpochId) => Promise<void> | undefined) | undefined;
 }
 
 /** What does not change while an image is held. */

@@ -29,6 +29,7 @@ import { readRecord } from '../../src/lease/lease-store.ts';
 import { CertificateStore } from '../../src/pki/certificate-store.ts';
 import { processesOn } from './host-usage.ts';
 import type { OddClock } from './odd-clock.ts';
+import { RemoteConsole } from './remote-console.ts';
 
 const run = promisify(execFile);
 const CLI = fileURLToPath(new URL('../../src/cli/main.ts', import.meta.url));
@@ -41,6 +42,7 @@ const ETCD_ADDRESS = '10.77.0.1';
 export const ETCD = `https://${ETCD_ADDRESS}:2379`;
 export const GUEST = { host: '10.77.0.2', port: 6379 };
 const PORT = 7946;
+const IMAGE = 'data.img';
 
 export type HostName = 'a' | 'b';
 export const HOSTS = {
@@ -60,6 +62,8 @@ export interface TwoHostsOptions {
   readonly site?: Readonly<Record<string, unknown>>;
   /** Fields of the specification. */
   readonly spec?: Readonly<Record<string, unknown>>;
+  /** A disk that is made with it, of so many bytes. */
+  readonly diskBytes?: number;
 }
 
 let made = 0;
@@ -369,6 +373,17 @@ export class TwoHosts implements AsyncDisposable {
     return HOSTS[host].peers;
   }
 
+  /** The image of the VM's disk on this host. All hosts call it by the same name. */
+  imagePath(host: HostName): string {
+    return join(this.folder, host, 'disks', IMAGE);
+  }
+
+  /** Joins the console of the VM on this host. */
+  console(host: HostName): RemoteConsole {
+    const words = this.#on(host, [process.execPath, CLI, 'console', this.vm]);
+    return this.#owned.use(new RemoteConsole(spawn('ip', words, { env: this.environment(host) })));
+  }
+
   netns(place: HostName | 'lan'): string {
     return `${this.#prefix}-${place}`;
   }
@@ -440,6 +455,7 @@ export class TwoHosts implements AsyncDisposable {
       await pki.host(name, [...HOSTS[name].peers]);
       mkdirSync(this.runDirectory(name), { recursive: true, mode: 0o700 });
       mkdirSync(this.memoryOf(name), { mode: 0o700 });
+      mkdirSync(join(this.folder, name, 'disks'));
       const other = otherThan(name);
       const site = {
         host: name,
@@ -453,7 +469,10 @@ export class TwoHosts implements AsyncDisposable {
       };
       writeFileSync(this.sitePath(name), stringify(site));
     }
+    mkdirSync(join(this.folder, 'disks'));
     const guest = await ensureDemoGuest();
+    const { diskBytes } = this.#options;
+    const disk = { path: join(this.folder, 'disks', IMAGE), format: 'raw', create: true };
     const spec = {
       ...{ name: this.vm, memory: '128MiB' },
       boot: {
@@ -463,6 +482,7 @@ export class TwoHosts implements AsyncDisposable {
       },
       nics: [{ uplink: { kind: 'tap', device: 'us-redis', bridge: 'br0' } }],
       shadow: { hosts: ['a', 'b'] },
+      ...(diskBytes !== undefined && { disks: [{ ...disk, size: String(diskBytes) }] }),
       ...this.#options.spec,
     };
     writeFileSync(join(this.folder, 'vm.yaml'), stringify(spec));
@@ -499,9 +519,14 @@ export class TwoHosts implements AsyncDisposable {
     return stdout;
   }
 
-  /** Unlike `nsenter`, this shows a /sys without cgroups: those of a VM have the same names on both hosts. */
+  /**
+   * Unlike `nsenter`, this shows a /sys without cgroups: those of a VM have the same names on both hosts. As it has mounts of
+   * its own, each host sees its own disks in the same place.
+   */
   #on(host: HostName, words: readonly string[]): string[] {
-    return ['netns', 'exec', this.netns(host), ...words];
+    const bind = 'mount --bind "$1" "$2" && shift 2 && exec "$@"';
+    const places = [join(this.folder, host, 'disks'), join(this.folder, 'disks')];
+    return ['netns', 'exec', this.netns(host), 'sh', '-c', bind, 'sh', ...places, ...words];
   }
 
   #entering(place: HostName | 'lan', words: readonly string[]): string[] {

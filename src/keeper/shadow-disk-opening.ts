@@ -1,0 +1,53 @@
+import { openCopyTarget } from '../block/copy-target.ts';
+import { journalPathOf } from '../block/journal-file.ts';
+import { disksOf, type SpecDisk } from '../config/spec-disks.ts';
+import type { VmSpec } from '../config/vm-spec-schema.ts';
+import { KeeperError } from '../control/keeper-error.ts';
+import type { PeerWords } from '../replication/peer-messages.ts';
+import type { ShadowDisk } from '../replication/shadow-disks.ts';
+
+type Hello = Extract<PeerWords, { kind: 'hello' }>;
+
+/** A disk of a VM that acts elsewhere, and the image that becomes its copy. */
+export interface CopyOfDisk extends ShadowDisk {
+  readonly disk: SpecDisk;
+  /** There was an older copy. */
+  readonly isHeld: boolean;
+}
+
+/**
+ * Opens, or makes, the images that become copies of the disks of a VM that acts on another host, at the paths that its
+ * specification gives. They are marked as unfinished, and nothing in them has changed.
+ * @throws KeeperError KEEPER_PEER_REFUSED; BlockError BLOCK_COPY_FOREIGN, BLOCK_TOKEN_STALE; Error of Node
+ */
+export async function openCopies(spec: VmSpec, { disks }: Hello): Promise<CopyOfDisk[]> {
+  const wanted = disks.map((it) => ({ ...it, disk: copiable(spec, it.name) }));
+  await using opening = new AsyncDisposableStack();
+  const copies: CopyOfDisk[] = [];
+  for (const { name, identity, sizeBytes, token, disk } of wanted) {
+    const { path } = disk.disk;
+    const { image, isNew } = await openCopyTarget(
+      { imagePath: path, journalPath: journalPathOf(path) },
+      { identity, token, diskBytes: sizeBytes },
+    );
+    opening.use(image);
+    copies.push({ name, image, disk, token, isHeld: !isNew });
+  }
+  opening.move();
+  return copies;
+}
+
+function copiable(spec: VmSpec, name: string): SpecDisk {
+  const found = disksOf(spec).find(({ id }) => id === name);
+  if (found === undefined || found.disk.readOnly)
+    throw refused(`its disk ${JSON.stringify(name)} is none that can be copied by the specification`);
+  if (found.disk.format !== 'raw')
+    throw refused(`its disk ${name} is ${found.disk.format}, and raw ones are copied only`);
+  return found;
+}
+
+function refused(why: string): KeeperError {
+  return new KeeperError('KEEPER_PEER_REFUSED', `the shadow cannot be kept here: ${why}`, {
+    hint: 'Convert the image with qemu-img convert -O raw, and say so in the specification; or make the disk readOnly.',
+  });
+}

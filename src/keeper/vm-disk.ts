@@ -1,0 +1,130 @@
+import { existsSync } from 'node:fs';
+import { MIB } from '../base/units.ts';
+import type { BlockDevice } from '../block/block-device.ts';
+import type { BlockError } from '../block/block-error.ts';
+import { EpochDisk } from '../block/epoch-disk.ts';
+import { FileDevice } from '../block/file-device.ts';
+import { journalPathOf, openJournalFile } from '../block/journal-file.ts';
+import { JournaledImage } from '../block/journaled-image.ts';
+import type { SpecDisk } from '../config/spec-disks.ts';
+import { QemuError } from '../qemu/qemu-error.ts';
+import { diskInUse } from '../qemu/qemu-process.ts';
+import type { LeftWrites } from '../replication/left-writes.ts';
+import { QcowLayer, type QcowLayerOptions } from './qcow-layer.ts';
+
+/** What a disk may hold in memory for its epoch: a cut is asked for when half of it is taken. */
+const HELD_BYTES_MAX = 64 * MIB;
+/** What a killed keeper had open is closed by the kernel, or by a process that writes things down before it ends. */
+const LOCK_TRIES = 100;
+const LOCK_RETRY_MS = 100;
+
+export interface VmDiskOptions extends Omit<QcowLayerOptions, 'disk'> {
+  readonly token: () => number;
+  /** Where the VM goes on from the shadow of a killed keeper: nothing newer than its last epoch happened. */
+  readonly left: LeftWrites | undefined;
+  readonly onCutWanted: () => void;
+  readonly onFailed: (disk: SpecDisk, failure: BlockError) => void;
+}
+
+/** A disk that commits with the epochs of its VM, and all that is below it. */
+export class VmDisk implements AsyncDisposable {
+  readonly disk: SpecDisk;
+  readonly epochs: EpochDisk;
+  readonly image: JournaledImage;
+  readonly #owned: AsyncDisposableStack;
+
+  /**
+   * The image is as of the last epoch, or as the guest left it, and nobody else can use it, when this resolves.
+   * @throws BlockError, QemuError QEMU_DISK_IN_USE, errors of Node
+   */
+  static async open(disk: SpecDisk, options: VmDiskOptions): Promise<VmDisk> {
+    await using opening = new AsyncDisposableStack();
+    const device = await openLower(opening, disk, options);
+    opening.defer(() => device.close());
+    const { left, token, onCutWanted } = options;
+    const journal = await openJournalFile(journalPathOf(disk.disk.path));
+    const image = await JournaledImage.open({ device, journal, upTo: left?.committed });
+    for (const { epoch, disks } of left?.epochs ?? []) {
+      const writes = disks.find((written) => written.disk === disk.id)?.writes ?? [];
+      if (epoch <= image.position.epoch || writes.length === 0) continue;
+      await image.apply([{ epoch, writes, token: Math.max(token(), image.position.token) }]);
+    }
+    // A VM that began anew counts its tokens anew as well.
+    const tokenBefore = image.position.token;
+    const epochs = new EpochDisk({
+      image,
+      mode: 'alone',
+      token: () => Math.max(token(), tokenBefore),
+      heldBytesMax: HELD_BYTES_MAX,
+      onCutWanted,
+      onFailed: (failure) => options.onFailed(disk, failure),
+    });
+    opening.use(epochs);
+    opening.defer(() => epochs.flush());
+    return new VmDisk({ disk, epochs, image, owned: opening.move() });
+  }
+
+  /** The copy of a disk of a VM that acts elsewhere, for the time when it acts here. `image` belongs to it only then. */
+  static ofCopy(
+    { disk, image }: { readonly disk: SpecDisk; readonly image: JournaledImage },
+    options: Pick<VmDiskOptions, 'token' | 'onCutWanted' | 'onFailed'>,
+  ): VmDisk {
+    const epochs = new EpochDisk({
+      ...{ image, mode: 'alone', heldBytesMax: HELD_BYTES_MAX, onCutWanted: options.onCutWanted },
+      token: () => Math.max(options.token(), image.position.token),
+      onFailed: (failure) => options.onFailed(disk, failure),
+    });
+    const owned = new AsyncDisposableStack();
+    owned.use(epochs);
+    owned.defer(() => epochs.flush());
+    return new VmDisk({ disk, epochs, image, owned });
+  }
+
+  /** Brings an image that QEMU is going to open itself up to what its journal says, if there is one. @throws as `open` */
+  static async recover(disk: SpecDisk, options: VmDiskOptions): Promise<void> {
+    if (!existsSync(journalPathOf(disk.disk.path))) return;
+    await using _recovered = await VmDisk.open(disk, options);
+  }
+
+  private constructor(parts: {
+    disk: SpecDisk;
+    epochs: EpochDisk;
+    image: JournaledImage;
+    owned: AsyncDisposableStack;
+  }) {
+    this.disk = parts.disk;
+    this.epochs = parts.epochs;
+    this.image = parts.image;
+    this.#owned = parts.owned;
+  }
+
+  /** What is committed is in the image for good then; of a disk without a shadow, all. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#owned[Symbol.asyncDispose]();
+  }
+}
+
+/** What the image is of, locked; belongs to whoever closes it, but for processes below it. */
+async function openLower(
+  opening: AsyncDisposableStack,
+  disk: SpecDisk,
+  options: VmDiskOptions,
+): Promise<BlockDevice> {
+  for (let tries = 1; ; tries += 1) {
+    try {
+      if (disk.disk.format === 'raw') return await openRaw(disk.disk.path);
+      return opening.use(await QcowLayer.open({ ...options, disk })).device;
+    } catch (thrown) {
+      const mayPass = thrown instanceof QemuError && thrown.code === 'QEMU_DISK_IN_USE';
+      if (!mayPass || tries === LOCK_TRIES) throw thrown;
+      await options.clock.sleep(LOCK_RETRY_MS);
+    }
+  }
+}
+
+async function openRaw(path: string): Promise<FileDevice> {
+  const device = await FileDevice.open(path);
+  if (device.tryLock()) return device;
+  await device.close();
+  throw diskInUse(path);
+}

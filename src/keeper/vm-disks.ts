@@ -1,0 +1,281 @@
+import { lchownSync, rmSync } from 'node:fs';
+import { assert } from '../base/assert.ts';
+import { DiskDoor } from '../block/disk-door.ts';
+import type { JournaledImage } from '../block/journaled-image.ts';
+import { NbdServer } from '../block/nbd-server.ts';
+import type { SpecDisk } from '../config/spec-disks.ts';
+import { type EpochId, epochId, NO_EPOCH, nextEpoch } from '../epoch/epoch-id.ts';
+import type { CopiedDisk } from '../replication/disk-copy.ts';
+import type { EpochDiskSource } from '../replication/epoch-writes.ts';
+import { VmDisk, type VmDiskOptions } from './vm-disk.ts';
+
+export type VmDisksOptions = Omit<VmDiskOptions, 'onCutWanted'>;
+
+/** A disk to be copied to another host. */
+export interface DiskToCopy extends CopiedDisk {
+  /** The same for all its copies. */
+  readonly identity: string;
+  /** Of what is written to it. */
+  readonly token: number;
+}
+
+/** A QEMU that has the disks. */
+interface Client {
+  readonly doors: readonly DiskDoor[];
+  readonly server: NbdServer;
+}
+
+interface ServeOptions {
+  readonly instance: number;
+  readonly socketPath: string;
+  readonly owner: { readonly uid: number; readonly gid: number } | undefined;
+}
+
+/**
+ * Disks of one VM that commit with its epochs, served to its QEMUs. What the record of the VM says and what is in the images
+ * fit each other at every moment, as a keeper may be killed at any:
+ *
+ * - `alone`: the record says that the QEMU that acts is to be gone on with. Every write is in an image before it is answered.
+ * - `joining`: from the first cut of a new shadow until the record says that this one is to be gone on with. The images are
+ *   as of that cut, and writes wait for an answer.
+ * - `in-sync`: the images are as of a committed epoch, and the slots of epochs have what images lack. With a shadow on another
+ *   host this begins with the first cut, and the record says from before it on that nobody is to be gone on with here: until it
+ *   is on record elsewhere that the shadow may act, what the guest is told is durable is in the images.
+ */
+export class VmDisks implements AsyncDisposable {
+  readonly #disks: readonly VmDisk[];
+  readonly #clients = new Map<number, Client>();
+  #phase: 'alone' | 'joining' | 'in-sync' = 'alone';
+  /** There is a shadow that will not be in sync: its epochs mean nothing to the disks. */
+  #ignoresEpochs = false;
+  /** What is written here is for a shadow on another host. */
+  #isElsewhere = false;
+  /** Writes wait for it. */
+  #gate: PromiseWithResolvers<void> | undefined;
+  #changing: Promise<void> = Promise.resolve();
+  #demandCut: () => void = () => {};
+
+  /** `recovered` are opened by QEMU itself. @throws BlockError, QemuError, errors of Node; nothing is left open then */
+  static async open(
+    { served, recovered }: { readonly served: readonly SpecDisk[]; readonly recovered: readonly SpecDisk[] },
+    options: VmDisksOptions,
+  ): Promise<VmDisks> {
+    await using opening = new AsyncDisposableStack();
+    const demand: { cut: () => void } = { cut: () => {} };
+    const given = { ...options, onCutWanted: () => demand.cut() };
+    for (const disk of recovered) await VmDisk.recover(disk, given);
+    const disks: VmDisk[] = [];
+    for (const disk of served) disks.push(opening.use(await VmDisk.open(disk, given)));
+    opening.move();
+    const all = new VmDisks(disks);
+    demand.cut = () => all.#demandCut();
+    return all;
+  }
+
+  /**
+   * Copies of the disks of a VM that acts on another host, as a standby here has them: nothing is written to them until they are
+   * gone on from. What they are copies in belongs to others until then.
+   */
+  static ofCopies(
+    copies: readonly { readonly disk: SpecDisk; readonly image: JournaledImage }[],
+    options: Pick<VmDisksOptions, 'token' | 'onFailed'>,
+  ): VmDisks {
+    const demand: { cut: () => void } = { cut: () => {} };
+    const given = { ...options, onCutWanted: () => demand.cut() };
+    const all = new VmDisks(copies.map((copy) => VmDisk.ofCopy(copy, given)));
+    demand.cut = () => all.#demandCut();
+    all.#gate = Promise.withResolvers();
+    return all;
+  }
+
+  private constructor(disks: readonly VmDisk[]) {
+    this.#disks = disks;
+  }
+
+  get names(): string[] {
+    return this.#disks.map(({ disk }) => disk.id);
+  }
+
+  /** Called when disks hold so much that only a cut makes room. */
+  onCutWanted(demand: () => void): void {
+    this.#demandCut = demand;
+  }
+
+  /** The images lack what only a shadow has: who goes on with this VM has to go on from that. */
+  get isHeld(): boolean {
+    return this.#phase === 'in-sync';
+  }
+
+  /** No epoch that begins now may have a number up to this one. */
+  get lastEpoch(): EpochId {
+    return epochId(Math.max(NO_EPOCH, ...this.#disks.map(({ image }) => image.position.epoch)));
+  }
+
+  /** Without this keeper its QEMU is not to be gone on with: it would miss what it has written. */
+  get isElsewhere(): boolean {
+    return this.#isElsewhere;
+  }
+
+  /**
+   * A new shadow is to be in sync. Returns what takes part in its epochs. `record` writes down that it is on another host, if it
+   * is.
+   */
+  beginEpochs(record: () => void, { remote }: { readonly remote?: unknown }): EpochDiskSource[] {
+    this.#ignoresEpochs = false;
+    this.#isElsewhere = remote !== undefined && this.#disks.length > 0;
+    if (this.#isElsewhere) record();
+    return this.#disks.map(({ disk, epochs }) => ({
+      name: disk.id,
+      letThrough: () => epochs.letThrough(),
+      sealedWrites: (epoch) => epochs.sealedWrites(epoch),
+      seal: (epoch) => {
+        this.#beginToJoin();
+        epochs.seal(epoch);
+      },
+      commit: (epoch) => epochs.commit(epoch),
+      abort: (epoch) => {
+        epochs.abort(epoch);
+        if (this.#phase === 'joining') this.#stayAlone();
+      },
+    }));
+  }
+
+  /** For a copy on another host. */
+  copied(): DiskToCopy[] {
+    return this.#disks.map(({ disk, epochs, image }) => ({
+      ...{
+        name: disk.id,
+        sizeBytes: epochs.sizeBytes,
+        identity: image.identity,
+        token: image.position.token,
+      },
+      read: (offset, into) => epochs.read(offset, into),
+      // Held writes are not in the image: from the cut on it has nothing newer.
+      readAtCut: (offset, into) => image.device.read(offset, into),
+      completed: () => epochs.setMode('asynchronous'),
+      extents: (offset, lengthBytes) => epochs.extents(offset, lengthBytes),
+      watch: (onWritten) => epochs.watch(onWritten),
+    }));
+  }
+
+  /** Serves the disks to one QEMU, until it is fenced or what this returns is disposed of. @throws Error of Node */
+  async serve({ instance, socketPath, owner }: ServeOptions): Promise<AsyncDisposable> {
+    if (this.#disks.length === 0) return { [Symbol.asyncDispose]: async () => {} };
+    rmSync(socketPath, { force: true });
+    const doors = this.#disks.map(({ epochs }) => new DiskDoor(epochs, { gate: () => this.#gate?.promise }));
+    const exports = this.#disks.map(({ disk }, index) => {
+      const device = doors[index];
+      assert(device !== undefined, 'each disk has a door');
+      return { name: disk.id, device, readOnly: false };
+    });
+    const server = await NbdServer.listen({ socketPath, exports });
+    if (owner !== undefined) lchownSync(socketPath, owner.uid, owner.gid);
+    assert(!this.#clients.has(instance), 'the QEMU before it with this number was fenced');
+    this.#clients.set(instance, { doors, server });
+    return { [Symbol.asyncDispose]: () => this.fence(instance) };
+  }
+
+  /** Nothing of this QEMU, which is dead or about to be, reaches a disk any more when this resolves. */
+  async fence(instance: number): Promise<void> {
+    const client = this.#clients.get(instance);
+    this.#clients.delete(instance);
+    // One that waits for room would wait for a cut that nobody makes.
+    for (const { epochs } of this.#disks) epochs.letThrough();
+    await Promise.all(client?.doors.map((door) => door.close()) ?? []);
+    await client?.server.close();
+  }
+
+  /** Undefined, or resolves, when the slots of this epoch are not needed any more for the disks' sake. */
+  kept(epoch: EpochId): Promise<void> | undefined {
+    const waits = this.#disks.map(({ epochs }) => epochs.kept(epoch)).filter((wait) => wait !== undefined);
+    return waits.length === 0 ? undefined : Promise.all(waits).then(() => {});
+  }
+
+  /** The record says now who is to be gone on with: its shadow, or still the QEMU that acts. */
+  noteRecorded({ isProtected }: { readonly isProtected: boolean }): void {
+    if (this.#isElsewhere && this.isHeld && isProtected) {
+      this.#changing = this.#setMode('in-sync');
+      this.#changing.catch(() => {});
+    }
+    if (this.#phase !== 'joining') return;
+    if (!isProtected) {
+      this.#ignoresEpochs = true;
+      this.#stayAlone();
+      return;
+    }
+    this.#phase = 'in-sync';
+    this.#changing = this.#setMode('in-sync').then(() => this.#openGate());
+    // Whoever changes next meets it.
+    this.#changing.catch(() => {});
+  }
+
+  /** All that was written is kept beside the images. The VM stands still, and makes no epoch. @throws BlockError */
+  async keepAll(): Promise<void> {
+    await this.#changing;
+    if (this.#phase === 'in-sync') await Promise.all(this.#disks.map(({ epochs }) => epochs.keepAll()));
+  }
+
+  /**
+   * The shadow is given up, and makes no epoch any more: all that was written is in the images when this resolves. `record`
+   * writes down that the QEMU that acts is to be gone on with.
+   * @throws BlockError: a disk failed. Nothing may leave then that it should have
+   */
+  async leave(record: () => void): Promise<void> {
+    await this.keepAll();
+    const wasHeld = this.isHeld;
+    const wasElsewhere = this.#isElsewhere;
+    this.#stayAlone();
+    if (wasHeld || wasElsewhere) record();
+    if (wasHeld) await this.#setMode('alone');
+  }
+
+  /** The shadow goes on from this epoch: the images are as of it, and nothing else can write to them, when this resolves. */
+  async goOnFrom(epoch: EpochId, { acting }: { readonly acting: number }): Promise<void> {
+    await this.#changing.catch(() => {});
+    const others = [...this.#clients.keys()].filter((instance) => instance !== acting);
+    await Promise.all(others.map((instance) => this.fence(instance)));
+    if (!this.isHeld) {
+      this.#openGate();
+      return;
+    }
+    for (const { epochs } of this.#disks) {
+      await epochs.withdraw();
+      epochs.rollBack(nextEpoch(epoch));
+    }
+    await this.#setMode('alone');
+    this.#stayAlone();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await using closing = new AsyncDisposableStack();
+    for (const disk of this.#disks) closing.use(disk);
+    for (const instance of this.#clients.keys()) await this.fence(instance);
+  }
+
+  /** The VM stands still for a cut: what it has written is in the images. */
+  #beginToJoin(): void {
+    if (this.#phase !== 'alone' || this.#ignoresEpochs) return;
+    if (this.#isElsewhere) {
+      this.#phase = 'in-sync';
+      for (const { epochs } of this.#disks) epochs.join();
+      return;
+    }
+    this.#phase = 'joining';
+    this.#gate = Promise.withResolvers();
+  }
+
+  #stayAlone(): void {
+    this.#phase = 'alone';
+    this.#isElsewhere = false;
+    this.#openGate();
+  }
+
+  #openGate(): void {
+    this.#gate?.resolve();
+    this.#gate = undefined;
+  }
+
+  async #setMode(mode: 'alone' | 'in-sync'): Promise<void> {
+    await Promise.all(this.#disks.map(({ epochs }) => epochs.setMode(mode)));
+  }
+}
