@@ -299,6 +299,7 @@ export class EpochDisk implements BlockDevice, EpochParticipant, AsyncDisposable
   async close(): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;
+    this.#leaving?.mayWrite.resolve(false);
     this.#changes.check();
     while (this.#writing !== undefined) await this.#writing;
     await this.#options.image.close();

@@ -1,4 +1,4 @@
-import { constants } from 'node:fs';
+import { constants, realpathSync } from 'node:fs';
 import { type FileHandle, open } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { LinuxError } from '../linux/linux-error.ts';
@@ -18,9 +18,9 @@ export interface JournalFile {
 const PARTS_MAX = 1024;
 const JOURNAL_MODE = 0o600;
 
-/** Where the journal of an image lies. */
+/** Where the journal of an image lies, by whatever name that was given. @throws Error of Node: there is no image */
 export function journalPathOf(imagePath: string): string {
-  return `${imagePath}.journal`;
+  return `${realpathSync(imagePath)}.journal`;
 }
 
 /** Opens a journal, or makes an empty one whose name is on disk too. @throws Error of Node */

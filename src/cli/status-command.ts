@@ -59,8 +59,14 @@ function primaryText({ primary, actsOn }: VmStatus): string {
   return primary === null ? 'none' : `process ${primary.pid}`;
 }
 
-function diskText({ path, format, readOnly }: VmStatus['disks'][number]): string {
-  return `${path} (${format}, ${readOnly ? 'only read' : 'not replicated: after a failover it may be newer than memory'})`;
+function diskText({ path, format, readOnly, epochs }: VmStatus['disks'][number]): string {
+  return `${path} (${format}, ${readOnly ? 'only read' : epochsText(epochs)})`;
+}
+
+function epochsText(epochs: VmStatus['disks'][number]['epochs']): string {
+  if (epochs === undefined) return 'not in epochs: after a failover it may be newer than memory';
+  if (epochs.mode !== 'in-sync') return 'written at once, while no shadow is in sync';
+  return `commits with epochs, ${formatBytes(epochs.heldBytes)} not in the image yet`;
 }
 
 function shadowText(shadow: VmStatus['shadow']): string {

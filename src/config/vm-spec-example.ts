@@ -16,9 +16,9 @@ disks:                         # none unless listed; boot.disk has the same fiel
     size: 10GiB                # whole MiB; an image that is there must have this size
     create: true               # default false: make the image when it is missing
     # backing: {path: base.qcow2, format: qcow2}   # what a qcow2 image stands on, one level
-    cache: writeback           # writeback | none: past the host's page cache
+    cache: writeback           # writeback | none: past the host's page cache; only of a disk that is not in epochs
     serial: data-1             # for the guest to find it by; up to 20 of A-Z a-z 0-9 _ . -
-    unprotectedDisk: true      # default false: after a failover it may be newer than memory: docs/disks.md
+    unprotectedDisk: true      # default false: it commits with the epochs; true: it may be newer than memory: docs/disks.md
 nics:
   - mac: 52:54:00:12:34:56     # derived from name and position when left out
     uplink:
@@ -48,6 +48,7 @@ shadow:
   pauseBurstMs: 20             # pause that a quiet VM may spend at once
   dirtyPagesMax: 8192          # an epoch ends when more pages are dirty
   epochsInFlightMax: 4         # epochs cut but not yet committed
+  commit: memory               # memory | durable: output also waits until what was written to disks survives a power loss
   hangTimeoutMs: 2000          # a QEMU that is silent for so long is taken for dead
   dirtyLog: auto               # auto | pagemap-scan | soft-dirty | compare
   standbyCpuShare: 0.01        # of one CPU, until the standby is promoted

@@ -203,6 +203,11 @@ export const shadowSchema = z
     pauseBurstMs: z.number().min(1).max(10_000).default(20),
     dirtyPagesMax: z.int().min(1).max(268_435_456).default(8192),
     epochsInFlightMax: z.int().min(1).max(64).default(4),
+    /**
+     * Where an epoch's writes to disks are when its output leaves: with the shadow, or also on disk. No default, as
+     * specifications on record have to stay equal to those that are read anew.
+     */
+    commit: z.enum(['memory', 'durable']).optional(),
     hangTimeoutMs: z.number().min(100).max(600_000).default(2000),
     dirtyLog: z.enum(['auto', 'pagemap-scan', 'soft-dirty', 'compare']).default('auto'),
     standbyCpuShare: z.number().min(0.001).max(1).default(0.01),

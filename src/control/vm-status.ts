@@ -143,6 +143,18 @@ export interface DiskStatus {
   readonly path: string;
   readonly format: 'raw' | 'qcow2';
   readonly readOnly: boolean;
+  /** Of a disk that commits with the epochs of the VM; left out for one that QEMU opens itself. */
+  readonly epochs?: DiskEpochsStatus;
+}
+
+export interface DiskEpochsStatus {
+  /** `alone`: writes go to the image at once; `joining`: they wait for a shadow that is nearly in sync; `in-sync`: for their epoch. */
+  readonly mode: 'alone' | 'joining' | 'in-sync';
+  /** Written and not in the image yet. */
+  readonly heldBytes: number;
+  readonly journalBytes: number;
+  /** The last one that its image has got something of. */
+  readonly lastEpoch: number;
 }
 
 export interface GuestClockStatus {

@@ -101,6 +101,12 @@ const VALUES: readonly ValueRow[] = [
     of: (vm) => vm.links.heldBytes,
   },
   {
+    name: 'understudy_vm_disk_held_bytes',
+    type: 'gauge',
+    help: 'What the guest wrote to disks that commit with epochs and that is not in their images.',
+    of: (vm) => vm.disks?.heldBytes,
+  },
+  {
     name: 'understudy_vm_logged_items',
     type: 'gauge',
     help: 'Frames and pieces of input that no committed epoch holds.',

@@ -1,10 +1,12 @@
 import { join } from 'node:path';
-import { messageOf } from '../base/errors.ts';
+import { errorFacts, messageOf } from '../base/errors.ts';
 import { disksOf, servedDisks } from '../config/spec-disks.ts';
 import { type LeftWrites, leftWrites } from '../replication/left-writes.ts';
 import { ReplicationError } from '../replication/replication-error.ts';
+import type { ProtectionEvent } from '../shadow/protection.ts';
 import { epochsName } from './inheritance.ts';
 import type { KeeperOptions } from './keeper-options.ts';
+import type { ShadowLife } from './shadow-life.ts';
 import type { Origin } from './vm-beginning.ts';
 import { VmDisks } from './vm-disks.ts';
 
@@ -14,7 +16,7 @@ import { VmDisks } from './vm-disks.ts';
  * @throws BlockError, QemuError QEMU_DISK_IN_USE, errors of Node
  */
 export async function openDisks(options: KeeperOptions, origin: Origin): Promise<VmDisks> {
-  const { spec, runDirectory, clock, log } = options;
+  const { spec, runDirectory, clock } = options;
   const served = servedDisks(spec);
   const recovered = disksOf(spec).filter(
     ({ id, disk }) => !disk.readOnly && !served.some((it) => it.id === id),
@@ -23,12 +25,29 @@ export async function openDisks(options: KeeperOptions, origin: Origin): Promise
     { served, recovered },
     {
       ...{ runDirectory: runDirectory.path, clock, user: spec.qemu.user },
+      durableCommits: spec.shadow.commit === 'durable',
       token: () => runDirectory.token,
       left: served.length === 0 ? undefined : leftByShadow(options, origin),
-      onFailed: (disk, failure) =>
-        log.error('a disk failed', { path: disk.disk.path, error: failure.message }),
     },
   );
+}
+
+interface WatchedVm {
+  readonly disks: VmDisks;
+  readonly shadow: ShadowLife;
+  readonly publish: (kind: string, facts?: Readonly<Record<string, unknown>>) => void;
+  readonly dispatch: (event: ProtectionEvent) => void;
+}
+
+/** Disks ask for cuts; and a VM whose disk cannot be written any more has no shadow that could be relied on. */
+export function watchDisks({ disks, shadow, publish, dispatch }: WatchedVm): void {
+  disks.listen({
+    onCutWanted: () => shadow.pipeline?.demand(),
+    onFailed: (path, failure) => {
+      publish('disk-failed', { path, ...errorFacts(failure) });
+      dispatch({ kind: 'shadow-lost' });
+    },
+  });
 }
 
 /** Undefined where the VM goes on from anything but the shadow of a killed keeper. */

@@ -21,7 +21,7 @@ import {
   type StopReason,
   stepProtection,
 } from '../shadow/protection.ts';
-import { openDisks } from './disk-opening.ts';
+import { openDisks, watchDisks } from './disk-opening.ts';
 import { EffectQueue } from './effect-queue.ts';
 import { GuestClock } from './guest-clock.ts';
 import { GuestLinks } from './guest-links.ts';
@@ -87,7 +87,6 @@ export class Keeper implements KeeperControl {
   private constructor(options: KeeperOptions, disks: VmDisks) {
     this.#options = options;
     this.#disks = disks;
-    disks.onCutWanted(() => this.#shadow.pipeline?.demand());
     const { spec, clock } = options;
     this.#state = { ...INITIAL_PROTECTION, wanted: isShadowWanted(options) };
     this.#startedMs = clock.nowMs();
@@ -100,6 +99,7 @@ export class Keeper implements KeeperControl {
     const onGoesOn = () => this.#guestClock.notePromotion();
     this.#right =
       options.remote && new RightKeeping(options.remote.right, { ...this.#parts, ...options, onGoesOn });
+    watchDisks(this.#parts);
     this.#states = new StateKeeping(this.#parts);
     this.#orders = new VmOrders({ ...this.#parts, states: this.#states });
     this.#ownSnapshots = new OwnSnapshots({
@@ -203,6 +203,7 @@ export class Keeper implements KeeperControl {
       primary: this.#primary,
       shadow: this.#shadow.current,
       committed: this.#shadow.committed,
+      disks: this.#disks,
       epochs: this.#shadow.stats,
       guestClock: this.#guestClock.status(),
       links: this.#allLinks,
@@ -342,8 +343,7 @@ export class Keeper implements KeeperControl {
       setting: this.#setting,
       ...{ disks: this.#disks, shadow: this.#shadow },
       memory: this.#memory,
-      remains: this.#remains,
-      takeovers: this.#takeovers,
+      ...{ remains: this.#remains, takeovers: this.#takeovers },
       announce: () => this.#links?.announce(),
       waiters: this.#waiters,
       finished: this.#finished.promise,
@@ -415,9 +415,9 @@ export class Keeper implements KeeperControl {
   #holdOutput(): ReturnType<ConstructorParameters<typeof ShadowLife>[0]['beginWith']> {
     this.#events.held.hold();
     return {
-      links: this.#allLinks,
-      participants: [this.#events.held],
+      ...{ links: this.#allLinks, participants: [this.#events.held] },
       disks: this.#disks.beginEpochs(() => this.#record(), this.#options),
+      beforeRelease: (epoch) => this.#disks.durable(epoch),
       mayContinue: () => this.#watch?.guestEnded !== true && this.#right?.mayRun !== false,
       hasPanicked: () => this.#watch?.guestPanicked === true,
       onPause: (pausedMs) => this.#guestClock.notePause(pausedMs),

@@ -33,6 +33,8 @@ export interface ShadowKeeperOptions {
   readonly hasRelic: boolean;
   /** Disks of which there is an older copy. */
   readonly heldDisks: readonly string[];
+  /** Epochs count as held when their disks survive a loss of power. */
+  readonly durable: boolean;
   /** This host, as the other one knows it. */
   readonly host: string;
   readonly session: ShadowSession;
@@ -89,7 +91,7 @@ export class ShadowKeeper {
     this.#hasRelic = options.hasRelic;
     const { session, failpoints } = options;
     this.#receiver = new EpochReceiver({
-      ...{ image: session.image, failpoints },
+      ...{ image: session.image, failpoints, durable: options.durable },
       // Not waited for: the other side may be waiting for this one in the same way.
       onHeld: (epoch) => void this.#say({ kind: 'held', epoch }).catch(() => {}),
       onCopied: (pages) => {

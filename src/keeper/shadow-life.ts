@@ -36,7 +36,14 @@ export interface ShadowLifeOptions {
 
 type EpochsOf = Pick<
   BeginOptions,
-  'links' | 'participants' | 'disks' | 'mayContinue' | 'hasPanicked' | 'onPause' | 'onPrimaryLost'
+  | 'links'
+  | 'participants'
+  | 'disks'
+  | 'beforeRelease'
+  | 'mayContinue'
+  | 'hasPanicked'
+  | 'onPause'
+  | 'onPrimaryLost'
 >;
 
 /** A shadow in sync that somebody may look at. A takeover waits until it is not in use. */

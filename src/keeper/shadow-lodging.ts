@@ -104,9 +104,8 @@ export class ShadowLodging implements AsyncDisposable {
     this.#right = parts.right;
     this.#copies = parts.copies;
     this.#disks = VmDisks.ofCopies(parts.copies, {
+      durableCommits: parts.asked.spec.shadow.commit === 'durable',
       token: () => this.directory.token,
-      // Whoever writes to it then is told as well.
-      onFailed: () => {},
     });
   }
 
@@ -131,6 +130,7 @@ export class ShadowLodging implements AsyncDisposable {
     shadow = new ShadowKeeper({
       ...{ ...common, messages, errands, host: this.#site.host, hasRelic: this.#hasRelic },
       heldDisks: this.#copies.filter(({ isHeld }) => isHeld).map(({ name }) => name),
+      durable: spec.shadow.commit === 'durable',
       pulsePorts: pulse.ports,
     });
     const keeping = shadow;

@@ -139,6 +139,8 @@ async function resume(vm: BeginningVm, state: SavedState): Promise<void> {
   vm.beginToAct(instance);
   vm.makePrimary(instance);
   const onRuns = async () => kind === 'suspended' && (await state.remove());
+  vm.disks.holdWrites();
   await restoreState(state, instance, { links: vm.links(), failpoints, onRuns });
+  vm.disks.passWrites();
   vm.publish('resumed', { from: kind, savedAtMs, tookMs: clock.nowMs() - startMs });
 }

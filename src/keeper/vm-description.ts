@@ -1,7 +1,8 @@
-import { disksOf } from '../config/spec-disks.ts';
+import { disksOf, type SpecDisk } from '../config/spec-disks.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
 import type { VmMetrics } from '../control/vm-metrics.ts';
 import type {
+  DiskStatus,
   GuestClockStatus,
   LeaseStatus,
   PathStatus,
@@ -19,6 +20,7 @@ import type { Instance } from './instance.ts';
 import type { RemoteSite } from './keeper-options.ts';
 import type { Shadow } from './shadow.ts';
 import type { TakeoverStats } from './takeover-stats.ts';
+import type { VmDisks } from './vm-disks.ts';
 
 /** What a keeper knows of its VM. */
 export interface KnownVm {
@@ -31,6 +33,8 @@ export interface KnownVm {
   readonly primary: Instance | undefined;
   readonly shadow: Shadow | undefined;
   readonly committed: EpochId;
+  /** Undefined where it acts on another host. */
+  readonly disks?: VmDisks | undefined;
   readonly epochs: EpochStats;
   readonly guestClock: GuestClockStatus;
   readonly links: readonly GuestLink[];
@@ -74,7 +78,7 @@ export function describeVm(vm: KnownVm): VmStatus {
       dirtyPages: epochs.dirtyPages.summary(),
     },
     clock: vm.guestClock,
-    disks: disksOf(spec).map(({ disk: { path, format, readOnly } }) => ({ path, format, readOnly })),
+    disks: disksOf(spec).map((disk) => describeDisk(disk, vm.disks)),
     links: vm.links.map((link) => ({ name: link.name, ...link.stats() })),
     promotions: state.promotions,
     restarts: state.restarts,
@@ -93,6 +97,14 @@ function pathsOf({ shadow, paths = shadow?.describe().paths }: KnownVm): Pick<Vm
 function describeRight(right: ActingRight): LeaseStatus {
   const { storeAwayMs: awayMs, ...known } = right.status();
   return { store: awayMs === null ? 'reachable' : 'away', awayMs, ...known };
+}
+
+function describeDisk(
+  { id, disk: { path, format, readOnly } }: SpecDisk,
+  disks: VmDisks | undefined,
+): DiskStatus {
+  const epochs = disks?.status(id);
+  return { path, format, readOnly, ...(epochs !== undefined && { epochs }) };
 }
 
 function describeShadow(shadow: Shadow): ShadowStatus {

@@ -1,4 +1,4 @@
-import { existsSync } from 'node:fs';
+import { existsSync, statSync } from 'node:fs';
 import { MIB } from '../base/units.ts';
 import type { BlockDevice } from '../block/block-device.ts';
 import type { BlockError } from '../block/block-error.ts';
@@ -23,7 +23,7 @@ export interface VmDiskOptions extends Omit<QcowLayerOptions, 'disk'> {
   /** Where the VM goes on from the shadow of a killed keeper: nothing newer than its last epoch happened. */
   readonly left: LeftWrites | undefined;
   readonly onCutWanted: () => void;
-  readonly onFailed: (disk: SpecDisk, failure: BlockError) => void;
+  readonly onFailed: (path: string, failure: BlockError) => void;
 }
 
 /** A disk that commits with the epochs of its VM, and all that is below it. */
@@ -57,7 +57,7 @@ export class VmDisk implements AsyncDisposable {
       token: () => Math.max(token(), tokenBefore),
       heldBytesMax: HELD_BYTES_MAX,
       onCutWanted,
-      onFailed: (failure) => options.onFailed(disk, failure),
+      onFailed: (failure) => options.onFailed(disk.disk.path, failure),
     });
     opening.use(epochs);
     opening.defer(() => epochs.flush());
@@ -72,7 +72,7 @@ export class VmDisk implements AsyncDisposable {
     const epochs = new EpochDisk({
       ...{ image, mode: 'alone', heldBytesMax: HELD_BYTES_MAX, onCutWanted: options.onCutWanted },
       token: () => Math.max(options.token(), image.position.token),
-      onFailed: (failure) => options.onFailed(disk, failure),
+      onFailed: (failure) => options.onFailed(disk.disk.path, failure),
     });
     const owned = new AsyncDisposableStack();
     owned.use(epochs);
@@ -96,6 +96,10 @@ export class VmDisk implements AsyncDisposable {
     this.epochs = parts.epochs;
     this.image = parts.image;
     this.#owned = parts.owned;
+  }
+
+  get journalBytes(): number {
+    return statSync(journalPathOf(this.disk.disk.path), { throwIfNoEntry: false })?.size ?? 0;
   }
 
   /** What is committed is in the image for good then; of a disk without a shadow, all. */

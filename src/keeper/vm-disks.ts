@@ -4,12 +4,16 @@ import { DiskDoor } from '../block/disk-door.ts';
 import type { JournaledImage } from '../block/journaled-image.ts';
 import { NbdServer } from '../block/nbd-server.ts';
 import type { SpecDisk } from '../config/spec-disks.ts';
+import type { DiskEpochsStatus } from '../control/vm-status.ts';
 import { type EpochId, epochId, NO_EPOCH, nextEpoch } from '../epoch/epoch-id.ts';
 import type { CopiedDisk } from '../replication/disk-copy.ts';
 import type { EpochDiskSource } from '../replication/epoch-writes.ts';
 import { VmDisk, type VmDiskOptions } from './vm-disk.ts';
 
-export type VmDisksOptions = Omit<VmDiskOptions, 'onCutWanted'>;
+export type VmDisksOptions = Omit<VmDiskOptions, keyof DisksListener> & {
+  /** Output of an epoch waits until its writes are on disk. */
+  readonly durableCommits?: boolean;
+};
 
 /** A disk to be copied to another host. */
 export interface DiskToCopy extends CopiedDisk {
@@ -23,6 +27,18 @@ export interface DiskToCopy extends CopiedDisk {
 interface Client {
   readonly doors: readonly DiskDoor[];
   readonly server: NbdServer;
+}
+
+type DisksListener = Pick<VmDiskOptions, 'onCutWanted' | 'onFailed'>;
+
+const SILENT: DisksListener = { onCutWanted: () => {}, onFailed: () => {} };
+
+/** Whoever listens by then. */
+function telling(told: { readonly listener: DisksListener }): DisksListener {
+  return {
+    onCutWanted: () => told.listener.onCutWanted(),
+    onFailed: (path, failure) => told.listener.onFailed(path, failure),
+  };
 }
 
 interface ServeOptions {
@@ -44,6 +60,8 @@ interface ServeOptions {
  */
 export class VmDisks implements AsyncDisposable {
   readonly #disks: readonly VmDisk[];
+  readonly #durableCommits: boolean;
+  readonly #told: { listener: DisksListener };
   readonly #clients = new Map<number, Client>();
   #phase: 'alone' | 'joining' | 'in-sync' = 'alone';
   /** There is a shadow that will not be in sync: its epochs mean nothing to the disks. */
@@ -53,7 +71,6 @@ export class VmDisks implements AsyncDisposable {
   /** Writes wait for it. */
   #gate: PromiseWithResolvers<void> | undefined;
   #changing: Promise<void> = Promise.resolve();
-  #demandCut: () => void = () => {};
 
   /** `recovered` are opened by QEMU itself. @throws BlockError, QemuError, errors of Node; nothing is left open then */
   static async open(
@@ -61,15 +78,13 @@ export class VmDisks implements AsyncDisposable {
     options: VmDisksOptions,
   ): Promise<VmDisks> {
     await using opening = new AsyncDisposableStack();
-    const demand: { cut: () => void } = { cut: () => {} };
-    const given = { ...options, onCutWanted: () => demand.cut() };
+    const told: { listener: DisksListener } = { listener: SILENT };
+    const given: VmDiskOptions = { ...options, ...telling(told) };
     for (const disk of recovered) await VmDisk.recover(disk, given);
     const disks: VmDisk[] = [];
     for (const disk of served) disks.push(opening.use(await VmDisk.open(disk, given)));
     opening.move();
-    const all = new VmDisks(disks);
-    demand.cut = () => all.#demandCut();
-    return all;
+    return new VmDisks(disks, { ...options, told });
   }
 
   /**
@@ -78,27 +93,38 @@ export class VmDisks implements AsyncDisposable {
    */
   static ofCopies(
     copies: readonly { readonly disk: SpecDisk; readonly image: JournaledImage }[],
-    options: Pick<VmDisksOptions, 'token' | 'onFailed'>,
+    options: Pick<VmDisksOptions, 'token' | 'durableCommits'>,
   ): VmDisks {
-    const demand: { cut: () => void } = { cut: () => {} };
-    const given = { ...options, onCutWanted: () => demand.cut() };
-    const all = new VmDisks(copies.map((copy) => VmDisk.ofCopy(copy, given)));
-    demand.cut = () => all.#demandCut();
+    // Until then nobody writes to them who could be told of a failure.
+    const told: { listener: DisksListener } = { listener: SILENT };
+    const given = { ...options, ...telling(told) };
+    const all = new VmDisks(
+      copies.map((copy) => VmDisk.ofCopy(copy, given)),
+      { ...options, told },
+    );
     all.#gate = Promise.withResolvers();
     return all;
   }
 
-  private constructor(disks: readonly VmDisk[]) {
+  private constructor(
+    disks: readonly VmDisk[],
+    {
+      durableCommits = false,
+      told,
+    }: Pick<VmDisksOptions, 'durableCommits'> & { readonly told: { listener: DisksListener } },
+  ) {
     this.#disks = disks;
+    this.#told = told;
+    this.#durableCommits = durableCommits;
   }
 
   get names(): string[] {
     return this.#disks.map(({ disk }) => disk.id);
   }
 
-  /** Called when disks hold so much that only a cut makes room. */
-  onCutWanted(demand: () => void): void {
-    this.#demandCut = demand;
+  /** Tells one listener when disks hold so much that only a cut makes room, and when one cannot be written any more. */
+  listen(listener: DisksListener): void {
+    this.#told.listener = listener;
   }
 
   /** The images lack what only a shadow has: who goes on with this VM has to go on from that. */
@@ -189,6 +215,46 @@ export class VmDisks implements AsyncDisposable {
   kept(epoch: EpochId): Promise<void> | undefined {
     const waits = this.#disks.map(({ epochs }) => epochs.kept(epoch)).filter((wait) => wait !== undefined);
     return waits.length === 0 ? undefined : Promise.all(waits).then(() => {});
+  }
+
+  /**
+   * Undefined where epochs are committed when the shadow holds them; else resolves when what was written up to this epoch,
+   * which the shadow holds, survives a loss of power. @throws BlockError
+   */
+  durable(epoch: EpochId): Promise<void> | undefined {
+    if (!this.#durableCommits || this.#disks.length === 0) return undefined;
+    const disks = this.#disks.map(async ({ epochs }) => {
+      // It will be told so once more when output leaves.
+      epochs.commit(epoch);
+      await (this.#phase === 'in-sync' ? epochs.durable(epoch) : epochs.flush());
+    });
+    return Promise.all(disks).then(() => {});
+  }
+
+  /** What people see of a disk; undefined where it is none of these. */
+  status(id: string): DiskEpochsStatus | undefined {
+    const found = this.#disks.find(({ disk }) => disk.id === id);
+    if (found === undefined) return undefined;
+    const { heldBytes } = found.epochs;
+    return {
+      mode: this.#phase,
+      heldBytes,
+      journalBytes: found.journalBytes,
+      lastEpoch: found.image.position.epoch,
+    };
+  }
+
+  get heldBytes(): number {
+    return this.#disks.reduce((sum, { epochs }) => sum + epochs.heldBytes, 0);
+  }
+
+  /** Writes wait: the guest runs already, and a keeper that is killed now would let it run from the same state once more. */
+  holdWrites(): void {
+    this.#gate ??= Promise.withResolvers();
+  }
+
+  passWrites(): void {
+    this.#openGate();
   }
 
   /** The record says now who is to be gone on with: its shadow, or still the QEMU that acts. */

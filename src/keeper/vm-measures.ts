@@ -25,6 +25,7 @@ export function measureVm({ spec, state, shadow, epochs, ...vm }: KnownVm): VmMe
     shadowEnabled: state.wanted,
     shadow: shadow === undefined ? null : measureShadow(shadow),
     clock: vm.guestClock,
+    disks: { heldBytes: vm.disks?.heldBytes ?? 0 },
     links: totals(vm.links),
     promotions: state.promotions,
     restarts: state.restarts,

@@ -114,6 +114,6 @@ test('a machine with a file open that only an image names is not protected', asy
   const { machine } = await fixture.start();
   await expect(checkMachine(machine, fixture.spec)).rejects.toMatchObject({
     code: 'QEMU_UNPROTECTABLE',
-    message: expect.stringContaining(`drive ${data}: disks are not replicated yet`),
+    message: expect.stringContaining(`drive ${data}: it does not commit with the epochs`),
   });
 });

@@ -7,7 +7,7 @@ import { PAGE_BYTES } from '../base/units.ts';
 import { type EpochId, FIRST_EPOCH } from '../epoch/epoch-id.ts';
 import { CompareLog } from '../memory/compare-log.ts';
 import { GuestMemory } from '../memory/guest-memory.ts';
-import { EpochPipeline } from './epoch-pipeline.ts';
+import { EpochPipeline, type PipelineOptions } from './epoch-pipeline.ts';
 import { EpochStats } from './epoch-stats.ts';
 import { ShadowImage } from './shadow-image.ts';
 
@@ -28,7 +28,7 @@ beforeEach(() => {
 });
 
 /** Epochs of a VM that does what it is told at once, and what became of them. */
-function pipelineOf(failpoints: Failpoints) {
+function pipelineOf(failpoints: Failpoints, more: Partial<PipelineOptions> = {}) {
   const memory = owned.use(GuestMemory.create(join(directory, 'primary.ram'), MEMORY_BYTES));
   const copy = owned.use(GuestMemory.create(join(directory, 'shadow.ram'), MEMORY_BYTES));
   const image = owned.use(ShadowImage.create({ memory: copy, directory, slotCount: 4, failpoints }));
@@ -56,6 +56,7 @@ function pipelineOf(failpoints: Failpoints) {
     ...{ stats: new EpochStats(), onCommit: () => {}, onPause: () => {} },
     onPrimaryLost: () => story.push('primary lost'),
     onShadowLost: () => story.push('shadow lost'),
+    ...more,
   });
   owned.defer(() => pipeline.halt());
   return { pipeline, image, story };
@@ -116,6 +117,20 @@ describe('a pipeline whose shadow is lost in the middle of a cut', () => {
     await halted;
     const epochs = story.filter((what) => what !== 'shadow lost');
     expect(epochs).toEqual(['sealed 1', 'sealed 2', 'aborted 2', 'aborted 1']);
+  });
+});
+
+describe('an epoch that the shadow holds', () => {
+  it('is committed when all that has to hold it besides does', async () => {
+    const durable = Promise.withResolvers<void>();
+    const { pipeline, image, story } = pipelineOf(new Failpoints(), { beforeRelease: () => durable.promise });
+    pipeline.start();
+    while (image.committed === 0) await new Promise((resolve) => setImmediate(resolve));
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    expect(story).toEqual(['sealed 1']);
+    durable.resolve();
+    while (story.length === 1) await new Promise((resolve) => setImmediate(resolve));
+    expect(story).toEqual(['sealed 1', 'committed 1']);
   });
 });
 

@@ -47,6 +47,8 @@ export interface PipelineOptions {
   readonly clock: Clock;
   readonly failpoints: Failpoints;
   readonly stats: EpochStats;
+  /** Undefined, or resolves, when what the shadow holds may be relied on by everybody. Rejects: it never will. */
+  readonly beforeRelease?: ((epoch: EpochId) => Promise<void> | undefined) | undefined;
   /** After the commit and the release of what waited for it. */
   readonly onCommit: (epoch: EpochId) => void;
   /** The primary did not answer as a living one does. The pipeline has halted. */
@@ -364,6 +366,8 @@ export class EpochPipeline {
       if (this.#frozen) return;
     }
     await failpoints.hit('commit.after-acknowledge');
+    const awaited = this.#options.beforeRelease?.(epoch);
+    if (awaited !== undefined) await awaited;
     this.#stageFailures = 0;
     this.#committedCutMs = startMs;
     this.#step({ kind: 'acknowledged', epoch, nowMs: this.#nowMs() });

@@ -31,6 +31,7 @@ const metrics: VmMetrics = {
   shadowEnabled: true,
   shadow: { copiedShare: 1, lagMs: 1, reconnects: 1, savedBytes: 1 },
   clock: { errorMs: 1, answeredAgoMs: 1, corrections: 1 },
+  disks: { heldBytes: 1 },
   links: {
     ...{ heldItems: 1, heldBytes: 1, loggedItems: 1, loggedBytes: 1, releasedItems: 1 },
     ...{ replayedItems: 1, droppedItems: 1, refusedItems: 1 },

@@ -278,6 +278,11 @@ export class KeptVm implements AsyncDisposable {
     await control.promote();
   }
 
+  async unprotect(): Promise<void> {
+    using control = await this.#control();
+    await control.unprotect();
+  }
+
   /** Of the present keeper. */
   async events(): Promise<readonly VmEvent[]> {
     using control = await this.#control();

@@ -4,6 +4,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { systemClock as clock } from '../../src/base/clock.ts';
+import type { KeeperOptions } from '../../src/keeper/keeper-options.ts';
+import { KeptVm, killAt } from '../kit/kept-vm.ts';
 import { type GuestConsole, TestVm } from '../kit/test-vm.ts';
 
 const SECTOR_BYTES = 512;
@@ -23,9 +25,9 @@ type Format = 'raw' | 'qcow2';
 
 const imagePath = (format: Format) => join(folder, `data.${format}`);
 
-function start(format: Format, more = ''): Promise<TestVm> {
+function start(format: Format, more = '', keeper: Partial<KeeperOptions> = {}): Promise<TestVm> {
   const disk = `{path: ${imagePath(format)}, format: ${format}, size: 8MiB, create: true${more}}`;
-  return TestVm.start({ clients: 0, yaml: `disks: [${disk}]` });
+  return TestVm.start({ clients: 0, yaml: `disks: [${disk}]`, keeper });
 }
 
 /** The console of the guest's shell, once that takes commands. */
@@ -39,7 +41,7 @@ async function shellOf(vm: TestVm): Promise<GuestConsole> {
  * Has the guest write its numbers, each to a sector of its own, through to the disk, until /tmp/enough exists. It says when
  * it finds a sector that it has not written yet with something in it, or one that it has written without it.
  */
-function beginWriting(console: GuestConsole): void {
+function writer(to = ''): string {
   const read = (sector: string) =>
     `$(dd if=/dev/vda iflag=direct bs=${SECTOR_BYTES} skip=${sector} count=1 2>/dev/null | tail -c 8)`;
   const look = `n="${read('$((i+1))')}"; [ -z "$n" ] || echo "new""er:$n"`;
@@ -47,7 +49,7 @@ function beginWriting(console: GuestConsole): void {
   const dd = `dd of=/dev/vda bs=${SECTOR_BYTES} seek=$i conv=fsync,notrunc 2>/dev/null`;
   const write = `printf %0${SECTOR_BYTES}d $i | ${dd} && echo "w:$i;" || echo fai""led`;
   const loop = `i=0; while [ ! -e /tmp/enough ]; do ${look}; i=$((i+1)); ${write}; ${lookBack}; done; echo fin""ished`;
-  console.type(`(${loop}) &`);
+  return `(${loop}) ${to} &`;
 }
 
 /** What the guest said until it had written the next number, which comes last. */
@@ -100,7 +102,7 @@ describe.each<Format>(['raw', 'qcow2'])('a VM with a %s disk in epochs whose QEM
     {
       await using vm = await start(format);
       using console = await shellOf(vm);
-      beginWriting(console);
+      console.type(writer());
       await killUncut(vm, console);
       await nextWritten(console);
       await vm.untilProtected();
@@ -132,8 +134,84 @@ describe('a disk that does not commit with epochs', () => {
   it('is newer than the memory that the shadow goes on with', async () => {
     await using vm = await start('raw', ', unprotectedDisk: true');
     using console = await shellOf(vm);
-    beginWriting(console);
+    console.type(writer());
     await killUncut(vm, console);
     expect(await said(console)).toMatch(/newer:\d+/);
+  });
+});
+
+describe('a VM with a disk in epochs whose keeper is killed', () => {
+  let vm: KeptVm;
+  afterEach(() => vm[Symbol.asyncDispose]());
+
+  async function begin(): Promise<void> {
+    const disk = { path: imagePath('raw'), format: 'raw', size: '8MiB', create: true };
+    vm = await KeptVm.start({ clients: 1, disks: [disk] });
+    await vm.shell(`${writer('>> /tmp/said')} echo be""gun`, /begun/);
+    await more();
+  }
+
+  /** The guest has written some numbers more, and found nothing wrong with its disk. */
+  async function more(): Promise<void> {
+    const count = '$(grep -c w: /tmp/said)';
+    const wait = `n=${count}; while [ ${count} -lt $((n+${WRITTEN_AT_LEAST})) ]; do sleep 0.1; done`;
+    const pattern = '"newer|lost|failed|finished"';
+    await vm.shell(`${wait}; echo "found:$(grep -cE ${pattern} /tmp/said):"`, /found:0:/);
+  }
+
+  async function replaceKeeper(kind: string): Promise<void> {
+    await vm.startKeeper();
+    expect(await vm.kinds()).toContain(kind);
+    await more();
+  }
+
+  it('goes on from the shadow with the disk of its last epoch, also when that is in its slot only', async () => {
+    await begin();
+    await vm.killKeeper();
+    for (const [place, nth] of [
+      ['commit.after-acknowledge', 20],
+      ['promote.after-load', 1],
+      ['commit.after-release', 1],
+      ['cut.after-resume', 15],
+    ] as const) {
+      const keeper = vm.spawnKeeper({ plant: killAt(place, nth) });
+      keeper.started().catch(() => {});
+      await keeper.exited;
+      keeper.release();
+    }
+    await replaceKeeper('inherited');
+    await vm.until('protected');
+    await vm.promote();
+    await more();
+    expect(await vm.isSameGuest()).toBe(true);
+  });
+
+  it('is taken back with all that was written where it has no shadow', async () => {
+    await begin();
+    await vm.unprotect();
+    for (let round = 0; round < 2; round += 1) {
+      await more();
+      await vm.killKeeper();
+      await replaceKeeper('taken-back');
+    }
+    expect(await vm.isSameGuest()).toBe(true);
+  });
+});
+
+describe('a VM with a disk in epochs that is suspended', () => {
+  it('has it with the next keeper as it left it, and cannot be tested or snapshot meanwhile', async () => {
+    const savedIn = { suspended: join(folder, 'suspended'), snapshot: join(folder, 'snapshot') };
+    await using vm = await start('raw', '', { savedIn });
+    using console = await shellOf(vm);
+    console.type(writer());
+    await nextWritten(console);
+    await expect(vm.keeper.testFailover()).rejects.toMatchObject({ code: 'KEEPER_TEST_REFUSED' });
+    const last = await nextWritten(console);
+    await vm.keeper.stop({ graceful: false, termination: 'suspend' });
+    expect(numbersIn('raw').length).toBeGreaterThanOrEqual(last);
+    await vm.startAgain();
+    using again = vm.openConsole();
+    for (let count = 0; count < WRITTEN_AT_LEAST; count += 1)
+      expect(await nextWritten(again)).toBeGreaterThanOrEqual(last);
   });
 });
