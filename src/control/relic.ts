@@ -63,6 +63,7 @@ export function takeRelic(vm: string, { to, memoryBytes }: { to: string; memoryB
     const isOpen = processesMapping(relicDirectory()).length > 0;
     if (found.isFile() && found.size === memoryBytes && !isOpen) {
       renameSync(relicPath(vm), to);
+      removeIfEmpty(relicDirectory());
       return true;
     }
   } catch {
