@@ -1,6 +1,6 @@
 import { traceFacts } from '../base/trace.ts';
 import { servedNames } from '../config/spec-disks.ts';
-import { epochId } from '../epoch/epoch-id.ts';
+import { type EpochId, epochId } from '../epoch/epoch-id.ts';
 import { checkSpec } from '../qemu/protectability.ts';
 import type { SavedState } from '../replication/saved-state.ts';
 import { admit } from './admission.ts';
@@ -97,7 +97,8 @@ async function become(
     vm.beginToAct(session.standby);
     reply = new FirstReply(vm.links(), clock);
   };
-  await promoteShadow(session, { ...{ links: vm.links(), failpoints, trace, onActs } });
+  const settleDisks = (epoch: EpochId) => vm.disks.goOnFrom(epoch, { acting: session.standby.number });
+  await promoteShadow(session, { ...{ links: vm.links(), failpoints, trace, onActs, settleDisks } });
   const runsAtMs = clock.nowMs();
   vm.announce();
   const taken = vm.takeovers.add({ ...times, runsAtMs });
