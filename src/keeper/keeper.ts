@@ -25,18 +25,18 @@ import { openDisks, watchDisks } from './disk-opening.ts';
 import { EffectQueue } from './effect-queue.ts';
 import { GuestClock } from './guest-clock.ts';
 import { GuestLinks } from './guest-links.ts';
-import { Instance, type InstanceSetting } from './instance.ts';
+import type { Instance, InstanceSetting } from './instance.ts';
+import { InstanceSeries } from './instance-series.ts';
 import { settingOf } from './instance-setting.ts';
 import type { KeeperOptions } from './keeper-options.ts';
 import { MemoryArrival } from './memory-arrival.ts';
 import { OwnSnapshots } from './own-snapshots.ts';
-import { lossReasonOf, PrimaryWatch } from './primary-watch.ts';
+import { PrimaryWatch } from './primary-watch.ts';
 import { isSuperseded, noConsole } from './refusals.ts';
 import { RightKeeping } from './right-keeping.ts';
-import type { Shadow } from './shadow.ts';
-import { ShadowLife } from './shadow-life.ts';
-import { openLocalShadow, openRemoteShadow } from './shadow-opening.ts';
+import type { ShadowLife } from './shadow-life.ts';
 import { isShadowWanted, withShadow } from './shadow-wish.ts';
+import { type ShadowedVm, shadowLifeOf } from './shadowed-vm.ts';
 import { StateKeeping, type StateKeepingOptions } from './state-keeping.ts';
 import { TakeoverRemains } from './takeover-remains.ts';
 import { TakeoverStats } from './takeover-stats.ts';
@@ -77,7 +77,7 @@ export class Keeper implements KeeperControl {
   /** Undefined where no other host may act. */
   readonly #right: RightKeeping | undefined;
   readonly #ownSnapshots: OwnSnapshots;
-  #instances = 0;
+  readonly #instances: InstanceSeries;
   #loss = { atMs: 0, noticedAtMs: 0 };
   /** The request that the present takeover or end was asked for by. */
   #onBehalf: Trace | undefined;
@@ -94,11 +94,11 @@ export class Keeper implements KeeperControl {
     const onGuestEvent = (event: QmpEvent) => this.#onGuestEvent(event);
     this.#events = new VmEvents({ ...options, vm: spec.name, onGuestEvent });
     this.#memory = this.#memoryArrival();
-    this.#shadow = this.#shadowLife();
-    this.#parts = this.#partsForOthers();
-    const onGoesOn = () => this.#guestClock.notePromotion();
-    this.#right =
-      options.remote && new RightKeeping(options.remote.right, { ...this.#parts, ...options, onGoesOn });
+    this.#instances = new InstanceSeries(this.#setting, (kind, facts) => this.#publish(kind, facts));
+    const parts = this.#partsForOthers();
+    this.#shadow = shadowLifeOf(parts);
+    this.#parts = { ...parts, shadow: this.#shadow };
+    this.#right = options.remote && new RightKeeping(options.remote.right, { ...parts, ...options });
     watchDisks(this.#parts);
     this.#states = new StateKeeping(this.#parts);
     this.#orders = new VmOrders({ ...this.#parts, states: this.#states });
@@ -273,16 +273,6 @@ export class Keeper implements KeeperControl {
     this.#dispatch({ kind: 'started' });
   }
 
-  async #startInstance(
-    role: 'primary' | 'standby',
-    { purpose = role, signal }: { purpose?: string; signal: AbortSignal | undefined },
-  ): Promise<Instance> {
-    this.#instances += 1;
-    const instance = await Instance.start(this.#setting, { number: this.#instances, role, signal });
-    this.#publish('qemu-started', { role: purpose, instance: instance.number, pid: instance.pid });
-    return instance;
-  }
-
   /** Another QEMU is about to: its token is on record before it does anything. */
   #beginToAct(instance: Instance): void {
     this.#events.nextToken();
@@ -337,12 +327,11 @@ export class Keeper implements KeeperControl {
   }
 
   /** What those who carry something out for this keeper need of it. */
-  #partsForOthers(): Parts {
+  #partsForOthers(): Omit<Parts, 'shadow'> & ShadowedVm {
     return {
       options: this.#options,
       setting: this.#setting,
-      ...{ disks: this.#disks, shadow: this.#shadow },
-      memory: this.#memory,
+      ...{ disks: this.#disks, memory: this.#memory },
       ...{ remains: this.#remains, takeovers: this.#takeovers },
       announce: () => this.#links?.announce(),
       waiters: this.#waiters,
@@ -350,18 +339,23 @@ export class Keeper implements KeeperControl {
       state: () => this.#state,
       ...{ primary: () => this.#primary, links: () => this.#allLinks },
       loss: () => ({ ...this.#loss, reason: this.#state.lost, trace: this.#onBehalf }),
+      ...{ known: () => this.#known(), claimed: () => this.#links?.claimed ?? {} },
+      held: this.#events.held,
       forgetHeldEvents: () => this.#events.held.forget(),
       removeOldPrimary: () => this.#removeOldPrimary(),
       agent: () => this.#agent,
       hasAgent: () => this.#guestClock.status().answeredAgoMs !== null,
       notePause: (pausedMs) => this.#guestClock.notePause(pausedMs),
-      startPrimary: (role, signal) => this.#startInstance(role, { purpose: 'primary', signal }),
-      startTest: (signal) => this.#startInstance('standby', { purpose: 'test', signal }),
-      countFrom: (instance) => {
-        this.#instances = instance;
-      },
+      startPrimary: (role, signal) => this.#instances.start({ role, purpose: 'primary', signal }),
+      startStandby: (signal) => this.#instances.start({ role: 'standby', signal }),
+      startTest: (signal) => this.#instances.start({ role: 'standby', purpose: 'test', signal }),
+      countFrom: (instance) => this.#instances.countFrom(instance),
       beginToAct: (instance) => this.#beginToAct(instance),
       makePrimary: (instance) => this.#makePrimary(instance),
+      mayContinue: () => this.#watch?.guestEnded !== true && this.#right?.mayRun !== false,
+      hasPanicked: () => this.#watch?.guestPanicked === true,
+      isFrozen: () => this.#effects.isFrozen,
+      onGoesOn: () => this.#guestClock.notePromotion(),
       onBehalf: (trace) => {
         this.#onBehalf = trace;
       },
@@ -381,48 +375,6 @@ export class Keeper implements KeeperControl {
         this.#dispatch({ kind: 'start-failed' });
       },
     });
-  }
-
-  #shadowLife(): ShadowLife {
-    return new ShadowLife({
-      ...this.#options,
-      beforeStart: () => this.#finishTakeover(),
-      open: (signal, onLost) => this.#openShadow(signal, onLost),
-      primary: () => this.#primary,
-      beginWith: () => this.#holdOutput(),
-      onStarting: () => this.#dispatch({ kind: 'shadow-starting' }),
-      onInSync: () => {
-        this.#dispatch({ kind: 'shadow-in-sync' });
-        this.#record();
-        this.#disks.noteRecorded({ isProtected: this.#state.phase === 'protected' });
-      },
-      onStartFailed: (cause) => {
-        this.#publish('shadow-failed', errorFacts(cause));
-        this.#dispatch({ kind: 'shadow-lost' });
-      },
-      onLost: (error) => {
-        if (this.#effects.isFrozen) return;
-        // Whether one on another host goes on is for the record to say, which the handing over asks.
-        if (this.#state.phase === 'fencing' && this.#shadow.session === undefined) return;
-        this.#publish('shadow-lost', { error });
-        this.#dispatch({ kind: 'shadow-lost' });
-      },
-      onChange: () => this.#record(),
-    });
-  }
-
-  /** Epochs begin: what the guest does and sends is for its shadow first. */
-  #holdOutput(): ReturnType<ConstructorParameters<typeof ShadowLife>[0]['beginWith']> {
-    this.#events.held.hold();
-    return {
-      ...{ links: this.#allLinks, participants: [this.#events.held] },
-      disks: this.#disks.beginEpochs(() => this.#record(), this.#options),
-      beforeRelease: (epoch) => this.#disks.durable(epoch),
-      mayContinue: () => this.#watch?.guestEnded !== true && this.#right?.mayRun !== false,
-      hasPanicked: () => this.#watch?.guestPanicked === true,
-      onPause: (pausedMs) => this.#guestClock.notePause(pausedMs),
-      onPrimaryLost: (cause) => this.#losePrimary(lossReasonOf(cause), { error: messageOf(cause) }),
-    };
   }
 
   async #dropShadow(): Promise<void> {
@@ -445,31 +397,6 @@ export class Keeper implements KeeperControl {
     await this.#states.end();
     await this.#shadow.halt();
     this.#dispatch({ kind: 'fenced' });
-  }
-
-  async #openShadow(signal: AbortSignal, onLost: (error: string) => void): Promise<Shadow> {
-    await this.#memory.whole(signal);
-    const { remote } = this.#options;
-    // As long as it has ended there is nothing that a shadow could follow.
-    await remote?.right.regained(signal);
-    const claimed = () => this.#links?.claimed ?? {};
-    const shared = { disks: this.#disks, publish: this.#parts.publish, claimed };
-    const parts = { ...this.#options, ...this.#setting, ...shared, onLost };
-    if (remote !== undefined) {
-      const shadow = await openRemoteShadow({ ...parts, remote, known: this.#known() }, signal);
-      this.#publish('shadow-placed', { ...remote.places.status });
-      return shadow;
-    }
-    const startStandby = (given: AbortSignal) => this.#startInstance('standby', { signal: given });
-    return await openLocalShadow({ ...parts, startStandby }, signal);
-  }
-
-  /** What a promotion leaves for later, once those who waited for an answer have had it. */
-  async #finishTakeover(): Promise<void> {
-    if (!this.#remains.areThere) return;
-    this.#guestClock.notePromotion();
-    await this.#remains.clear({ acting: this.#primary, log: this.#options.log });
-    this.#record();
   }
 
   async #removeOldPrimary(): Promise<void> {

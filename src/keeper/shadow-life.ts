@@ -23,7 +23,7 @@ export interface ShadowLifeOptions {
   readonly open: (signal: AbortSignal, onLost: (error: string) => void) => Promise<Shadow>;
   /** The QEMU that a new shadow is to stand behind. */
   readonly primary: () => Instance | undefined;
-  /** What epochs need of the VM and of the one who watches it. Output is held from this call on. */
+  /** Output is held from this call on. */
   readonly beginWith: () => EpochsOf;
   readonly onStarting: () => void;
   /** It holds a state of the VM, and all output waits for it. */
@@ -34,7 +34,8 @@ export interface ShadowLifeOptions {
   readonly onChange: () => void;
 }
 
-type EpochsOf = Pick<
+/** What epochs need of the VM and of the one who watches it. */
+export type EpochsOf = Pick<
   BeginOptions,
   | 'links'
   | 'participants'
