@@ -5,7 +5,8 @@ import { createInterface } from 'node:readline';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { LeaseRecord } from '../../src/lease/lease-record.ts';
 import { readRecord } from '../../src/lease/lease-store.ts';
-import { ETCD, type TwoHosts } from './two-hosts.ts';
+import { ETCD } from './site-etcd.ts';
+import type { TwoHosts } from './two-hosts.ts';
 
 const AGAIN_MS = 100;
 

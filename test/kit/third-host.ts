@@ -9,7 +9,9 @@ import { parse, stringify } from 'yaml';
 import { systemClock as clock } from '../../src/base/clock.ts';
 import { processesMapping } from '../../src/control/process-identity.ts';
 import { CertificateStore } from '../../src/pki/certificate-store.ts';
-import { HOSTS, type TwoHosts } from './two-hosts.ts';
+import { endChild } from './child-end.ts';
+import { HOSTS } from './host-network.ts';
+import type { TwoHosts } from './two-hosts.ts';
 
 const run = promisify(execFile);
 const CLI = fileURLToPath(new URL('../../src/cli/main.ts', import.meta.url));
@@ -63,11 +65,7 @@ export class ThirdHost {
 
   /** Nothing of it is left. */
   async leave(): Promise<void> {
-    if (this.#site.exitCode === null && this.#site.signalCode === null) {
-      const exited = once(this.#site, 'exit');
-      this.#site.kill('SIGKILL');
-      await exited;
-    }
+    await endChild(this.#site);
     const memory = memoryOf(this.#hosts);
     for (const { pid } of processesMapping(memory)) process.kill(pid, 'SIGKILL');
     rmSync(memory, { recursive: true, force: true });

@@ -27,9 +27,20 @@ import { RedisLoad } from '../../src/demo/redis-load.ts';
 import type { LeaseRecord } from '../../src/lease/lease-record.ts';
 import { readRecord } from '../../src/lease/lease-store.ts';
 import { CertificateStore } from '../../src/pki/certificate-store.ts';
+import { endChild } from './child-end.ts';
+import {
+  HOST_NAMES,
+  HOSTS,
+  type HostName,
+  HostNetwork,
+  LAN_ADDRESS,
+  otherThan,
+  type Place,
+} from './host-network.ts';
 import { processesOn } from './host-usage.ts';
 import type { OddClock } from './odd-clock.ts';
 import { RemoteConsole } from './remote-console.ts';
+import { ETCD, SiteEtcd } from './site-etcd.ts';
 
 const run = promisify(execFile);
 const CLI = fileURLToPath(new URL('../../src/cli/main.ts', import.meta.url));
@@ -38,20 +49,11 @@ const SITE = fileURLToPath(new URL('../../src/keeper/site-main.ts', import.meta.
 /** Of every wait; shorter than that of a test, so that what failed is still tidied up. */
 const DEADLINE_MS = 90_000;
 const POLL_MS = 20;
-const ETCD_ADDRESS = '10.77.0.1';
-export const ETCD = `https://${ETCD_ADDRESS}:2379`;
 export const GUEST = { host: '10.77.0.2', port: 6379 };
 const PORT = 7946;
 const IMAGE = 'data.img';
 
-export type HostName = 'a' | 'b';
-export const HOSTS = {
-  a: { peers: ['10.78.0.1', '10.79.0.1'], lan: '10.77.0.11' },
-  b: { peers: ['10.78.0.2', '10.79.0.2'], lan: '10.77.0.12' },
-} as const;
-/** Interfaces of the paths between the hosts, on both of them. */
-const PATHS = ['peer0', 'peer1'] as const;
-const NAMES = ['a', 'b'] as const;
+export { type HostName, otherThan };
 
 export interface TwoHostsOptions {
   /** Runs on this host in every process of understudy before anything else; see `killAt` in kept-vm.ts. */
@@ -76,38 +78,43 @@ export class TwoHosts implements AsyncDisposable {
   readonly vm: string;
   readonly folder: string;
   readonly memoryFolder: string;
-  readonly #prefix: string;
+  readonly #network: HostNetwork;
+  readonly #etcd: SiteEtcd;
   readonly #options: TwoHostsOptions;
   readonly #owned = new AsyncDisposableStack();
   readonly #sites = new Map<HostName, ChildProcess>();
   readonly #clocks: Partial<Record<HostName, OddClock>>;
   readonly #daemons = new Map<HostName, ChildProcess>();
-  #etcd: ChildProcess | undefined;
   #load: RedisLoad | undefined;
   #runId = '';
 
   private constructor(options: TwoHostsOptions) {
     made += 1;
     this.#options = options;
-    this.#prefix = `us-${process.pid}-${made}`;
+    this.#network = new HostNetwork(`us-${process.pid}-${made}`);
     this.vm = `two-${process.pid}-${made}`;
     this.folder = mkdtempSync(join(tmpdir(), 'us-two-'));
     this.memoryFolder = mkdtempSync('/dev/shm/us-two-');
+    this.#etcd = new SiteEtcd({
+      ...{ folder: this.folder, network: this.#network },
+      eventually: (what, look) => this.eventually(what, look),
+    });
     this.#clocks = options.clocks?.(this) ?? {};
     this.#owned.defer(() => {
       for (const path of [this.folder, this.memoryFolder]) rmSync(path, { recursive: true, force: true });
     });
+    this.#owned.use(this.#network);
   }
 
   /** Networks, etcd, certificates, and on each host the process that takes shadows in. */
   static async open(options: TwoHostsOptions = {}): Promise<TwoHosts> {
     const hosts = new TwoHosts(options);
     try {
-      await hosts.#layNetwork();
+      await hosts.#network.lay();
       hosts.#owned.defer(() => hosts.#endAll());
       await hosts.#writeFiles();
       await hosts.startEtcd();
-      for (const name of NAMES) await hosts.startSite(name);
+      for (const name of HOST_NAMES) await hosts.startSite(name);
       return hosts;
     } catch (thrown) {
       await hosts[Symbol.asyncDispose]();
@@ -209,11 +216,8 @@ export class TwoHosts implements AsyncDisposable {
 
   /** What is on record in etcd about who acts. */
   async record(): Promise<LeaseRecord | undefined> {
-    const key = Buffer.from(`understudy/lease/${this.vm}/record`).toString('base64');
-    const stdout = await this.#askEtcd('-d', JSON.stringify({ key }), `${ETCD}/v3/kv/range`);
-    const { kvs = [] } = JSON.parse(stdout) as { kvs?: { value: string }[] };
-    const value = kvs[0]?.value;
-    return value === undefined ? undefined : readRecord(this.vm, Buffer.from(value, 'base64').toString());
+    const value = await this.#etcd.read(`understudy/lease/${this.vm}/record`);
+    return value === undefined ? undefined : readRecord(this.vm, value);
   }
 
   keeperPid(host: HostName): number {
@@ -243,70 +247,15 @@ export class TwoHosts implements AsyncDisposable {
       rmSync(join(this.memoryOf(host), entry), { recursive: true, force: true });
   }
 
-  /** Paths between the hosts, all by default, lose all that one host sends, or both. They notice by the silence alone. */
-  async cutPeers(from: HostName | 'both' = 'both', { paths = [0, 1] } = {}): Promise<void> {
-    for (const name of NAMES) {
-      if (from !== 'both' && from !== name) continue;
-      // Frames for a machine that is not there: kernels without netem have this as well.
-      const gone = ['lladdr', '02:00:00:00:00:99', 'nud', 'permanent'];
-      for (const path of paths) {
-        const [address = '', device = ''] = [HOSTS[otherThan(name)].peers[path], PATHS[path]];
-        await this.#ip(name, 'neighbour', 'replace', address, ...gone, 'dev', device);
-      }
-    }
-  }
-
-  /** All connections between the hosts are reset, and both may make new ones at once. */
-  async resetPeers(): Promise<void> {
-    for (const peer of HOSTS.b.peers) await run('ip', this.#on('a', ['ss', '-K', '-t', 'dst', peer]));
-  }
-
-  /** Cuts this host off from clients and etcd. */
-  async cutLan(host: HostName): Promise<void> {
-    await this.#ip('lan', 'link', 'set', `to-${host}`, 'down');
-  }
-
-  /** Nothing that this host sends arrives anywhere, nor anything at it, and nobody is told. */
-  async silence(host: HostName): Promise<void> {
-    await Promise.all([this.cutLan(host), this.cutPeers()]);
-  }
-
-  async mend(): Promise<void> {
-    for (const name of NAMES) {
-      for (const [path, device] of PATHS.entries()) {
-        const address = HOSTS[otherThan(name)].peers[path] ?? '';
-        await this.#ip(name, 'neighbour', 'delete', address, 'dev', device).catch(() => {});
-      }
-      await this.#ip('lan', 'link', 'set', `to-${name}`, 'up');
-    }
-  }
-
-  async startEtcd(): Promise<void> {
-    const words = ['etcd', '--data-dir', join(this.folder, 'etcd')];
-    for (const [name, url] of [
-      ['--listen-client-urls', ETCD],
-      ['--advertise-client-urls', ETCD],
-      ['--listen-peer-urls', 'http://127.0.0.1:2380'],
-      ['--cert-file', join(this.folder, 'pki/etcd.crt')],
-      ['--key-file', join(this.folder, 'pki/etcd.key')],
-      ['--trusted-ca-file', join(this.folder, 'pki/ca.crt')],
-    ] as const)
-      words.push(name, url);
-    words.push('--client-cert-auth');
-    const child = spawn('nsenter', this.#entering('lan', words), { stdio: 'ignore' });
-    this.#etcd = child;
-    await this.eventually('etcd', async () => {
-      if (child.exitCode !== null) throw new Error(`etcd ended with ${child.exitCode}`);
-      return await this.#askEtcd('-f', `${ETCD}/health`).then(
-        () => true,
-        () => undefined,
-      );
-    });
-  }
-
-  signalEtcd(signal: NodeJS.Signals): void {
-    this.#etcd?.kill(signal);
-  }
+  // What can happen to the network and to etcd is explained there.
+  readonly cutPeers: HostNetwork['cutPeers'] = (from, paths) => this.#network.cutPeers(from, paths);
+  readonly resetPeers = (): Promise<void> => this.#network.resetPeers();
+  readonly cutLan = (host: HostName): Promise<void> => this.#network.cutLan(host);
+  readonly silence = (host: HostName): Promise<void> => this.#network.silence(host);
+  readonly mend = (): Promise<void> => this.#network.mend();
+  readonly startEtcd = (): Promise<void> => this.#etcd.start();
+  readonly restartEtcd = (): Promise<void> => this.#etcd.restart();
+  readonly signalEtcd = (signal: NodeJS.Signals): void => this.#etcd.signal(signal);
 
   async startSite(host: HostName): Promise<void> {
     const site = [process.execPath, SITE];
@@ -322,14 +271,8 @@ export class TwoHosts implements AsyncDisposable {
 
   /** No shadow finds a place on this host until `startSite`. */
   async endSite(host: HostName): Promise<void> {
-    await end(this.#sites.get(host));
+    await endChild(this.#sites.get(host));
     this.#sites.delete(host);
-  }
-
-  /** It loses what it had in memory, not what it said it had written. */
-  async restartEtcd(): Promise<void> {
-    await end(this.#etcd);
-    await this.startEtcd();
   }
 
   /** The daemon that owns the VMs which are declared on this host. */
@@ -355,7 +298,7 @@ export class TwoHosts implements AsyncDisposable {
   }
 
   async killDaemon(host: HostName): Promise<void> {
-    await end(this.#daemons.get(host));
+    await endChild(this.#daemons.get(host));
     this.#daemons.delete(host);
   }
 
@@ -384,8 +327,8 @@ export class TwoHosts implements AsyncDisposable {
     return this.#owned.use(new RemoteConsole(spawn('ip', words, { env: this.environment(host) })));
   }
 
-  netns(place: HostName | 'lan'): string {
-    return `${this.#prefix}-${place}`;
+  netns(place: Place): string {
+    return this.#network.netns(place);
   }
 
   runDirectory(host: HostName): string {
@@ -419,39 +362,11 @@ export class TwoHosts implements AsyncDisposable {
     await this.#owned.disposeAsync();
   }
 
-  async #layNetwork(): Promise<void> {
-    const ip = (...words: string[]) => run('ip', words);
-    const lan = this.netns('lan');
-    for (const place of [...NAMES, 'lan'] as const) {
-      await ip('netns', 'add', this.netns(place));
-      this.#owned.defer(async () => void (await ip('netns', 'delete', this.netns(place))));
-      await ip('-n', this.netns(place), 'link', 'set', 'lo', 'up');
-      await ip('-n', this.netns(place), 'link', 'add', 'br0', 'type', 'bridge');
-      await ip('-n', this.netns(place), 'link', 'set', 'br0', 'up');
-    }
-    await ip('-n', lan, 'address', 'add', '10.77.0.1/24', 'dev', 'br0');
-    for (const name of NAMES) {
-      const here = this.netns(name);
-      await ip('-n', here, 'link', 'add', 'up0', 'type', 'veth', 'peer', 'name', `to-${name}`, 'netns', lan);
-      await ip('-n', lan, 'link', 'set', `to-${name}`, 'master', 'br0', 'up');
-      await ip('-n', here, 'link', 'set', 'up0', 'master', 'br0', 'up');
-      await ip('-n', here, 'address', 'add', `${HOSTS[name].lan}/24`, 'dev', 'br0');
-    }
-    const [a, b] = [this.netns('a'), this.netns('b')];
-    for (const [path, device] of PATHS.entries()) {
-      await ip('-n', a, 'link', 'add', device, 'type', 'veth', 'peer', 'name', device, 'netns', b);
-      for (const name of NAMES) {
-        await ip('-n', this.netns(name), 'address', 'add', `${HOSTS[name].peers[path]}/24`, 'dev', device);
-        await ip('-n', this.netns(name), 'link', 'set', device, 'up');
-      }
-    }
-  }
-
   async #writeFiles(): Promise<void> {
     const pki = new CertificateStore(join(this.folder, 'pki'), { wallMs: clock.wallMs });
     await pki.init();
-    await pki.host('etcd', [ETCD_ADDRESS]);
-    for (const name of NAMES) {
+    await pki.host('etcd', [LAN_ADDRESS]);
+    for (const name of HOST_NAMES) {
       await pki.host(name, [...HOSTS[name].peers]);
       mkdirSync(this.runDirectory(name), { recursive: true, mode: 0o700 });
       mkdirSync(this.memoryOf(name), { mode: 0o700 });
@@ -478,7 +393,7 @@ export class TwoHosts implements AsyncDisposable {
       boot: {
         kernel: guest.kernel,
         initrd: guest.initrd,
-        cmdline: `${guest.cmdline} us.ip=${GUEST.host}/24 us.gw=10.77.0.1`,
+        cmdline: `${guest.cmdline} us.ip=${GUEST.host}/24 us.gw=${LAN_ADDRESS}`,
       },
       nics: [{ uplink: { kind: 'tap', device: 'us-redis', bridge: 'br0' } }],
       shadow: { hosts: ['a', 'b'] },
@@ -490,8 +405,9 @@ export class TwoHosts implements AsyncDisposable {
 
   /** Whatever runs on either host, by what is on record and by the memory that it has open. */
   async #endAll(): Promise<void> {
-    for (const child of [...this.#daemons.values(), ...this.#sites.values(), this.#etcd]) await end(child);
-    for (const name of NAMES) {
+    for (const child of [...this.#daemons.values(), ...this.#sites.values()]) await endChild(child);
+    await this.#etcd[Symbol.asyncDispose]();
+    for (const name of HOST_NAMES) {
       // Also a keeper that waits for the shadow that it is for, and has nothing yet.
       const pids = [...processesMapping(this.memoryOf(name)), ...processesOn(this.runDirectory(name))];
       for (const { pid } of pids) {
@@ -508,17 +424,6 @@ export class TwoHosts implements AsyncDisposable {
     }
   }
 
-  async #ip(place: HostName | 'lan', ...words: string[]): Promise<void> {
-    await run('ip', ['-n', this.netns(place), ...words]);
-  }
-
-  async #askEtcd(...words: string[]): Promise<string> {
-    const pki = (file: string) => join(this.folder, 'pki', file);
-    const shown = ['--cacert', pki('ca.crt'), '--cert', pki('a.crt'), '--key', pki('a.key')];
-    const { stdout } = await run('nsenter', this.#entering('lan', ['curl', '-s', ...shown, ...words]));
-    return stdout;
-  }
-
   /**
    * Unlike `nsenter`, this shows a /sys without cgroups: those of a VM have the same names on both hosts. As it has mounts of
    * its own, each host sees its own disks in the same place.
@@ -527,10 +432,6 @@ export class TwoHosts implements AsyncDisposable {
     const bind = 'mount --bind "$1" "$2" && shift 2 && exec "$@"';
     const places = [join(this.folder, host, 'disks'), join(this.folder, 'disks')];
     return ['netns', 'exec', this.netns(host), 'sh', '-c', bind, 'sh', ...places, ...words];
-  }
-
-  #entering(place: HostName | 'lan', words: readonly string[]): string[] {
-    return [`--net=/run/netns/${this.netns(place)}`, '--', ...words];
   }
 
   #keeperRecord(host: HostName): KeeperRecord {
@@ -543,7 +444,7 @@ export class TwoHosts implements AsyncDisposable {
   }
 
   #logs(): string {
-    return NAMES.map((name) => {
+    return HOST_NAMES.map((name) => {
       try {
         const log = readFileSync(join(this.runDirectory(name), this.vm, 'keeper.log'), 'utf8');
         return `--- ${name}\n${log.slice(-3000)}`;
@@ -552,15 +453,4 @@ export class TwoHosts implements AsyncDisposable {
       }
     }).join('\n');
   }
-}
-
-async function end(child: ChildProcess | undefined): Promise<void> {
-  if (child === undefined || child.exitCode !== null || child.signalCode !== null) return;
-  const exited = once(child, 'exit');
-  child.kill('SIGKILL');
-  await exited;
-}
-
-export function otherThan(host: HostName): HostName {
-  return host === 'a' ? 'b' : 'a';
 }
