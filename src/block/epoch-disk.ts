@@ -3,17 +3,12 @@ import { ConditionWaiters } from '../base/condition-waiters.ts';
 import { MIB } from '../base/units.ts';
 import { type EpochId, epochId, NO_EPOCH, nextEpoch } from '../epoch/epoch-id.ts';
 import type { EpochParticipant } from '../epoch/participant.ts';
-import {
-  appendExtent,
-  type BlockDevice,
-  type DiskExtent,
-  type WriteOptions,
-  type ZeroOptions,
-} from './block-device.ts';
+import type { BlockDevice, DiskExtent, WriteOptions, ZeroOptions } from './block-device.ts';
 import type { BlockError } from './block-error.ts';
 import { diskClosed, diskFailed } from './disk-failures.ts';
 import { DiskOverlay, merged, type Segment } from './disk-overlay.ts';
-import { type Aligned, aligned, copyContent, extentOf, ownMemory } from './disk-range.ts';
+import { type Aligned, aligned, ownMemory } from './disk-range.ts';
+import { DiskView } from './disk-view.ts';
 import type { DiskWrite } from './disk-write.ts';
 import type { JournalEntry } from './journal-entry.ts';
 import { type JournaledImage, rollbackTooLate } from './journaled-image.ts';
@@ -42,8 +37,6 @@ export interface EpochDiskOptions {
 
 /** Zeros are noted down block by block; so many at a time, about a millisecond. */
 const ZERO_STEP_BLOCKS = 8192;
-/** Looked at in one question about extents while there is something above the image. */
-const EXTENT_SPAN_BYTES = 16 * MIB;
 /** Writes that are let through while there is no room are some requests of one guest, and these are limited. */
 const HELD_BYTES_LIMIT = 512 * MIB;
 
@@ -59,6 +52,7 @@ export class EpochDisk implements BlockDevice, EpochParticipant, AsyncDisposable
   readonly fastZero = true;
   readonly #options: EpochDiskOptions;
   readonly #overlay = new DiskOverlay();
+  readonly #view: DiskView;
   readonly #changes = new ConditionWaiters();
   #mode: DiskMode;
   #committed: EpochId = NO_EPOCH;
@@ -82,6 +76,7 @@ export class EpochDisk implements BlockDevice, EpochParticipant, AsyncDisposable
     assert(options.heldBytesMax <= HELD_BYTES_LIMIT, 'the table of held blocks has room for that');
     this.#options = options;
     this.#mode = options.mode;
+    this.#view = new DiskView(this.#overlay, options.image.device);
     this.sizeBytes = options.image.device.sizeBytes;
   }
 
@@ -97,28 +92,7 @@ export class EpochDisk implements BlockDevice, EpochParticipant, AsyncDisposable
 
   async read(offset: number, into: Uint8Array): Promise<void> {
     this.#refuseFailed();
-    const endByte = offset + into.length;
-    const waits: Promise<void>[] = [];
-    let missingFrom = offset;
-    const readMissing = (upTo: number) => {
-      if (upTo > missingFrom) {
-        waits.push(this.#base.read(missingFrom, into.subarray(missingFrom - offset, upTo - offset)));
-      }
-    };
-    // What lies above the image is copied now: later it may be in the image, and the image is read for the rest only.
-    for (let at = offset; at < endByte && !this.#overlay.isEmpty; ) {
-      const block = Math.floor(at / BLOCK_BYTES);
-      const next = Math.min(endByte, (block + 1) * BLOCK_BYTES);
-      const content = this.#overlay.get(block);
-      if (content !== undefined) {
-        readMissing(at);
-        copyContent(content, into.subarray(at - offset, next - offset), at - block * BLOCK_BYTES);
-        missingFrom = next;
-      }
-      at = next;
-    }
-    readMissing(endByte);
-    await Promise.all(waits);
+    await this.#view.read(offset, into);
   }
 
   async write(offset: number, bytes: Uint8Array, { fua = false }: WriteOptions = {}): Promise<void> {
@@ -165,20 +139,7 @@ export class EpochDisk implements BlockDevice, EpochParticipant, AsyncDisposable
   }
 
   async extents(offset: number, lengthBytes: number): Promise<DiskExtent[]> {
-    if (this.#overlay.isEmpty) return await this.#base.extents(offset, lengthBytes);
-    const found: DiskExtent[] = [];
-    const below = await this.#base.extents(offset, Math.min(lengthBytes, EXTENT_SPAN_BYTES));
-    let at = offset;
-    for (const extent of below) {
-      const endByte = at + extent.lengthBytes;
-      while (at < endByte) {
-        const block = Math.floor(at / BLOCK_BYTES);
-        const next = Math.min(endByte, (block + 1) * BLOCK_BYTES);
-        appendExtent(found, { ...extentOf(this.#overlay.get(block), extent), lengthBytes: next - at });
-        at = next;
-      }
-    }
-    return found;
+    return await this.#view.extents(offset, lengthBytes);
   }
 
   seal(epoch: EpochId): void {
