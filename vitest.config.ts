@@ -1,7 +1,7 @@
 import { defineConfig } from 'vitest/config';
 import { soaking } from './test/kit/soak.ts';
 
-/** Tests that boot machines or run whole tools. One file at a time: two machines on two cores disturb each other. */
+/** Tests that boot machines or run whole tools. Two files at a time: they wait for events, and mostly for QEMU to start. */
 const machines = [
   'guest/**/*.test.ts',
   'bench/**/*.test.ts',
@@ -11,6 +11,12 @@ const machines = [
 
 /** Tools without a guest beside them: they may share the machine with another file. */
 const tools = ['test/integration/{etcd-faults,lease-hosts,nbd-tools,qcow2-layer}.test.ts'];
+
+/** What looks at time, at CPU shares or at the machine as a whole: one file at a time, with nothing beside it. */
+const alone = [
+  'test/integration/{debian-guest,systemd}.test.ts',
+  'test/scenarios/{cpu-limit,demo,guest-time,hanging-primary,two-hosts-soak,two-hosts-trouble}.test.ts',
+];
 
 const MINUTE_MS = 60_000;
 
@@ -47,11 +53,21 @@ export default defineConfig({
         test: {
           name: 'machines',
           include: machines,
-          exclude: tools,
-          fileParallelism: false,
+          exclude: [...tools, ...alone],
           testTimeout: soaking ? 180 * MINUTE_MS : 3 * MINUTE_MS,
           hookTimeout: 5 * MINUTE_MS,
           sequence: { groupOrder: 1 },
+        },
+      },
+      {
+        extends: true,
+        test: {
+          name: 'alone',
+          include: alone,
+          fileParallelism: false,
+          testTimeout: soaking ? 180 * MINUTE_MS : 3 * MINUTE_MS,
+          hookTimeout: 5 * MINUTE_MS,
+          sequence: { groupOrder: 2 },
         },
       },
     ],
