@@ -1,6 +1,9 @@
 import { readFileSync, renameSync, writeFileSync } from 'node:fs';
 import { z } from 'zod';
 
+/** A keeper that has said that its VM has ended puts the rest away within this time. */
+export const KEEPER_END_DEADLINE_MS = 15_000;
+
 const endSchema = z.object({
   bootId: z.string(),
   /** `failed` is no end in good order: the VM is to be started again. After `moved` and `superseded` it runs on another host. */

@@ -9,7 +9,7 @@ import type { Trace } from '../base/trace.ts';
 import type { Termination } from '../config/vm-spec-schema.ts';
 import { ControlClient } from '../control/control-client.ts';
 import type { FailoverReport } from '../control/failover-report.ts';
-import { type KeeperEnd, readEnd } from '../control/keeper-end.ts';
+import { KEEPER_END_DEADLINE_MS, type KeeperEnd, readEnd } from '../control/keeper-end.ts';
 import { KeeperError } from '../control/keeper-error.ts';
 import { type KeeperFigures, KeeperScrape } from '../control/keeper-scrape.ts';
 import { bootId, waitForEnd } from '../control/process-identity.ts';
@@ -22,8 +22,6 @@ import { KeeperWatch } from './keeper-watch.ts';
 import type { KeeperSight } from './reconcile.ts';
 import type { RunOrder } from './tenant-specs.ts';
 import type { DeclaredVm } from './vm-inventory.ts';
-
-const KEEPER_END_DEADLINE_MS = 15_000;
 
 export interface KeeperFleetOptions {
   /** Starts a keeper; resolves when its VM runs. @throws what kept it from starting */

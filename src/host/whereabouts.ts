@@ -1,5 +1,6 @@
 import type { Clock } from '../base/clock.ts';
 import type { KeeperEnd } from '../control/keeper-end.ts';
+import { goesOnElsewhere } from '../shadow/protection.ts';
 import { SiteRecords } from '../site/site-records.ts';
 import type { VmOutline } from './vm-inventory.ts';
 
@@ -55,8 +56,7 @@ export class Whereabouts {
         place: found.place,
         isStale: this.#options.clock.nowMs() - found.askedAtMs >= staleMs,
       };
-    const hasLeft = end?.reason === 'moved' || end?.reason === 'superseded';
-    return hasLeft && end.host !== undefined
+    return goesOnElsewhere(end?.reason) && end?.host !== undefined
       ? { place: { kind: 'elsewhere', host: end.host }, isStale: true }
       : UNKNOWN;
   }

@@ -12,6 +12,7 @@ import type { StreamClient } from '../net/stream-end.ts';
 import type { QmpEvent } from '../qemu/qmp-events.ts';
 import {
   DEFAULT_PROTECTION_POLICY,
+  goesOnElsewhere,
   INITIAL_PROTECTION,
   isActing,
   type LossReason,
@@ -432,10 +433,10 @@ export class Keeper implements KeeperControl {
     const primary = this.#primary;
     this.#primary = undefined;
     const { spec, remote } = this.#options;
-    const goesOnElsewhere = ['moved', 'superseded'].includes(this.#state.stopReason ?? '');
+    const isElsewhere = goesOnElsewhere(this.#state.stopReason);
     await endVm({
       vm: spec.name,
-      keepsRelic: async () => goesOnElsewhere && ((await remote?.keepsRelics()) ?? false),
+      keepsRelic: async () => isElsewhere && ((await remote?.keepsRelics()) ?? false),
       links: this.#links,
       primary,
       disks: this.#disks,

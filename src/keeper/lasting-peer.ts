@@ -5,9 +5,10 @@ import type { PeerLink } from '../replication/peer-link.ts';
 import { LastingLink, type Resumed } from '../wire/lasting-link.ts';
 import type { LinkClaim } from '../wire/resume-messages.ts';
 import type { SecureLink } from '../wire/secure-link.ts';
-import { dialPeer, hostsOf, openDoor, type PeerDoor, SecurePeerLink } from './peer-door.ts';
+import { dialPeer, hostsOf, openDoor, SecurePeerLink } from './peer-door.ts';
 import { isGone } from './presence.ts';
 import { peerLost } from './refusals.ts';
+import type { OpenPort } from './same-port.ts';
 
 /** A first packet that is lost is sent again after a second; a new connection is quicker. */
 const REDIAL_DEADLINE_MS = 250;
@@ -63,7 +64,7 @@ export class ShadowDoor implements Disposable {
   readonly #peer: string;
   readonly #options: LastingPeer;
   readonly #first = Promise.withResolvers<PeerLink>();
-  #door: PeerDoor | undefined;
+  #door: OpenPort | undefined;
   #link: LastingLink | undefined;
   #known: Known | undefined;
 

@@ -8,6 +8,7 @@ import { dialSecurely, listenSecurely } from '../wire/link-opening.ts';
 import { withResumeLimits } from '../wire/resume-messages.ts';
 import type { LinkEnd, SecureLink } from '../wire/secure-link.ts';
 import { peerLost } from './refusals.ts';
+import { type OpenPort, openSamePort } from './same-port.ts';
 
 /** Not a part of `peerTimeoutMs`: the other side may have a shorter one. */
 const KEEPALIVE_MS = 100;
@@ -18,7 +19,6 @@ const NEXT_PATH_MS = 1000;
  * is of no use though, whatever they say.
  */
 const SILENCE_MS_MIN = 10_000;
-const SAME_PORT_TRIES = 20;
 const LIMITS = withResumeLimits(new Map(Object.values(MESSAGE).map((type) => [type, MESSAGE_BYTES_MAX])));
 
 /** Without the ports. */
@@ -77,10 +77,6 @@ export interface DialledLink {
   readonly path: number;
 }
 
-export interface PeerDoor extends Disposable {
-  readonly port: number;
-}
-
 /**
  * Listens for the other hosts of the site. Whoever cannot show that they are one gets no further.
  * @throws WireError WIRE_LISTEN_FAILED, WIRE_CERTIFICATE_UNUSABLE; KeeperError KEEPER_SITE_REFUSED
@@ -88,28 +84,13 @@ export interface PeerDoor extends Disposable {
 export async function openDoor(
   site: SiteConfig,
   { port, onLink }: { port: number; onLink: (link: SecureLink, peer: string) => void },
-): Promise<PeerDoor> {
-  const hosts = hostsOf(site.listen);
-  for (let tries = 1; ; tries += 1) {
-    await using opening = new AsyncDisposableStack();
-    const doors: PeerDoor[] = [];
-    try {
-      for (const host of hosts) {
-        const door = await listenSecurely({
-          ...openingOf(site),
-          // Whoever is told of a port knows the addresses already: it is the same one at all of them.
-          ...{ host, port: doors[0]?.port ?? port, peers: Object.keys(site.hosts) },
-          onLink: (link) => onLink(link, link.peer),
-        });
-        doors.push(opening.use(door));
-      }
-    } catch (cause) {
-      if (port === 0 && doors.length > 0 && tries < SAME_PORT_TRIES) continue;
-      throw cause;
-    }
-    const open = opening.move();
-    return { port: doors[0]?.port ?? port, [Symbol.dispose]: () => void open.disposeAsync() };
-  }
+): Promise<OpenPort> {
+  const peers = Object.keys(site.hosts);
+  return await openSamePort(hostsOf(site.listen), {
+    port,
+    open: (at) =>
+      listenSecurely({ ...openingOf(site), ...at, peers, onLink: (link) => onLink(link, link.peer) }),
+  });
 }
 
 function openingOf(site: SiteConfig, clock: Clock = systemClock) {

@@ -79,30 +79,30 @@ export class PeerPulse implements Disposable {
 
   /** The side that was called: listens at these addresses, and answers to wherever it hears the other one. */
   static async listen(hosts: readonly string[], options: PulseOptions): Promise<PeerPulse> {
-    const pulse = new PeerPulse(options);
-    try {
+    return await PeerPulse.#begin(options, async (pulse) => {
       for (const host of hosts) {
         const socket = await pulse.#open(host);
         socket.on('message', (datagram, from) => pulse.#hear(datagram, { socket, from }));
       }
-      pulse.#beat();
-      return pulse;
-    } catch (cause) {
-      pulse[Symbol.dispose]();
-      throw cause;
-    }
+    });
   }
 
   /** The side that calls: one path to each of these. */
   static async dial(targets: readonly Address[], options: PulseOptions): Promise<PeerPulse> {
-    const pulse = new PeerPulse(options);
-    try {
+    return await PeerPulse.#begin(options, async (pulse) => {
       for (const [index, { host, port }] of targets.slice(0, PATHS_MAX).entries()) {
         const { address, family } = await lookup(host);
         const socket = await pulse.#open(family === 6 ? '::' : '0.0.0.0');
         socket.on('message', (datagram, from) => pulse.#hear(datagram, { socket, from }));
         pulse.#add({ index, socket, name: host, target: { host: address, port } });
       }
+    });
+  }
+
+  static async #begin(options: PulseOptions, open: (pulse: PeerPulse) => Promise<void>): Promise<PeerPulse> {
+    const pulse = new PeerPulse(options);
+    try {
+      await open(pulse);
       pulse.#beat();
       return pulse;
     } catch (cause) {

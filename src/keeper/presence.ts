@@ -1,38 +1,21 @@
 import { once } from 'node:events';
 import { type AddressInfo, connect, createServer, type Server } from 'node:net';
 import { errnoNameOf } from '../linux/linux-error.ts';
-
-export interface Presence extends Disposable {
-  /** The same one at each address. */
-  readonly port: number;
-}
-
-const SAME_PORT_TRIES = 20;
+import { type OpenPort, openSamePort } from './same-port.ts';
 
 /**
  * Shows that this process lives, to whoever connects: they are sent away at once. When it has ended, however that came, its
  * kernel refuses them. To be stopped makes no difference.
  */
-export async function openPresence(hosts: readonly string[]): Promise<Presence> {
-  for (let tries = 1; ; tries += 1) {
-    const servers: Server[] = [];
-    const close = () => {
-      for (const server of servers) server.close();
-    };
-    let port = 0;
-    try {
-      for (const host of hosts) {
-        const server = await listen({ host, port });
-        servers.push(server);
-        port = (server.address() as AddressInfo).port;
-      }
-      return { port, [Symbol.dispose]: close };
-    } catch (thrown) {
-      close();
-      // The port that was free at one address may be taken at the next one.
-      if (servers.length === 0 || tries >= SAME_PORT_TRIES) throw thrown;
-    }
-  }
+export async function openPresence(hosts: readonly string[]): Promise<OpenPort> {
+  return await openSamePort(hosts, {
+    port: 0,
+    open: async (at) => {
+      const server = await listen(at);
+      const { port } = server.address() as AddressInfo;
+      return { port, [Symbol.dispose]: () => void server.close() };
+    },
+  });
 }
 
 async function listen(at: { host: string; port: number }): Promise<Server> {

@@ -8,13 +8,12 @@ import type { VmSpec } from '../config/vm-spec-schema.ts';
 import { KeeperError } from '../control/keeper-error.ts';
 import { dropRelic } from '../control/relic.ts';
 import type { GivenSpec, RunDirectory } from '../control/run-directory.ts';
-import { EtcdLeaseStore } from '../lease/etcd-lease-store.ts';
 import { leasePolicy } from '../lease/lease-state.ts';
 import type { LeaseStore } from '../lease/lease-store.ts';
 import { bootTimeMs } from '../linux/boot-clock.ts';
 import { decodeWords, encodeWords, MESSAGE, type PeerWords } from '../replication/peer-messages.ts';
-import type { StopReason } from '../shadow/protection.ts';
-import { readCredentials } from '../site/site-credentials.ts';
+import { goesOnElsewhere, type StopReason } from '../shadow/protection.ts';
+import { siteLeaseStore } from '../site/site-lease-store.ts';
 import type { ActingRight } from './acting-right.ts';
 import { roomNeededBytes } from './admission.ts';
 import { digestFiles } from './file-digests.ts';
@@ -27,8 +26,6 @@ import { RecordedRight, type RightOptions } from './recorded-right.ts';
 import { isSuperseded, peerLost } from './refusals.ts';
 import { ShadowPlaces } from './shadow-places.ts';
 
-/** For a call to the store of leases, over all of its members. */
-const CALL_DEADLINE_MS = 3000;
 const RELEASE_DEADLINE_MS = 10_000;
 const LOOK_DEADLINE_MS = 1000;
 /** The other host starts a process meanwhile. */
@@ -110,7 +107,7 @@ export async function leaveSite(
 ): Promise<void> {
   if (remote === undefined) return;
   await using right = remote.right;
-  if (reason === 'moved' || reason === 'superseded') return;
+  if (goesOnElsewhere(reason)) return;
   try {
     await right.release(AbortSignal.timeout(RELEASE_DEADLINE_MS));
   } catch (cause) {
@@ -123,7 +120,7 @@ export async function actsNow(
   remote: RemoteSite | undefined,
   reason: StopReason,
 ): Promise<string | undefined> {
-  return reason === 'moved' || reason === 'superseded' ? await remote?.right.holder() : undefined;
+  return goesOnElsewhere(reason) ? await remote?.right.holder() : undefined;
 }
 
 /** Where it is on record who acts as this VM. */
@@ -136,13 +133,7 @@ export function rightOptions(site: SiteConfig, { spec, clock, log, failpoints }:
 }
 
 export function leaseStore(site: SiteConfig, { clock }: { clock: Clock }): LeaseStore {
-  const { etcd } = site.lease;
-  const { endpoints } = etcd;
-  const ttlMs = holdTtlMs(site);
-  return new EtcdLeaseStore({
-    ...{ endpoints, tls: readCredentials(etcd), callDeadlineMs: Math.min(CALL_DEADLINE_MS, ttlMs / 2) },
-    ...{ holdTtlMs: ttlMs, clock },
-  });
+  return siteLeaseStore(site, { holdTtlMs: holdTtlMs(site), clock });
 }
 
 function holdTtlMs({ lease }: SiteConfig): number {

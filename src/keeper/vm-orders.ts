@@ -8,6 +8,7 @@ import type { SnapshotOrder, SnapshotReport } from '../control/snapshot-report.t
 import type { StreamClient } from '../net/stream-end.ts';
 import { checkMachine, checkSpec } from '../qemu/protectability.ts';
 import {
+  goesOnElsewhere,
   isActing,
   isEnding,
   type LossReason,
@@ -174,7 +175,7 @@ export class VmOrders {
       this.#vm.dispatch({ kind: 'stop-requested' });
     }
     const { reason } = await this.#vm.finished;
-    if (reason === 'superseded' || reason === 'moved') throw superseded(this.#name, 'another host');
+    if (goesOnElsewhere(reason)) throw superseded(this.#name, 'another host');
   }
 
   async #save(kind: SavedKind): Promise<void> {

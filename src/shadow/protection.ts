@@ -147,6 +147,11 @@ export function isEnding({ phase }: ProtectionState): boolean {
   return phase === 'stopping' || phase === 'stopped';
 }
 
+/** It has ended here, and another host acts as it or is about to. */
+export function goesOnElsewhere(reason: StopReason | undefined): boolean {
+  return reason === 'moved' || reason === 'superseded';
+}
+
 export function stepProtection(
   state: ProtectionState,
   event: ProtectionEvent,

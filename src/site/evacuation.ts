@@ -3,13 +3,13 @@ import type { Clock } from '../base/clock.ts';
 import { messageOf, UnderstudyError } from '../base/errors.ts';
 import { loadSiteConfig, siteConfigPath } from '../config/site-config.ts';
 import { ControlClient } from '../control/control-client.ts';
+import { KEEPER_END_DEADLINE_MS } from '../control/keeper-end.ts';
 import { waitForEnd } from '../control/process-identity.ts';
 import { controlSocketOf, type FoundVm, RunDirectory } from '../control/run-directory.ts';
 import type { LeaseRecord } from '../lease/lease-record.ts';
 import { type MigrationReport, migrateVm } from './migration.ts';
 import { SiteRecords } from './site-records.ts';
 
-const KEEPER_END_DEADLINE_MS = 15_000;
 const PROTECTED_DEADLINE_MS = 60_000;
 const POLL_MS = 200;
 /** A shadow may have begun to act meanwhile, and a VM have been started just before. */

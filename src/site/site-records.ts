@@ -1,10 +1,8 @@
 import type { Clock } from '../base/clock.ts';
 import { loadSiteConfig, type SiteConfig, siteConfigPath } from '../config/site-config.ts';
-import { EtcdLeaseStore } from '../lease/etcd-lease-store.ts';
 import type { LeaseRecord } from '../lease/lease-record.ts';
-import { readCredentials } from './site-credentials.ts';
+import { siteLeaseStore } from './site-lease-store.ts';
 
-const CALL_DEADLINE_MS = 3000;
 /** Nothing is held by whoever only reads; the store wants to know. */
 const HOLD_TTL_MS = 10_000;
 
@@ -30,11 +28,7 @@ export class SiteRecords {
    * @throws LeaseError; KeeperError KEEPER_SITE_REFUSED
    */
   async read(vm: string): Promise<LeaseRecord | undefined> {
-    const { etcd } = this.#site.lease;
-    await using store = new EtcdLeaseStore({
-      ...{ endpoints: etcd.endpoints, tls: readCredentials(etcd), callDeadlineMs: CALL_DEADLINE_MS },
-      ...{ holdTtlMs: HOLD_TTL_MS, clock: this.#clock },
-    });
+    await using store = siteLeaseStore(this.#site, { holdTtlMs: HOLD_TTL_MS, clock: this.#clock });
     return (await store.read(vm)).record;
   }
 }
