@@ -37,6 +37,8 @@ const upgrade = {
   'sec-websocket-key': 'dGhlIHNhbXBsZSBub25jZQ==',
 };
 
+const KNOWN_SNAPSHOT = '20261127T021500000Z';
+const NO_SNAPSHOT = '20261127T021500123Z';
 const KNOWN_TOKEN = 'aaaaaaaaaaaa';
 
 /** In this order: each with the status that it gets. */
@@ -82,6 +84,19 @@ const talk: readonly [string, RawRequest, number][] = [
   ['deleteSavedState', { method: 'DELETE', path: `${vm}/saved/snapshot` }, 204],
   ['deleteSavedState', { method: 'DELETE', path: `${vm}/saved/snapshot` }, 404],
   ['deleteSavedState', { method: 'DELETE', path: `${vm}/saved/memory` }, 400],
+  ['createSnapshot', post(`${vm}/snapshots`), 201],
+  ['createSnapshot', post(`${vm}/snapshots`, { body: '{"pause":true}' }), 201],
+  ['createSnapshot', post(`${vm}/snapshots`, { body: '{"path":"/etc/passwd"}' }), 400],
+  ['createSnapshot', post('/v1/vms/beta/snapshots'), 404],
+  ['listSnapshots', { path: `${vm}/snapshots` }, 200],
+  ['listSnapshots', { path: '/v1/vms/beta/snapshots' }, 404],
+  ['verifySnapshot', post(`${vm}/snapshots/${KNOWN_SNAPSHOT}/verify`), 200],
+  ['verifySnapshot', post(`${vm}/snapshots/${NO_SNAPSHOT}/verify`), 404],
+  ['verifySnapshot', post(`${vm}/snapshots/..%2F..%2Fx/verify`), 400],
+  ['deleteSnapshot', { method: 'DELETE', path: `${vm}/snapshots/${KNOWN_SNAPSHOT}` }, 204],
+  ['deleteSnapshot', { method: 'DELETE', path: `${vm}/snapshots/${NO_SNAPSHOT}` }, 404],
+  ['pruneSnapshots', post(`${vm}/prune-snapshots`, { body: '{"keep":1}' }), 200],
+  ['pruneSnapshots', post(`${vm}/prune-snapshots`, { body: '{}' }), 400],
   ['promoteVm', post(`${vm}/promote`), 200],
   ['promoteVm', post('/v1/vms/beta/promote'), 404],
   ['migrateVm', post(`${vm}/migrate`), 200],
@@ -156,6 +171,11 @@ const refusals: readonly (readonly [string, RawRequest, number, (() => Promise<v
   ['promoteVm', post(`${vm}/promote`), 500, () => Promise.reject(new Error('disk on fire'))],
   ['migrateVm', post('/v1/vms/beta/migrate'), 404],
   ['migrateVm', post(`${vm}/migrate`, { body: '{"wait":"never"}' }), 400],
+  ['listSnapshots', { path: '/v1/vms/beta/snapshots' }, 404],
+  ['createSnapshot', post(`${vm}/snapshots`, { body: '{"keyFile":"/etc/key"}' }), 400],
+  ['verifySnapshot', post(`${vm}/snapshots/x/verify`), 400],
+  ['deleteSnapshot', { method: 'DELETE', path: `${vm}/snapshots/${NO_SNAPSHOT}` }, 404],
+  ['pruneSnapshots', post(`${vm}/prune-snapshots`, { body: '{"keep":0}' }), 400],
   ['openConsole', { path: `${vm}/console` }, 426],
   ['openConsole', { path: '/v1/vms/beta/console', headers: upgrade }, 404],
   ['openConsole', { path: `${vm}/console`, headers: { ...upgrade, origin: 'http://a' } }, 403],
@@ -182,6 +202,7 @@ describe('the OpenAPI document', () => {
       ...{ id: KNOWN_TOKEN, name: 'known', role: 'viewer', tenant: null, hash: new Uint8Array(32) },
       ...{ createdMs: 0, expiresMs: null },
     });
+    api.service.snapshots.put('alpha', KNOWN_SNAPSHOT);
     for (const [id, request, status] of talk) {
       const answer = await ask(api.socketPath, request);
       expect([id, answer.status, described.faultOf(id, answer)]).toEqual([id, status, undefined]);
@@ -270,7 +291,7 @@ describe('the OpenAPI document', () => {
     expect(described.document.openapi).toMatch(/^3\.1\./);
     expect(
       [...byId.values()].filter(({ requestBody }) => requestBody?.required).map((each) => each.operationId),
-    ).toEqual(['declareVm', 'changeVm', 'createToken', 'createTenant', 'setPolicy']);
+    ).toEqual(['declareVm', 'changeVm', 'createToken', 'pruneSnapshots', 'createTenant', 'setPolicy']);
     const required = (id: string) =>
       byId.get(id)?.parameters?.flatMap((each) => (each.required ? `${each.in} ${each.name}` : []));
     expect(required('changeVm')).toEqual(['path name', 'header if-match']);

@@ -57,6 +57,20 @@ export const handlers: { readonly [Id in HandledId]: Handler<Id> } = {
     service.deleteSavedState(params.name, params.kind);
     return { body: null };
   },
+  listSnapshots: ({ snapshots }, { params }) => ({ body: snapshots.list(params.name) }),
+  createSnapshot: async ({ snapshots }, { params, body }) => ({
+    body: await snapshots.take(params.name, body),
+  }),
+  verifySnapshot: async ({ snapshots }, { params }) => ({
+    body: await snapshots.verify(params.name, params.id),
+  }),
+  deleteSnapshot: ({ snapshots }, { params }) => {
+    snapshots.remove(params.name, params.id);
+    return { body: null };
+  },
+  pruneSnapshots: async ({ snapshots }, { params, body }) => ({
+    body: await snapshots.prune(params.name, body),
+  }),
   promoteVm: async (service, { params }, context) => tagged(await service.promoteVm(params.name, context)),
   migrateVm: async (service, { params, body }, context) => ({
     body: await service.migrateVm(params.name, { ...body, ...context }),

@@ -24,6 +24,7 @@ import type {
   Vm,
   VmPage,
 } from './resources.ts';
+import type { SnapshotService } from './snapshot-resources.ts';
 import type { Stats } from './stats.ts';
 
 /** What a host is told about a request besides what it asks for. */
@@ -63,6 +64,7 @@ export interface TenantService {
 /** What the API needs of a host. All of it throws UnderstudyErrors with stable codes. */
 export interface HostService {
   readonly tenants: TenantService;
+  readonly snapshots: SnapshotService;
   /** @throws HostError HOST_VM_UNKNOWN where there is no such VM within `reach` */
   ensureWithin(name: string, reach: Reach): void;
 

@@ -33,6 +33,7 @@ import {
   oneVm,
   type Route,
 } from './route-parts.ts';
+import { snapshotRoutes } from './snapshot-routes.ts';
 import { statsSchema } from './stats.ts';
 
 /** How long a caller has to be ready to wait where the host waits for a VM. Milliseconds. */
@@ -280,6 +281,7 @@ export const routes = {
     status: 204,
     answer: nothing,
   },
+  ...snapshotRoutes,
   ...accessRoutes,
   getStats: {
     role: 'viewer',

@@ -182,9 +182,14 @@ export class RunDirectory implements Disposable {
   }
 
   renewGeneration(): string {
-    this.#generationId = randomUUID();
-    this.#update({ generationId: this.#generationId });
+    this.adoptGeneration(randomUUID());
     return this.#generationId;
+  }
+
+  /** The VM has it on another host, and may go on here. */
+  adoptGeneration(generationId: string): void {
+    this.#generationId = generationId;
+    this.#update({ generationId });
   }
 
   /** What was kept. */

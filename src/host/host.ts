@@ -42,6 +42,7 @@ import type { StartKeeper } from './keeper-starters.ts';
 import { machineFacts } from './machine-facts.ts';
 import { actsElsewhere, cannotEnd, isSuspended, noSavedState, runs } from './refusals.ts';
 import { type SavedKind, SavedStates } from './saved-states.ts';
+import { SnapshotFiles } from './snapshot-files.ts';
 import { StateDatabase } from './state-database.ts';
 import { extentOf, TenantSpecs } from './tenant-specs.ts';
 import { Tenants, tenantUnknown } from './tenants.ts';
@@ -82,6 +83,7 @@ interface Reached {
 /** The daemon's inside: declared VMs on one side, keepers on the other, and the loop that makes the second like the first. */
 export class Host implements HostService, AsyncDisposable {
   readonly tenants: Tenants;
+  readonly snapshots: SnapshotFiles;
   readonly #options: HostOptions;
   readonly #database: StateDatabase;
   readonly #inventory: VmInventory;
@@ -127,6 +129,12 @@ export class Host implements HostService, AsyncDisposable {
         const vm = this.#inventory.find(name);
         return vm !== undefined && this.#specs.isSpread(vm);
       },
+    });
+    this.snapshots = new SnapshotFiles({
+      clock,
+      specOf: (vm) => this.#specs.parse(this.#inventory.get(vm)),
+      order: (vm, order) => this.#convergence.fleet.snapshot(vm, order),
+      publish: (vm, kind, facts) => this.#events.publish(kind, { vm, facts }),
     });
     this.#events.publish('host-started', { facts: { pid: process.pid, version: options.version } });
     this.#convergence.begin();

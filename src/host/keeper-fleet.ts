@@ -14,6 +14,7 @@ import { KeeperError } from '../control/keeper-error.ts';
 import { type KeeperFigures, KeeperScrape } from '../control/keeper-scrape.ts';
 import { bootId, waitForEnd } from '../control/process-identity.ts';
 import { controlSocketOf, type FoundVm, type GivenSpec, RunDirectory } from '../control/run-directory.ts';
+import type { SnapshotOrder, SnapshotReport } from '../control/snapshot-report.ts';
 import type { VmEvent } from '../control/vm-event.ts';
 import type { VmStatus } from '../control/vm-status.ts';
 import type { Phase } from '../shadow/protection.ts';
@@ -172,6 +173,11 @@ export class KeeperFleet implements Disposable {
         return { name, state, actsOn: status?.actsOn ?? null, memoryBytes: status?.memoryBytes ?? null };
       }),
     );
+  }
+
+  async snapshot(name: string, order: SnapshotOrder): Promise<SnapshotReport> {
+    using control = await this.#connect(name);
+    return await control.snapshot(order);
   }
 
   /** Joins the serial console. @throws KeeperError KEEPER_NO_CONSOLE, KEEPER_NOT_RUNNING, KEEPER_NO_ANSWER */

@@ -53,6 +53,8 @@ export interface RemoteSite {
   readonly right: ActingRight;
   /** The specification as it was given, for the keeper of the shadow. */
   readonly given: GivenSpec;
+  /** What tells futures of the VM apart, now. */
+  readonly generationId: () => string;
   /** Digests of the files that a QEMU of this VM is started from. */
   readonly files: Readonly<Record<string, string>>;
   /** Which hosts may have the shadow, and which are asked first. */

@@ -171,7 +171,7 @@ export class Keeper implements KeeperControl {
   readonly snapshot: KeeperControl['snapshot'] = (order) => this.#orders.snapshot(order);
   readonly stop = async (order: StopOrder): Promise<void> => {
     const { graceful, termination = this.#options.spec.termination } = order;
-    if (graceful && termination !== 'suspend') await this.#ownSnapshots.beforeShutdown();
+    if (graceful && termination === 'remove') await this.#ownSnapshots.beforeShutdown();
     await this.#orders.stop(order);
   };
 

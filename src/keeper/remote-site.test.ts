@@ -81,7 +81,7 @@ function remoteOf(shadow: string, memory = '32MiB'): RemoteSite {
   const right = { token: 1 } as RemoteSite['right'];
   return remoteSite(site, {
     ...{ spec, right, given: { text, source: 'redis.yaml' }, files: {}, clock },
-    failpoints: new Failpoints(),
+    ...{ directory: { generationId: '' }, failpoints: new Failpoints() },
   });
 }
 

@@ -148,16 +148,18 @@ export function silenceOf({ peerTimeoutMinMs: min, peerTimeoutMs: max }: SiteCon
 interface SitedVm extends Pick<SiteOptions, 'spec' | 'clock' | 'failpoints'> {
   readonly right: ActingRight;
   readonly given: GivenSpec;
+  readonly directory: Pick<RunDirectory, 'generationId'>;
   /** Digests of what its QEMUs are started from. */
   readonly files: Readonly<Record<string, string>>;
 }
 
 /** What a keeper needs to have its shadow on another host. */
 export function remoteSite(site: SiteConfig, vm: SitedVm): RemoteSite {
-  const { right, given, files } = vm;
+  const { right, given, files, directory } = vm;
   const places = placesOf(site, vm);
   return {
     ...{ right, given, files, places, silenceMs: silenceOf(site) },
+    generationId: () => directory.generationId,
     keepsRelics: () => keepsRelics(site),
     connect: async (options) => {
       const { signal } = options;

@@ -65,6 +65,7 @@ export class ShadowLodging implements AsyncDisposable {
       admit(spec);
       directory.record({ spec });
       directory.keepSpec(hello.spec);
+      if (hello.generationId !== undefined) directory.adoptGeneration(hello.generationId);
       const log = silentLogger;
       const host = await prepareHost(spec, {
         ...{ cacheDir: cacheDirectory(), directory: directory.path, clock, log, signal },
@@ -235,7 +236,7 @@ export class ShadowLodging implements AsyncDisposable {
     const noticedAtMs = 'atMs' in end ? end.atMs : fencedAtMs;
     const lastSignMs = end.kind === 'alone' ? end.lastSignMs : noticedAtMs;
     const remote = remoteSite(this.#site, {
-      ...{ spec, right, given: hello.spec, files: hello.files },
+      ...{ spec, right, given: hello.spec, files: hello.files, directory: this.directory },
       ...{ clock: this.#clock, failpoints: this.#right.failpoints },
     });
     if (how === 'promote') await this.#takeDisks(session);

@@ -62,6 +62,7 @@ export async function openRemoteShadow(
   signal: AbortSignal,
 ): Promise<RemoteShadow> {
   const { right, given, files, places } = remote;
+  const generationId = remote.generationId();
   const disks = vmDisks.copied();
   const copy = randomInt(COPIES);
   let shadow: RemoteShadow | undefined;
@@ -77,7 +78,7 @@ export async function openRemoteShadow(
       epochsInFlightMax: spec.shadow.epochsInFlightMax,
       directory: join(memoryDirectory, `outgoing-${copy}`),
       hello: {
-        ...{ kind: 'hello', protocol: PEER_PROTOCOL, vm: spec.name, copy, spec: given, files },
+        ...{ kind: 'hello', protocol: PEER_PROTOCOL, vm: spec.name, copy, spec: given, files, generationId },
         ...{ token: known.token, epoch: nextEpoch(known.committed), accel: known.accel },
         disks: disks.map(({ name, sizeBytes, identity, token }) => ({
           ...{ name, sizeBytes, identity, token: Math.max(known.token, token) },

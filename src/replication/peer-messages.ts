@@ -97,6 +97,8 @@ const wordsSchema = z.discriminatedUnion('kind', [
     rightToken: count,
     /** Here it can be seen whether the process lives. */
     presencePort: z.int().min(1).max(65_535),
+    /** The guest's VMGenID: a takeover is no return to the past. */
+    generationId: z.uuid().optional(),
     /** The next epoch. */
     epoch: count,
     qemuVersion: z.string(),

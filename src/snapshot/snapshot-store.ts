@@ -89,6 +89,11 @@ export class SnapshotStore {
     return [...doomed];
   }
 
+  /** Whatever it is, also the last one. @throws SnapshotError SNAPSHOT_MISSING */
+  remove(id: string): void {
+    removeSnapshot(this.find(id).path);
+  }
+
   /**
    * Removes what the keeper of the VM has taken by itself and is not to be kept any longer. What somebody asked for stays,
    * and so does what cannot be read.

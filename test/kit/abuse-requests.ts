@@ -2,7 +2,7 @@ import fc from 'fast-check';
 import type { RawRequest } from '../../src/api/api-fixture.ts';
 import type { Contract, Operation } from '../../src/api/contract-fixture.ts';
 import { type RouteId, routeOf } from '../../src/api/routes.ts';
-import { type AbuseWorld, EMPTY_TENANT, NOBODY, TENANTS } from './abuse-world.ts';
+import { type AbuseWorld, EMPTY_TENANT, KNOWN_SNAPSHOT, NOBODY, TENANTS } from './abuse-world.ts';
 
 /** So many ways to fill a route in. With less, no way would be left that names what is there and fits it. */
 export const FITTINGS_MAX = 12;
@@ -96,6 +96,7 @@ export class AbuseRequests {
       'here',
       ...tokenIds.slice(0, 3),
       '0123456789ab',
+      KNOWN_SNAPSHOT,
     ];
     this.#pool = [
       ...vms.map((name) => `name: ${name}`),

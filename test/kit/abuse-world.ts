@@ -30,6 +30,9 @@ export interface Dump {
 
 const wordOf = (kind: string, owner: Owner) => `${kind}-word-${owner ?? 'host'}`;
 
+/** Every VM has one of this id. */
+export const KNOWN_SNAPSHOT = '20261127T021500123Z';
+
 /**
  * A host in memory with something of everybody, each with words that are in no request, and which can be made as it was.
  */
@@ -107,6 +110,7 @@ export class AbuseWorld {
         desired: 'running',
         tenant: owner,
       });
+      memory.snapshots.put(VM_OF[owner ?? 'host'] ?? '', KNOWN_SNAPSHOT);
     }
     for (const token of this.#tokens) memory.tokens.set(token.id, token);
     memory.nowMs = () => this.#clock.wallMs();

@@ -29,6 +29,8 @@ interface KeptVmOptions {
   /** False for a VM that is to stay without a shadow. */
   readonly shadow?: boolean;
   readonly disks?: readonly object[];
+  /** Other fields of its specification. */
+  readonly spec?: Readonly<Record<string, unknown>>;
   /** Runs in its first keeper before anything else; see `killAt` and `unsafely`. */
   readonly plant?: string;
 }
@@ -71,7 +73,7 @@ export class KeptVm implements AsyncDisposable {
   }
 
   /** Everything but a keeper: `startKeeper` and `connect`, or a host, come next. */
-  static async prepare({ shadow = true, disks = [] }: KeptVmOptions = {}): Promise<KeptVm> {
+  static async prepare({ shadow = true, disks = [], spec = {} }: KeptVmOptions = {}): Promise<KeptVm> {
     const guest = await ensureDemoGuest();
     made += 1;
     const name = nameOfWorker();
@@ -96,7 +98,7 @@ export class KeptVm implements AsyncDisposable {
     const cmdline = `${guest.cmdline} ${network.cmdline}`;
     const boot = { kernel: guest.kernel, initrd: guest.initrd, cmdline };
     const nics = [{ uplink: network.uplink }];
-    const rest = { boot, nics, disks, ...(!shadow && { shadow: { enabled: false } }) };
+    const rest = { boot, nics, disks, ...(!shadow && { shadow: { enabled: false } }), ...spec };
     writeFileSync(vm.specPath, JSON.stringify({ name, memory: '128MiB', accel: 'tcg', ...rest }));
     return vm;
   }

@@ -1,9 +1,10 @@
-import { spawn } from 'node:child_process';
+import { execFile, spawn } from 'node:child_process';
 import { randomUUID } from 'node:crypto';
 import { chmodSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
 import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { systemClock as clock } from '../../src/base/clock.ts';
 import { endProcess, isAlive } from '../../src/control/process-identity.ts';
@@ -17,7 +18,7 @@ let keyFile: string;
 const nonce = randomUUID();
 
 beforeAll(async () => {
-  vm = await KeptVm.start({ clients: 1 });
+  vm = await KeptVm.start({ clients: 1, spec: { snapshots: { onShutdown: true } } });
   keyFile = join(vm.folder, 'key');
   writeFileSync(keyFile, '5e'.repeat(32));
   chmodSync(keyFile, 0o600);
@@ -118,5 +119,15 @@ describe('understudy snapshot', () => {
     expect((await snapshot(['prune', vm.name, '--keep', '1', '--key-file', keyFile])).json).toMatchObject({
       removed: [],
     });
+  });
+
+  it('lists the one that a VM has left because it was stopped, from its shadow', async () => {
+    await promisify(execFile)(process.execPath, [CLI, 'stop', vm.name]);
+    const [newest, before] = (await snapshot(['list', vm.name])).json.snapshots ?? [];
+    expect(newest).toMatchObject({ reason: 'shutdown', problem: null });
+    expect(before).toMatchObject({ reason: 'manual' });
+    expect((await snapshot(['verify', vm.name, String(newest?.id)])).json.snapshots).toMatchObject([
+      { ok: true },
+    ]);
   });
 });

@@ -1,4 +1,4 @@
-import { existsSync, readdirSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { systemClock as clock } from '../../src/base/clock.ts';
@@ -30,7 +30,7 @@ async function tokenNow(): Promise<number> {
 
 describe('a VM with its shadow on another host', () => {
   beforeAll(async () => {
-    hosts = await TwoHosts.withVm();
+    hosts = await TwoHosts.withVm({ spec: { generationId: true } });
     await hosts.load.begin();
   });
 
@@ -91,6 +91,8 @@ describe('a VM with its shadow on another host', () => {
   it('has its failover tested where its shadow is, which goes on being its shadow', async () => {
     const { here, there } = await settled();
     const standby = hosts.qemuPids(there);
+    // Who is taken over has not gone back in time.
+    expect(generations(standby)).toEqual(generations(hosts.qemuPids(here)));
     const report = JSON.parse(await hosts.cli(here, 'test-failover', hosts.vm, '--json'));
     expect(report).toMatchObject({ ok: true, reason: null });
     expect(report.runningMs).toBeGreaterThan(0);
@@ -306,6 +308,11 @@ async function leaveAlone(host: HostName): Promise<void> {
   await hosts.eventually('a VM that is alone', async () =>
     (await hosts.record())?.mode === 'alone' ? true : undefined,
   );
+}
+
+/** VMGenIDs of QEMUs, by their command lines. */
+function generations(pids: readonly number[]): (string | undefined)[] {
+  return pids.map((pid) => /guid=([0-9a-f-]{36})/.exec(readFileSync(`/proc/${pid}/cmdline`, 'utf8'))?.[1]);
 }
 
 /** Whoever asks may. */
