@@ -32,6 +32,8 @@ export interface RightStatus {
 export interface ActingRight {
   /** What this keeper acts under. */
   readonly token: number;
+  /** Under which token the state was saved that this host is on record with, if it is: what is older is the past. */
+  readonly suspended: number | undefined;
   /** Has ended, and nobody has taken it, as far as is known: the VM stands still. */
   readonly hasEnded: boolean;
   status(): RightStatus;
@@ -62,8 +64,15 @@ export interface ActingRight {
   confirm(): Promise<void>;
   /** Who acts now, as far as somebody answers at once. */
   holder(): Promise<string | undefined>;
-  /** The VM has ended in good order: whoever starts it next may. */
-  release(signal?: AbortSignal): Promise<void>;
+  /**
+   * Goes on without a shadow and with its state on disk here, which is about to be whole: no other host may start the VM by
+   * itself from now on. `superseded`: another host acts already.
+   */
+  suspend(signal?: AbortSignal): Promise<'granted' | 'superseded'>;
+  /** That state is used or given up, or never came about. To be written down when somebody answers. */
+  forgetState(): void;
+  /** The VM has ended in good order: whoever starts it next may; where its state lies here, this host only. */
+  release(options?: { readonly keepsState?: boolean; readonly signal?: AbortSignal }): Promise<void>;
   /** Lets go of the store. What is on record stays, and a right that ends by itself does. */
   [Symbol.asyncDispose](): Promise<void>;
 }

@@ -133,6 +133,7 @@ async function keep({ spec, given, wishes }: Kept, keeping: Keeping): Promise<nu
   let started = false;
   let reason: StopReason = 'failed';
   let remote: RemoteSite | undefined;
+  const savedIn = stateDirectory === undefined ? undefined : savedStatePaths(stateDirectory, spec.name);
   try {
     // What a killed keeper left here is here already.
     if (directory.heritage.kind === 'none') assertNoMaintenance(spec.name);
@@ -150,7 +151,6 @@ async function keep({ spec, given, wishes }: Kept, keeping: Keeping): Promise<nu
     };
     const kept = { spec, given, clock, log, failpoints, directory, anew, onWait, signal: signals.start };
     remote = await joinSite(kept);
-    const savedIn = stateDirectory === undefined ? undefined : savedStatePaths(stateDirectory, spec.name);
     const keeper = await Keeper.start({
       ...{ ...host, spec, log, clock, shadowWanted, savedIn, startFrom, restoreFrom },
       ...{ directories, cpuShareMax, failpoints },
@@ -170,7 +170,8 @@ async function keep({ spec, given, wishes }: Kept, keeping: Keeping): Promise<nu
   } finally {
     const movedTo = await actsNow(remote, reason);
     // A right that nothing came of is given back, unless what it is for is left to the next keeper.
-    if (started || !directory.holdsHeritage) await leaveSite(remote, { reason, log });
+    if (started || !directory.holdsHeritage)
+      await leaveSite(remote, { reason, suspendedIn: savedIn?.suspended, log });
     if (endPath !== undefined) leaveEnd(endPath, { reason, host: movedTo, directory, log });
     // Who asks why a VM is gone finds its logs.
     if (failed) directory.leaveLogs();

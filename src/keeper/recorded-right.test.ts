@@ -192,6 +192,7 @@ async function takeOver(store: Store, host: string, shadow: { copy: number }) {
 const shadow = { host: 'b', copy: 1 };
 /** What the keeper before left still stands here. */
 const ORPHAN = { fromScratch: false, anew: false };
+const SCRATCH = { fromScratch: true, anew: false };
 
 describe('the right to act as a VM', () => {
   it('is held by one at a time, whatever is lost and whoever is quicker', async () => {
@@ -358,6 +359,92 @@ describe('the right to act as a VM', () => {
     expect(right.mayRelease('unknown')).toBe(true);
     store.isAway = false;
     await until(() => store.record?.mode === 'alone');
+  });
+
+  it('of a VM that is suspended is given to the host with its state only, which learns whether that is the newest', async () => {
+    const store = new Store();
+    const right = await begin(store, 'a');
+    await right.arm(shadow);
+    expect(right.suspended).toBe(undefined);
+    store.fates = ['answered', 'unanswered', 'unasked'];
+    expect(await right.suspend()).toBe('granted');
+    const { token } = right;
+    expect(right.suspended).toBe(token);
+    expect(await takeOver(store, 'b', shadow)).toBeUndefined();
+    await right.release({ keepsState: true });
+    await expect(begin(store, 'b')).rejects.toMatchObject({
+      code: 'KEEPER_SUSPENDED_ELSEWHERE',
+      facts: { host: 'a' },
+    });
+    const failed = await begin(store, 'a', SCRATCH);
+    expect(failed.suspended).toBe(token);
+    // The start came to nothing, and the state is still there.
+    await failed.release({ keepsState: true });
+    const again = await begin(store, 'a', SCRATCH);
+    expect(again.suspended).toBe(token);
+    again.forgetState();
+    await again.arm(shadow);
+    expect(again.suspended).toBe(undefined);
+    expect(store.record).toMatchObject({ mode: 'in-sync' });
+    expect(store.record?.suspended).toBe(undefined);
+  });
+
+  it('is not taken by another host from one that was killed while its state became whole, however long that is ago', async () => {
+    const store = new Store();
+    const right = await begin(store, 'a');
+    expect(await right.suspend()).toBe('granted');
+    await right[Symbol.asyncDispose]();
+    await time.clock.sleep(10 * TTL_MS);
+    expect(store.isHeld).toBe(false);
+    await expect(begin(store, 'b', SCRATCH)).rejects.toMatchObject({ code: 'KEEPER_SUSPENDED_ELSEWHERE' });
+    expect((await begin(store, 'a')).suspended).toBe(right.token);
+  });
+
+  it('may be had elsewhere again when the state is used, or did not come about', async () => {
+    const store = new Store();
+    const right = await begin(store, 'a');
+    await right.suspend();
+    right.forgetState();
+    await until(() => store.record?.suspended === undefined);
+    expect(right.mayRelease('unknown')).toBe(true);
+    await right[Symbol.asyncDispose]();
+    expect((await begin(store, 'b')).follows).toBe('a');
+  });
+
+  it('is worth more than a state that was left, once somebody has begun anew elsewhere', async () => {
+    const store = new Store();
+    const right = await begin(store, 'a');
+    await right.suspend();
+    await right.release({ keepsState: true });
+    const other = await begin(store, 'b', { fromScratch: true, anew: true });
+    await other.release();
+    expect((await begin(store, 'a', SCRATCH)).suspended).toBe(undefined);
+  });
+
+  it('cannot be kept for a state by who has lost it', async () => {
+    const store = new Store();
+    const right = await begin(store, 'a');
+    await right.arm(shadow);
+    expect(await takeOver(store, 'b', shadow)).toBeDefined();
+    expect(await right.suspend()).toBe('superseded');
+    expect(store.record).toMatchObject({ holder: 'b' });
+    expect(store.record?.suspended).toBe(undefined);
+  });
+
+  it('says nothing of a state that nobody waits for any more', async () => {
+    const store = new Store();
+    const right = await begin(store, 'a');
+    await right.arm(shadow);
+    store.isAway = true;
+    const gaveUp = new Error('nobody waits');
+    const aborted = new AbortController();
+    const suspending = right.suspend(aborted.signal);
+    aborted.abort(gaveUp);
+    await expect(suspending).rejects.toBe(gaveUp);
+    store.isAway = false;
+    expect(await right.goAlone()).toBe('granted');
+    await until(() => right.status().mode === 'alone');
+    expect(store.history.filter(({ suspended }) => suspended !== undefined)).toEqual([]);
   });
 });
 

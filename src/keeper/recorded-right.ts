@@ -3,9 +3,10 @@ import { ConditionWaiters } from '../base/condition-waiters.ts';
 import { errorFacts } from '../base/errors.ts';
 import type { Failpoints } from '../base/failpoint.ts';
 import type { Logger } from '../base/logger.ts';
+import type { KeeperError } from '../control/keeper-error.ts';
 import { LeaseDriver, type VmEffect } from '../lease/lease-driver.ts';
 import { LeaseError } from '../lease/lease-error.ts';
-import type { StoredLease } from '../lease/lease-record.ts';
+import { isSuspendedElsewhere, type StoredLease } from '../lease/lease-record.ts';
 import {
   heirLease,
   initialLease,
@@ -13,10 +14,11 @@ import {
   type LeasePhase,
   type LeasePolicy,
   type LeaseState,
+  mayGetShadow,
 } from '../lease/lease-state.ts';
 import type { LeaseStore } from '../lease/lease-store.ts';
 import type { ActingRight, RightStatus, RightWatcher, ShadowClaimant } from './acting-right.ts';
-import { superseded } from './refusals.ts';
+import { superseded, suspendedElsewhere } from './refusals.ts';
 
 const RETRY_MS = 100;
 const RETRY_MS_MAX = 2000;
@@ -111,11 +113,12 @@ export class RecordedRight implements ActingRight {
 
   /**
    * A VM is started on this host.
-   * @throws KeeperError KEEPER_SUPERSEDED: another host acts as it, or is about to; the signal's reason
+   * @throws KeeperError KEEPER_SUPERSEDED: another host acts as it, or is about to; KEEPER_SUSPENDED_ELSEWHERE; the signal's
+   * reason
    */
   static async begin(options: RightOptions, beginning: Beginning): Promise<RecordedRight> {
     const { fromScratch, anew, signal, onWait } = beginning;
-    const { host, vm } = options;
+    const { host } = options;
     const { record } = await readUntilAnswered(options, signal);
     const isHeir = !fromScratch && record?.holder === host && record.mode !== 'ended';
     const from = isHeir
@@ -130,7 +133,7 @@ export class RecordedRight implements ActingRight {
         right.#driver.report({ kind: 'start-wanted' });
       }
       const outcome = await right.#decided({ mayWait: true, onWait, signal });
-      if (outcome === 'refused') throw superseded(vm, right.#whoElse);
+      if (outcome === 'refused') throw right.#refusal();
       right.#follows = record?.holder === host ? undefined : record?.holder;
       return right;
     } catch (cause) {
@@ -165,6 +168,11 @@ export class RecordedRight implements ActingRight {
 
   get token(): number {
     return this.#driver.state.token;
+  }
+
+  get suspended(): number | undefined {
+    const { savedState, suspended } = this.#driver.state;
+    return savedState === 'gone' ? undefined : suspended;
   }
 
   get hasEnded(): boolean {
@@ -205,9 +213,8 @@ export class RecordedRight implements ActingRight {
 
   async arm({ host, copy }: ShadowClaimant, signal?: AbortSignal): Promise<void> {
     const state = () => this.#driver.state;
-    const isAlone = () => state().phase === 'alone' && state().body === 'runs';
     const givenUp = this.#givenUp;
-    await this.#waiters.until(() => isAlone() || this.#isSuperseded, signal);
+    await this.#waiters.until(() => mayGetShadow(state()) || this.#isSuperseded, signal);
     if (!this.#isSuperseded && this.#givenUp === givenUp) {
       // All output waits since before the first epoch of this copy, which was acknowledged.
       this.#driver.report({ kind: 'shadow-ready', host, copy, epoch: SETTLED_EPOCH });
@@ -244,8 +251,10 @@ export class RecordedRight implements ActingRight {
   async confirm(): Promise<void> {
     const { store, vm, host } = this.#options;
     const { record } = await store.read(vm);
-    if (record?.holder !== host || record.token !== this.token)
-      throw superseded(vm, record?.holder ?? 'nobody');
+    // What is under way may have been carried out.
+    const { token, pending } = this.#driver.state;
+    const isOurs = record?.token === token || record?.token === pending?.record.token;
+    if (record?.holder !== host || !isOurs) throw superseded(vm, record?.holder ?? 'nobody');
   }
 
   async holder(): Promise<string | undefined> {
@@ -258,8 +267,25 @@ export class RecordedRight implements ActingRight {
     }
   }
 
-  async release(signal?: AbortSignal): Promise<void> {
-    this.#driver.report({ kind: 'vm-ended' });
+  async suspend(signal?: AbortSignal): Promise<'granted' | 'superseded'> {
+    this.#givenUp += 1;
+    this.#driver.report({ kind: 'suspending' });
+    try {
+      const isSaid = () => this.#driver.state.savedState !== 'kept';
+      await this.#waiters.until(() => isSaid() || this.#isSuperseded, signal);
+    } catch (cause) {
+      this.forgetState();
+      throw cause;
+    }
+    return this.#isSuperseded || this.suspended === undefined ? 'superseded' : 'granted';
+  }
+
+  forgetState(): void {
+    this.#driver.report({ kind: 'state-gone' });
+  }
+
+  async release({ keepsState = false, signal }: Parameters<ActingRight['release']>[0] = {}): Promise<void> {
+    this.#driver.report({ kind: 'vm-ended', keepsState });
     await this.#waiters.until(() => !this.#driver.state.isEnding, signal);
   }
 
@@ -268,10 +294,14 @@ export class RecordedRight implements ActingRight {
     await this.#options.store[Symbol.asyncDispose]();
   }
 
-  get #whoElse(): string {
-    const record = this.#stored?.record;
-    const other = record?.holder === this.#options.host ? record.shadow?.host : record?.holder;
-    return other ?? 'another host';
+  /** Why another host than this one may act. */
+  #refusal(): KeeperError {
+    const { vm, host } = this.#options;
+    const { record, isHeld = false } = this.#stored ?? {};
+    if (record !== undefined && !isHeld && isSuspendedElsewhere(record, host))
+      return suspendedElsewhere(vm, record.holder);
+    const other = record?.holder === host ? record.shadow?.host : record?.holder;
+    return superseded(vm, other ?? 'another host');
   }
 
   /** Waits until it is decided whether, and how, the VM may act here. */

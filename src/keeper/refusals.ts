@@ -70,9 +70,12 @@ export function saveFailed(vm: string, why: string): KeeperError {
   });
 }
 
-export function isSuspended(vm: string): KeeperError {
+const GO_ON_OR_DISCARD =
+  'Start it without --from-snapshot to go on, or with --discard to give that state up.';
+
+export function isSuspended(vm: string, hint = GO_ON_OR_DISCARD): KeeperError {
   return new KeeperError('KEEPER_SUSPENDED', `${vm} is suspended, and would lose that state`, {
-    hint: 'Start it without --from-snapshot to go on, or with --discard to give that state up.',
+    hint,
     facts: { vm },
   });
 }
@@ -102,6 +105,32 @@ export function superseded(vm: string, host: string): KeeperError {
     hint: `See \`understudy status ${vm}\` on ${host}.`,
     facts: { vm, host },
   });
+}
+
+/** Its state lies on the disk of another host. */
+export function suspendedElsewhere(vm: string, host: string): KeeperError {
+  return new KeeperError(
+    'KEEPER_SUSPENDED_ELSEWHERE',
+    `${vm} is suspended on ${host}, and goes on from there`,
+    {
+      hint: `Start it on ${host}. If that host is lost for good: \`understudy run SPEC --anew\`.`,
+      facts: { vm, host },
+    },
+  );
+}
+
+/** It has acted elsewhere since: to go on from here would be to forget that. */
+export function stateOutlived(vm: string, directory: string): KeeperError {
+  const message = `${vm} has gone on elsewhere since it was suspended here: the state in ${directory} is the past`;
+  return new KeeperError('KEEPER_STATE_OUTLIVED', message, {
+    hint: `Give it up: \`understudy start ${vm} --discard\`.`,
+    facts: { vm, directory },
+  });
+}
+
+/** This VM is the affair of another host: what is left of it here is older. */
+export function hasGoneOn(cause: unknown): boolean {
+  return isSuperseded(cause) || (cause instanceof KeeperError && cause.code === 'KEEPER_SUSPENDED_ELSEWHERE');
 }
 
 export function isSuperseded(cause: unknown): boolean {

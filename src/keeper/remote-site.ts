@@ -12,6 +12,7 @@ import { leasePolicy } from '../lease/lease-state.ts';
 import type { LeaseStore } from '../lease/lease-store.ts';
 import { bootTimeMs } from '../linux/boot-clock.ts';
 import { decodeWords, encodeWords, MESSAGE, type PeerWords } from '../replication/peer-messages.ts';
+import { SavedState } from '../replication/saved-state.ts';
 import { goesOnElsewhere, type StopReason } from '../shadow/protection.ts';
 import { siteLeaseStore } from '../site/site-lease-store.ts';
 import type { ActingRight } from './acting-right.ts';
@@ -23,7 +24,7 @@ import { dialPeer, hostsOf, portOf, SecurePeerLink } from './peer-door.ts';
 import type { SilenceBounds } from './peer-pulse.ts';
 import { isGone, openPresence } from './presence.ts';
 import { RecordedRight, type RightOptions } from './recorded-right.ts';
-import { isSuperseded, peerLost } from './refusals.ts';
+import { hasGoneOn, peerLost } from './refusals.ts';
 import { ShadowPlaces } from './shadow-places.ts';
 
 const RELEASE_DEADLINE_MS = 10_000;
@@ -71,7 +72,7 @@ interface JoiningVm extends SiteOptions {
 
 /**
  * Before a VM of several hosts runs: no other of them may act as it. Undefined for a VM of this host alone.
- * @throws KeeperError KEEPER_SUPERSEDED, KEEPER_SITE_REFUSED; ConfigError
+ * @throws KeeperError KEEPER_SUPERSEDED, KEEPER_SUSPENDED_ELSEWHERE, KEEPER_SITE_REFUSED; ConfigError
  */
 export async function joinSite(vm: JoiningVm): Promise<RemoteSite | undefined> {
   const site = siteOf(vm.spec);
@@ -82,10 +83,11 @@ export async function joinSite(vm: JoiningVm): Promise<RemoteSite | undefined> {
     const right = await RecordedRight.begin(rightOptions(site, vm), { ...vm, fromScratch });
     // What a killed keeper left here is older than what another host has made of the VM since.
     if (right.follows !== undefined) await giveHeritageUp(vm);
+    if (vm.anew) right.forgetState();
     dropRelic(vm.spec.name);
     return remoteSite(site, { ...vm, right, files });
   } catch (cause) {
-    if (isSuperseded(cause)) await giveHeritageUp(vm);
+    if (hasGoneOn(cause)) await giveHeritageUp(vm);
     throw cause;
   }
 }
@@ -103,16 +105,25 @@ async function giveHeritageUp({ directory, clock }: JoiningVm): Promise<void> {
  */
 export async function leaveSite(
   remote: RemoteSite | undefined,
-  { reason, log }: { reason: StopReason; log: Logger },
+  { reason, suspendedIn, log }: LeavingVm,
 ): Promise<void> {
   if (remote === undefined) return;
   await using right = remote.right;
   if (goesOnElsewhere(reason)) return;
+  // Also where a start failed that was to go on from it. Who keeps no states cannot tell.
+  const keepsState = suspendedIn === undefined || SavedState.isThere(suspendedIn);
   try {
-    await right.release(AbortSignal.timeout(RELEASE_DEADLINE_MS));
+    await right.release({ keepsState, signal: AbortSignal.timeout(RELEASE_DEADLINE_MS) });
   } catch (cause) {
     log.warn('it is not on record that the VM has ended', { error: messageOf(cause) });
   }
+}
+
+interface LeavingVm {
+  readonly reason: StopReason;
+  /** Where its state lies if it is suspended; undefined for who keeps no states. */
+  readonly suspendedIn?: string | undefined;
+  readonly log: Logger;
 }
 
 /** The host that the VM has moved to. */

@@ -61,7 +61,9 @@ export class RightKeeping {
   #goOn(): void {
     this.#vm.publish('right-regained', { token: this.#right.token });
     for (const link of this.#vm.links()) link.releaseDue();
-    if (!isActing(this.#vm.state())) return;
+    const state = this.#vm.state();
+    // Who saves its state lets it go on, or does not.
+    if (!isActing(state) || state.phase === 'saving') return;
     this.#vm
       .primary()
       ?.machine.cont()

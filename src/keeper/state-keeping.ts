@@ -1,5 +1,6 @@
 import { readFileSync } from 'node:fs';
 import { assert } from '../base/assert.ts';
+import type { ConditionWaiters } from '../base/condition-waiters.ts';
 import { messageOf } from '../base/errors.ts';
 import type { GuestLink } from '../net/guest-link.ts';
 import { readFirmware } from '../qemu/firmware.ts';
@@ -7,7 +8,7 @@ import { SavedState, type SavedStateFacts } from '../replication/saved-state.ts'
 import { isEnding, type ProtectionEvent, type ProtectionState } from '../shadow/protection.ts';
 import type { Instance } from './instance.ts';
 import type { KeeperOptions } from './keeper-options.ts';
-import { isStopping, noPlaceToSave, saveFailed } from './refusals.ts';
+import { isStopping, noPlaceToSave, saveFailed, superseded } from './refusals.ts';
 import type { ShadowLife } from './shadow-life.ts';
 import { stateFacts } from './state-restoring.ts';
 import type { VmDisks } from './vm-disks.ts';
@@ -19,6 +20,7 @@ const SHARE_STEP = 0.1;
 
 export interface StateKeepingOptions {
   readonly options: KeeperOptions;
+  readonly waiters: ConditionWaiters;
   readonly shadow: ShadowLife;
   readonly disks: VmDisks;
   readonly state: () => ProtectionState;
@@ -137,7 +139,7 @@ export class StateKeeping {
         for (const link of this.#vm.links()) link.drainOutput();
       } finally {
         // One that was lost is taken over, and one that is stopped is stopped.
-        if (!signal.aborted) await this.#goOn(instance, startMs);
+        if (!signal.aborted) await this.#goOn(instance, { startMs, signal });
       }
     } finally {
       if (!signal.aborted) dispatch({ kind: 'save-failed' });
@@ -167,13 +169,16 @@ export class StateKeeping {
       publish('saved', { kind, bytes: saved.sizeBytes, tookMs: clock.nowMs() - startMs });
       // What the guest sent before it stood still leaves now, or never.
       for (const link of this.#vm.links()) link.drainOutput();
-      if (kind === 'snapshot') await this.#goOn(instance, startMs);
+      if (kind === 'snapshot') await this.#goOn(instance, { startMs, signal });
       dispatch({ kind: 'saved', next: kind === 'suspended' ? 'end' : 'power-off' });
     } catch (cause) {
       publish('save-failed', { kind, error: messageOf(cause) });
       // One that is lost is taken over, and one that is stopped is stopped.
+      if (kind === 'suspended') options.remote?.right.forgetState();
       if (signal.aborted) throw signal.reason;
-      if (standsStill && instance !== undefined) await this.#goOn(instance, startMs).catch(() => {});
+      if (this.#vm.state().phase !== 'saving') throw cause;
+      if (standsStill && instance !== undefined)
+        await this.#goOn(instance, { startMs, signal }).catch(() => {});
       dispatch({ kind: 'save-failed' });
       throw cause;
     }
@@ -184,7 +189,7 @@ export class StateKeeping {
     instance: Instance,
     { kind, signal }: { kind: SavedKind; signal: AbortSignal },
   ): Promise<SavedState> {
-    const { options, shadow, disks, publish } = this.#vm;
+    const { options, shadow, publish } = this.#vm;
     const { clock, failpoints } = options;
     const { deviceState, firmware } = await this.#standStill(instance);
     let told = 0;
@@ -196,14 +201,39 @@ export class StateKeeping {
       firmware,
       signal,
       failpoints,
-      // Who goes on from the state needs all that its guest wrote, and who goes on from the shadow only what is committed.
-      beforeWhole: () => disks.keepAll(),
+      beforeHeader: () => this.#giveShadowUp(kind, signal),
       onProgress: (share) => {
         if (share < told + SHARE_STEP) return;
         told = share;
         publish('saving', { kind, share });
       },
     });
+  }
+
+  /**
+   * A shadow on another host would go on from before the state that is about to exist here: from now on it may not, and of a VM
+   * that is suspended it is on record where it is. Until this moment the shadow could take over.
+   * @throws KeeperError KEEPER_SUPERSEDED: it has
+   */
+  async #giveShadowUp(kind: SavedKind, signal: AbortSignal): Promise<Pick<SavedStateFacts, 'rightToken'>> {
+    const { options, waiters, state, disks, dispatch } = this.#vm;
+    const { remote, failpoints } = options;
+    if (remote !== undefined) {
+      dispatch({ kind: 'shadow-lost' });
+      await waiters.until(() => state().dropping === 0 || state().phase !== 'saving');
+      await failpoints.hit('save.alone');
+      signal.throwIfAborted();
+      if (state().phase !== 'saving') throw superseded(this.#name, 'another host');
+    }
+    // Who goes on from the state needs all that its guest wrote, and who goes on from the shadow only what is committed.
+    await disks.keepAll();
+    if (remote === undefined || kind !== 'suspended') return {};
+    if ((await remote.right.suspend(signal)) === 'superseded') {
+      dispatch({ kind: 'superseded' });
+      throw superseded(this.#name, 'another host');
+    }
+    await failpoints.hit('save.on-record');
+    return { rightToken: remote.right.suspended };
   }
 
   /** From here on the guest stands still, also when this fails. */
@@ -223,13 +253,18 @@ export class StateKeeping {
     return { deviceState: readFileSync(paths.deviceState), firmware };
   }
 
-  async #goOn({ machine }: Instance, sinceMs: number): Promise<void> {
+  async #goOn(
+    { machine }: Instance,
+    { startMs, signal }: { startMs: number; signal: AbortSignal },
+  ): Promise<void> {
+    // Whose right has ended stands still for that as well.
+    await this.#vm.options.remote?.right.regained(signal);
     await machine.cont();
     for (const link of this.#vm.links()) {
       link.readOn();
       link.resumeInput();
     }
-    this.#vm.notePause(this.#vm.options.clock.nowMs() - sinceMs);
+    this.#vm.notePause(this.#vm.options.clock.nowMs() - startMs);
   }
 
   #place(kind: SavedKind): string {

@@ -7,22 +7,37 @@ import { SavedState, type SavedStateFacts } from '../replication/saved-state.ts'
 import type { Instance } from './instance.ts';
 import type { KeeperOptions } from './keeper-options.ts';
 import { attachLinks } from './promotion.ts';
-import { isSuspended, noSnapshot } from './refusals.ts';
+import { isSuspended, noSnapshot, stateOutlived } from './refusals.ts';
+
+const NOT_BY_THIS =
+  'Start it with the daemon that has its state: `understudy start`. To give that up: `understudy run SPEC --anew`.';
 
 /**
  * The state that a VM goes on from instead of booting; undefined when it boots. It is whole, and of this machine.
  * @throws ReplicationError REPLICATION_STATE_DAMAGED, REPLICATION_STATE_FOREIGN; KeeperError KEEPER_SUSPENDED,
- * KEEPER_NO_SNAPSHOT
+ * KEEPER_NO_SNAPSHOT, KEEPER_STATE_OUTLIVED
  */
 export async function stateToBeginFrom(options: KeeperOptions): Promise<SavedState | undefined> {
-  const { savedIn, startFrom, spec } = options;
-  if (savedIn === undefined) return undefined;
+  const { savedIn, startFrom, spec, remote } = options;
+  if (savedIn === undefined) {
+    // Which cannot be seen from here.
+    if (remote?.right.suspended !== undefined) throw isSuspended(spec.name, NOT_BY_THIS);
+    return undefined;
+  }
   const suspended = SavedState.find(savedIn.suspended);
   if (startFrom === 'snapshot' && suspended !== undefined) throw isSuspended(spec.name);
   const state = startFrom === 'snapshot' ? SavedState.find(savedIn.snapshot) : suspended;
   if (startFrom === 'snapshot' && state === undefined) throw noSnapshot(spec.name);
+  if (state !== undefined && isOutlived(state, options)) throw stateOutlived(spec.name, state.directory);
   if (state !== undefined) await checkState(state, options);
   return state;
+}
+
+/** Of several hosts: nobody has acted since it was suspended, as far as is on record. */
+function isOutlived({ facts: { kind, rightToken } }: SavedState, { remote }: KeeperOptions): boolean {
+  if (remote === undefined || kind !== 'suspended') return false;
+  // One that was saved before the VM had several hosts is good for its first start with them.
+  return rightToken === undefined ? remote.right.token > 1 : remote.right.suspended !== rightToken;
 }
 
 /** Facts that a state has to have in common with the VM that is to go on from it. */
@@ -30,7 +45,10 @@ export function stateFacts({
   spec,
   qemu,
   accel,
-}: Pick<KeeperOptions, 'spec' | 'qemu' | 'accel'>): Omit<SavedStateFacts, 'kind' | 'savedAtMs' | 'epoch'> {
+}: Pick<KeeperOptions, 'spec' | 'qemu' | 'accel'>): Omit<
+  SavedStateFacts,
+  'kind' | 'savedAtMs' | 'epoch' | 'rightToken'
+> {
   const { name: vm, memoryBytes } = spec;
   return { vm, memoryBytes, qemuVersion: qemu.version, accel, machineHash: machineHash(spec) };
 }

@@ -56,7 +56,8 @@ export async function beginVm(
   vm: BeginningVm,
   { state, restoring }: Origin,
 ): Promise<'runs' | 'powered-off'> {
-  const { promised } = vm.options;
+  const { promised, remote } = vm.options;
+  if (state?.facts.kind !== 'suspended') remote?.right.forgetState();
   if (promised !== undefined) {
     await become(vm, promised);
     return 'runs';
@@ -127,7 +128,7 @@ async function goOnFromBefore(vm: BeginningVm): Promise<Succession['kind']> {
 }
 
 async function resume(vm: BeginningVm, state: SavedState): Promise<void> {
-  const { clock, failpoints, runDirectory, signal } = vm.options;
+  const { clock, failpoints, runDirectory, signal, remote } = vm.options;
   const { kind, savedAtMs, epoch } = state.facts;
   const startMs = clock.nowMs();
   // A keeper that was killed after it had saved this left a shadow that is older, or a QEMU that stands still.
@@ -139,7 +140,11 @@ async function resume(vm: BeginningVm, state: SavedState): Promise<void> {
   vm.shadow.inherit(epochId(epoch));
   vm.beginToAct(instance);
   vm.makePrimary(instance);
-  const onRuns = async () => kind === 'suspended' && (await state.remove());
+  const onRuns = async () => {
+    if (kind !== 'suspended') return;
+    await state.remove();
+    remote?.right.forgetState();
+  };
   vm.disks.holdWrites();
   await restoreState(state, instance, { links: vm.links(), failpoints, onRuns });
   vm.disks.passWrites();

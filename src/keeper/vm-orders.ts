@@ -38,8 +38,6 @@ import { withShadow } from './shadow-wish.ts';
 import { takeRemoteSnapshot, takeSnapshot, takeStandingSnapshot } from './snapshot-taking.ts';
 import type { SavedKind, StateKeeping } from './state-keeping.ts';
 
-const ELSEWHERE = 'its shadow is on another host';
-
 type Facts = Readonly<Record<string, unknown>>;
 
 /** What orders need of the keeper that carries them out. */
@@ -181,8 +179,8 @@ export class VmOrders {
   async #save(kind: SavedKind): Promise<void> {
     const { options, states } = this.#vm;
     if (options.savedIn === undefined) throw noPlaceToSave(this.#name, kind);
-    // Until it is on disk that one could take over, and would go on from before.
-    if (options.remote !== undefined) throw cannotSave(this.#name, ELSEWHERE);
+    // It stands still until it is on record where its state is: not while nobody could write that down.
+    await options.remote?.right.confirm();
     await this.#assertSavable();
     // A disk that went on meanwhile would not fit the memory of a snapshot.
     if (kind === 'snapshot' && hasWritableDisk(options.spec))

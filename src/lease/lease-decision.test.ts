@@ -246,7 +246,7 @@ describe('a VM that ends', () => {
   const ended = { token: 5, holder: 'A', mode: 'ended', shadow: undefined } as const;
 
   it('has that on record, so that its shadow does not take it for a failure', () => {
-    const side = primary().hears({ kind: 'vm-ended' }, read(IN_SYNC, 20));
+    const side = primary().hears({ kind: 'vm-ended', keepsState: false }, read(IN_SYNC, 20));
     expect(side.effects.at(-1)).toMatchObject({ kind: 'swap', record: ended });
     const behind = shadow().hears({ kind: 'peer-lost' }, read(ended, 21));
     expect(behind.kinds).toEqual(['read', 'mark-stale']);

@@ -18,6 +18,7 @@ import {
   type LeasePolicy,
   type LeaseState,
   type LeaseStep,
+  mayGetShadow,
   type PendingSwap,
   rightEndsMs,
 } from './lease-state.ts';
@@ -84,8 +85,12 @@ function decide(state: LeaseState, event: LeaseEvent, moment: Moment): LeaseStep
       return stay({ ...state, isStoreAway: true });
     case 'vm-stopped':
       return state.phase === 'stopping' ? stay({ ...state, phase: 'idle', body: 'none' }) : stay(state);
+    case 'suspending':
+      return sayOfState(state, 'kept');
+    case 'state-gone':
+      return sayOfState(state, 'gone');
     case 'vm-ended':
-      return endVm(state);
+      return endVm(state, event);
     case 'start-wanted':
       return lookIfIdle({ ...state, mayStartCold: true, isStartWanted: true });
     default:
@@ -94,9 +99,8 @@ function decide(state: LeaseState, event: LeaseEvent, moment: Moment): LeaseStep
 }
 
 /** Without a word in the record the shadow would take this for a failure, and start the VM again. */
-function endVm(state: LeaseState): LeaseStep {
-  const acts = state.body === 'runs' || state.body === 'paused';
-  if (!acts || state.phase === 'stopping') return stay(state);
+function endVm(state: LeaseState, { keepsState }: { keepsState: boolean }): LeaseStep {
+  if (!acts(state)) return stay(state);
   return look({
     ...state,
     phase: 'idle',
@@ -107,14 +111,32 @@ function endVm(state: LeaseState): LeaseStep {
     heldSinceMs: undefined,
     isStartWanted: false,
     isEnding: true,
+    savedState: keepsState ? 'as-before' : 'gone',
   });
+}
+
+function acts({ body, phase }: LeaseState): boolean {
+  return (body === 'runs' || body === 'paused') && phase !== 'stopping';
+}
+
+/** Who has the state on disk goes on from there, and no shadow does: so it has to be out of sync first. */
+function sayOfState(state: LeaseState, savedState: 'kept' | 'gone'): LeaseStep {
+  if (!acts(state)) return stay(state);
+  const wishing: LeaseState = { ...state, savedState };
+  const left = savedState === 'kept' ? losePeer(wishing) : stay(wishing);
+  const looks = look(left.next);
+  return { next: looks.next, effects: [...left.effects, ...looks.effects] };
 }
 
 function tick(state: LeaseState, { nowMs, policy }: Moment): LeaseStep {
   if (state.pending?.isWaiting) return send(state, state.pending, { nowMs });
   const effects: LeaseEffect[] = [];
   let next = state;
-  const renews = state.body === 'runs' && (state.phase === 'alone' || state.phase === 'closing');
+  // With a write under way it is not known yet which token there is to renew.
+  const renews =
+    state.body === 'runs' &&
+    (state.phase === 'alone' || state.phase === 'closing') &&
+    state.pending === undefined;
   if (renews && nowMs - state.renewalSentMs >= policy.renewEveryMs) {
     next = { ...next, renewalSentMs: nowMs };
     effects.push({ kind: 'renew', token: state.token, sentAtMs: nowMs });
@@ -173,7 +195,7 @@ function close(
   state: LeaseState,
   { host, copy, epoch }: { host: string; copy: number; epoch: number },
 ): LeaseStep {
-  if (state.phase !== 'alone' || state.body !== 'runs') return stay(state);
+  if (!mayGetShadow(state)) return stay(state);
   return stay(
     {
       ...state,
@@ -244,7 +266,8 @@ function unsent(state: LeaseState, pending: PendingSwap): LeaseStep {
     return stay({ ...state, phase: 'in-sync', pending: undefined });
   if (pending.goal === 'claim' && state.body === 'none')
     return stay({ ...state, phase: 'idle', pending: undefined });
-  if (pending.goal === 'join') return stay({ ...state, pending: { ...pending, isWaiting: true } });
+  if (pending.goal === 'join' || pending.goal === 'note')
+    return stay({ ...state, pending: { ...pending, isWaiting: true } });
   return stay({ ...state, pending: undefined });
 }
 
@@ -253,12 +276,23 @@ function succeed(
   { pending, revision }: { pending: PendingSwap; revision: number },
   moment: Moment,
 ): LeaseStep {
-  const next: LeaseState = { ...state, pending: undefined, revision, token: pending.record.token };
+  const { token, suspended } = pending.record;
+  const next: LeaseState = {
+    ...state,
+    pending: undefined,
+    revision,
+    token,
+    ...said(state, pending),
+    suspended,
+  };
   // The VM ended while this was under way: there is nothing to act with, and the record has to say so.
   if (state.isEnding && pending.goal !== 'end') return look({ ...next, phase: 'idle' });
   switch (pending.goal) {
     case 'claim':
       return act(next, { sinceMs: pending.sentAtMs }, moment);
+    // Alone it was before: where its right ran out meanwhile it has to ask again.
+    case 'note':
+      return act({ ...next, phase: 'claiming' }, { sinceMs: pending.sentAtMs }, moment);
     case 'join': {
       const joined: LeaseState = { ...next, phase: 'in-sync', heldSinceMs: undefined, body: 'runs' };
       const release = state.isDismissed ? 'release-everything' : 'release-acknowledged';
@@ -274,6 +308,12 @@ function succeed(
     default:
       return unreachable(pending.goal);
   }
+}
+
+/** What there was to say of a saved state may be another thing by now. */
+function said({ savedState }: LeaseState, { record }: PendingSwap): Pick<LeaseState, 'savedState'> {
+  const isSaid = savedState === 'kept' ? record.suspended === record.token : record.suspended === undefined;
+  return { savedState: isSaid ? 'as-before' : savedState };
 }
 
 /** "Alone" is on record. The VM acts, unless the answer took so long that the right may be over again. */

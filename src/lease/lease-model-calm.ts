@@ -1,5 +1,6 @@
 import { NAMES, Player, type Rules, TTL_TICKS, Violation, type World } from './lease-model.ts';
 import { cut, deliveries } from './lease-model-moves.ts';
+import { isSuspendedElsewhere } from './lease-record.ts';
 
 const ROUNDS = 4 * TTL_TICKS + 8;
 const NO_MORE = {
@@ -14,6 +15,7 @@ const NO_MORE = {
   copies: 0,
   proofs: 0,
   ends: 0,
+  suspensions: 0,
   dismissals: 0,
   heirs: 0,
 };
@@ -55,7 +57,10 @@ export function calmDown(world: World, { survivors, rules }: { survivors: Surviv
 
 /** In sync on record, and the only host that is left has no copy: only proof that the other one is off helps. */
 function isUnclaimable({ record }: World, survivor: 'A' | 'B'): boolean {
-  return record?.mode === 'in-sync' && (record.holder !== survivor || record.shadow?.state === 'fresh');
+  if (record === undefined) return false;
+  // So is what lies on the disk of one that is gone.
+  if (isSuspendedElsewhere(record, survivor)) return true;
+  return record.mode === 'in-sync' && (record.holder !== survivor || record.shadow?.state === 'fresh');
 }
 
 function confirm(player: Player, survivor: 'A' | 'B'): void {
@@ -100,8 +105,13 @@ function detect(player: Player): void {
 /** A VM releases everything, or what a shadow acknowledges that does acknowledge. */
 function isServed(player: Player): boolean {
   // Or it has ended, and none of those who are there was told to start it.
-  const isTold = [0, 1].some((index) => player.host(index).lease.isStartWanted);
-  if (player.world.record?.mode === 'ended' && !isTold) return true;
+  const { record } = player.world;
+  const isTold = [0, 1].some((index) => {
+    // Who was told so and has not its state does not start it.
+    const isRefused = record !== undefined && isSuspendedElsewhere(record, NAMES[index] ?? '');
+    return player.host(index).lease.isStartWanted && !isRefused;
+  });
+  if (record?.mode === 'ended' && !isTold) return true;
   return [0, 1].some((index) => {
     const { condition, lease, run } = player.host(index);
     const other = player.host(1 - index);

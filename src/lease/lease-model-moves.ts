@@ -1,4 +1,4 @@
-import type { Host, Message, Player, World } from './lease-model.ts';
+import type { Host, Message, Player, Run, World } from './lease-model.ts';
 import { NAMES } from './lease-model.ts';
 import type { LeaseFact, LeaseState } from './lease-state.ts';
 
@@ -245,14 +245,20 @@ function life({ budget, hosts, copies, record }: World, { lease, run }: Host, in
         player.succeedKeeper(index),
       ),
     );
+  if (lease.suspended !== undefined && lease.savedState === 'as-before')
+    moves.push({
+      label: `${name} completes the state ${lease.suspended}, and the VM ends`,
+      play: (player) => complete(player, index, { run, token: lease.suspended ?? 0 }),
+    });
   if (lease.body !== 'runs') return moves;
   if (budget.ends > 0)
     moves.push(
       spending('ends', `the VM on ${name} powers off`, (player) => {
         player.setHost(index, { run: undefined, gate: 'nothing' });
-        player.tell(index, { kind: 'vm-ended' });
+        player.tell(index, { kind: 'vm-ended', keepsState: false });
       }),
     );
+  moves.push(...suspensions(budget, { lease, name }, index));
   if (budget.cuts > 0 && run.copy !== undefined)
     moves.push(spending('cuts', `${name} cuts epoch ${run.open}`, (player) => cut(player, index, run)));
   const isFree = other.lease.phase === 'idle' || other.lease.phase === 'shadow';
@@ -268,6 +274,34 @@ function life({ budget, hosts, copies, record }: World, { lease, run }: Host, in
       play: (player) => player.tell(1 - index, { kind: 'peer-told', token: lease.token, holder: name }),
     });
   return moves;
+}
+
+/** The guest stands still, or runs again: the state of before is used, or did not come about. */
+function suspensions(
+  budget: World['budget'],
+  { lease, name }: { lease: LeaseState; name: string },
+  index: number,
+): Move[] {
+  const moves: Move[] = [];
+  if (budget.suspensions > 0 && lease.savedState !== 'kept')
+    moves.push(
+      spending('suspensions', `${name} is about to suspend the VM`, (player) =>
+        player.tell(index, { kind: 'suspending' }),
+      ),
+    );
+  const isInDoubt = lease.suspended !== undefined || lease.savedState === 'kept';
+  if (isInDoubt && lease.savedState !== 'gone')
+    moves.push({
+      label: `${name} has no state any more`,
+      play: (player) => player.tell(index, { kind: 'state-gone' }),
+    });
+  return moves;
+}
+
+function complete(player: Player, index: number, { run, token }: { run: Run; token: number }): void {
+  const saved = { line: run.line, epoch: run.open, token };
+  player.setHost(index, { run: undefined, gate: 'nothing', saved });
+  player.tell(index, { kind: 'vm-ended', keepsState: true });
 }
 
 function letGo(player: Player, index: number): void {

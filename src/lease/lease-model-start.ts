@@ -13,6 +13,7 @@ const NOTHING: Budget = {
   copies: 0,
   proofs: 0,
   ends: 0,
+  suspensions: 0,
   dismissals: 0,
   heirs: 0,
 };
@@ -37,6 +38,7 @@ function fresh(name: string): Host {
     condition: 'up',
     run: undefined,
     copy: undefined,
+    saved: undefined,
     gate: 'nothing',
   };
 }

@@ -79,6 +79,26 @@ const CASES: readonly Case[] = [
     { ticks: 5, heirs: 1, pauses: 1, copies: 1, cuts: 1, unanswered: 1, ends: 1 },
   ],
   [
+    'a VM is suspended, and wanted again on either host',
+    'A is alone',
+    { ticks: 4, suspensions: 1, ends: 2, crashes: 1, unanswered: 1 },
+  ],
+  [
+    'a VM with a shadow is suspended',
+    'A and B are in sync',
+    { ticks: 3, alarms: 2, suspensions: 1, ends: 1, cuts: 1, unanswered: 1, crashes: 1 },
+  ],
+  [
+    'a VM is suspended twice, and begun anew where its state is not',
+    'A is alone',
+    { ticks: 4, suspensions: 2, ends: 3, crashes: 2, proofs: 1 },
+  ],
+  [
+    'a VM that gets a shadow is suspended, and its keeper is followed by another one',
+    'A is alone',
+    { ticks: 4, suspensions: 1, ends: 1, copies: 1, cuts: 1, heirs: 1, pauses: 1 },
+  ],
+  [
     'two hosts start the same VM',
     'nothing is there',
     { ticks: 4, unanswered: 1, crashes: 1, copies: 1, cuts: 1 },
@@ -293,6 +313,42 @@ const CONTROLS: readonly (readonly [string, Start, Partial<Budget>, Partial<Rule
     },
   ],
   [
+    'a VM is started where its state is not',
+    'A is alone',
+    { ticks: 1, suspensions: 1, ends: 1 },
+    {
+      step: hearing((event, { self }) => {
+        if (event.kind !== 'read' || event.stored.record?.holder === self) return event;
+        const { record } = event.stored;
+        const forgotten = record && { ...record, suspended: undefined };
+        return { ...event, stored: { ...event.stored, record: forgotten } };
+      }),
+    },
+  ],
+  [
+    'a state is gone on from that is not the one on record',
+    'A is alone',
+    { ticks: 1, suspensions: 1, ends: 3, crashes: 1, proofs: 1 },
+    { isNewest: () => true },
+  ],
+  [
+    'a state is complete before it is on record that there is no shadow',
+    'A and B are in sync',
+    { ticks: 1, alarms: 1, suspensions: 1 },
+    {
+      step: (state, event, policy) =>
+        event.kind === 'suspending'
+          ? { next: { ...state, suspended: state.token }, effects: [] }
+          : RULES.step(state, event, policy),
+    },
+  ],
+  [
+    'the end of a VM does not say that its state is kept',
+    'A is alone',
+    { ticks: 1, suspensions: 1, ends: 1 },
+    { step: hearing((event) => (event.kind === 'vm-ended' ? { ...event, keepsState: false } : event)) },
+  ],
+  [
     'a renewal is taken for done that the store never gets',
     'A is alone',
     { ticks: 7 },
@@ -323,7 +379,7 @@ describe('the search finds a counterexample (control) when', () => {
       statesMax: CONTROL_STATES_MAX,
     });
     expect(found.trace?.at(-1)).toMatch(
-      /^▸ .*(?:two act|forgets output|stale copy|does not have|had ended|knows \d)/,
+      /^▸ .*(?:two act|forgets output|stale copy|does not have|had ended|knows \d|newest state|the past)/,
     );
     console.info([`${name}:`, ...(found.trace ?? [])].join('\n  '));
   });

@@ -52,11 +52,20 @@ export interface Copy {
   readonly epoch: number;
 }
 
+/** The state of a VM that was suspended, on the disk of a host: it outlives its crashes. */
+export interface Saved {
+  readonly line: number;
+  readonly epoch: number;
+  /** What its header says. */
+  readonly token: number;
+}
+
 export interface Host {
   readonly lease: LeaseState;
   readonly condition: 'up' | 'paused' | 'down';
   readonly run: Run | undefined;
   readonly copy: Copy | undefined;
+  readonly saved: Saved | undefined;
   readonly gate: 'nothing' | 'acknowledged' | 'everything';
 }
 
@@ -98,6 +107,8 @@ export interface Budget {
   readonly copies: number;
   readonly proofs: number;
   readonly ends: number;
+  /** VMs whose state is written to disk. */
+  readonly suspensions: number;
   /** Shadows that are let go. */
   readonly dismissals: number;
   /** Keepers that are killed and followed by another one on the same host, which finds the VM standing still. */
@@ -126,11 +137,16 @@ export interface Rules {
   readonly step: typeof stepLease;
   readonly outputRight: typeof outputRight;
   readonly mayAcknowledge: typeof mayAcknowledge;
+  /** Whether a host goes on from the state that lies there. */
+  readonly isNewest: (lease: LeaseState, saved: Saved) => boolean;
   /** How far a host's clock goes in one tick of the store. */
   readonly rates: readonly [number, number];
 }
 
-export const RULES: Rules = { step: stepLease, outputRight, mayAcknowledge, rates: [2, 2] };
+export const RULES: Rules = {
+  ...{ step: stepLease, outputRight, mayAcknowledge, rates: [2, 2] },
+  isNewest: ({ suspended }, { token }) => suspended === token,
+};
 
 export class Violation extends Error {}
 
@@ -153,7 +169,10 @@ export class Player {
     assert(host.condition === 'up', 'only a host that runs hears anything');
     const { next, effects } = this.#rules.step(host.lease, { ...fact, nowMs: NOW_MS }, MODEL_POLICY);
     this.setHost(index, { lease: next });
-    for (const effect of effects) this.#carryOut(index, effect);
+    // A person says that the other host is gone, with whatever it had.
+    const { provenDeadToken = 0, pending } = host.lease;
+    const isAnew = pending?.record.token === provenDeadToken + 1;
+    for (const effect of effects) this.#carryOut(index, effect, isAnew);
   }
 
   get rules(): Rules {
@@ -194,7 +213,7 @@ export class Player {
     this.change({ wire: this.#world.wire.filter((other) => other !== message) });
   }
 
-  #carryOut(index: number, effect: LeaseEffect): void {
+  #carryOut(index: number, effect: LeaseEffect, isAnew: boolean): void {
     switch (effect.kind) {
       case 'read':
         this.send({ kind: 'read', from: index });
@@ -218,7 +237,7 @@ export class Player {
         this.#promote(index);
         return;
       case 'start-cold':
-        this.#startCold(index);
+        this.#start(index, isAnew);
         return;
       case 'stop-vm':
         this.setHost(index, { run: undefined });
@@ -236,12 +255,33 @@ export class Player {
     const { copy } = this.host(index);
     if (copy === undefined) throw new Violation(`${NAMES[index]} promotes a copy that it does not have`);
     const { line, released, staleCopy } = this.#world;
+    this.#assertNoNewest(index, 'goes on from its copy');
     if (copy.id <= staleCopy) throw new Violation(`${NAMES[index]} promotes a stale copy`);
     if (copy.line !== line)
       throw new Violation(`${NAMES[index]} promotes a copy of a VM that does not act any more`);
     if (released > copy.epoch)
       throw new Violation(`the failover forgets output: ${released} left, ${copy.epoch} is known`);
     this.#begin(index, { cap: copy.epoch, open: copy.epoch + 1 });
+  }
+
+  /** Somebody wants the VM on a host where none of it runs: it goes on from the state that lies there, or boots. */
+  #start(index: number, isAnew: boolean): void {
+    const { saved, lease } = this.host(index);
+    if (saved === undefined || !this.#rules.isNewest(lease, saved)) {
+      if (!isAnew) this.#assertNoNewest(index, 'boots');
+      this.#startCold(index);
+      return;
+    }
+    const { line, released } = this.#world;
+    if (saved.line !== line || released > saved.epoch)
+      throw new Violation(`${NAMES[index]} goes on from the past: ${released} left of ${line}`);
+    this.#begin(index, { cap: -1, open: saved.epoch + 1 });
+  }
+
+  #assertNoNewest(index: number, what: string): void {
+    for (const other of [0, 1])
+      if (this.host(other).saved?.line === this.#world.line)
+        throw new Violation(`${NAMES[index]} ${what} though ${NAMES[other]} has the newest state`);
   }
 
   #startCold(index: number): void {
@@ -263,7 +303,7 @@ export class Player {
       if (run !== undefined) this.setHost(other, { run: { ...run, cap: run.cap ?? cap } });
     }
     const run: Run = { line, open, acknowledged: 0, known: 0, copy: undefined, cap: undefined };
-    this.setHost(index, { run, copy: undefined });
+    this.setHost(index, { run, copy: undefined, saved: undefined });
     this.change({ line, released: open - 1 });
   }
 

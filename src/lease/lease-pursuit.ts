@@ -25,8 +25,14 @@ export function look(state: LeaseState): LeaseStep {
   const wants =
     state.phase === 'idle' ||
     state.phase === 'claiming' ||
-    ((state.phase === 'shadow' || state.phase === 'in-sync') && state.isPeerLost);
+    (state.phase === 'alone' && state.savedState !== 'as-before') ||
+    ((state.phase === 'shadow' || state.phase === 'in-sync') && isLonely(state));
   return wants ? stay({ ...state, isReading: true }, { kind: 'read' }) : stay(state);
+}
+
+/** Goes on without the other one, or would take over from it. Whoever has the state on disk is to have no shadow. */
+function isLonely({ isPeerLost, savedState }: LeaseState): boolean {
+  return isPeerLost || savedState === 'kept';
 }
 
 /** Another host acts. Nothing of this VM may go on here, and no write under way is of interest any more. */
@@ -39,6 +45,8 @@ export function yieldTo(state: LeaseState, token: number): LeaseStep {
     shadowHost: undefined,
     joinEpoch: undefined,
     heldSinceMs: undefined,
+    suspended: undefined,
+    savedState: 'as-before',
     pending: undefined,
   };
   return stay(next, { kind: 'hold-output' }, { kind: 'stop-vm' });
@@ -75,7 +83,7 @@ function claim(state: LeaseState, stored: StoredLease, options: ClaimOptions): L
     { ...state, phase: 'claiming' },
     {
       goal: 'claim',
-      record: recordAlone(stored, state.self),
+      record: recordAlone(stored, state),
       expectedRevision: stored.revision,
       onlyIfUnheld: options.onlyIfUnheld ?? false,
       nowMs: options.nowMs,
@@ -116,7 +124,7 @@ function pursueAsPrimary(state: LeaseState, stored: StoredLease, { nowMs }: Mome
     case 'claiming':
       return claim(state, stored, { nowMs });
     case 'in-sync':
-      return state.isPeerLost || isDisowned ? claim(state, stored, { nowMs }) : stay(state);
+      return isLonely(state) || isDisowned ? claim(state, stored, { nowMs }) : stay(state);
     case 'joining': {
       const { shadowHost: host, copy } = state;
       if (isDisowned || state.body === 'paused' || host === undefined || copy === undefined)
@@ -130,9 +138,27 @@ function pursueAsPrimary(state: LeaseState, stored: StoredLease, { nowMs }: Mome
         nowMs,
       });
     }
+    case 'alone':
+      return noteState(state, stored, { nowMs });
     default:
       return stay(state);
   }
+}
+
+/** Says of the state that is saved here what there is to say. Alone before and after, so that the hold goes on meanwhile. */
+function noteState(state: LeaseState, stored: StoredLease, { nowMs }: { nowMs: number }): LeaseStep {
+  // Its right ran out while it was being written.
+  if (state.body === 'paused') return claim(state, stored, { nowMs });
+  const isSaid = state.savedState === 'gone' && stored.record?.suspended === undefined;
+  if (isSaid) return stay({ ...state, suspended: undefined, savedState: 'as-before' });
+  if (state.savedState === 'as-before') return stay(state);
+  return write(state, {
+    goal: 'note',
+    record: recordAlone(stored, state),
+    expectedRevision: stored.revision,
+    onlyIfUnheld: false,
+    nowMs,
+  });
 }
 
 function pursueAsShadow(state: LeaseState, stored: StoredLease, moment: Moment): LeaseStep {
@@ -159,13 +185,13 @@ function pursueAsIdle(state: LeaseState, stored: StoredLease, { nowMs }: Moment)
   if (state.isEnding && record?.holder === state.self && record.mode !== 'ended')
     return write(idle, {
       goal: 'end',
-      record: recordEnded(record),
+      record: recordEnded(record, { keepsState: state.savedState !== 'gone' }),
       expectedRevision: revision,
       onlyIfUnheld: false,
       nowMs,
     });
   // The shadow was faster, or it is done.
-  if (state.isEnding) return stay({ ...idle, isEnding: false });
+  if (state.isEnding) return stay({ ...idle, isEnding: false, savedState: 'as-before' });
   const how = state.mayStartCold ? coldStart(stored, state) : 'never';
   if (how !== 'never') return claim(idle, stored, { nowMs, onlyIfUnheld: how === 'if-unheld' });
   if (!isCountedOn(record, state.self) || record?.shadow === undefined) return stay(idle);

@@ -14,7 +14,15 @@ export interface LeaseRecord {
    */
   readonly mode: 'in-sync' | 'alone' | 'ended';
   readonly shadow: LeaseShadow | undefined;
+  /**
+   * The holder has the VM's state on disk, or is about to, saved under this token: until it is used or given up there is
+   * nothing else to go on from. Gone with the first record of another holder.
+   */
+  readonly suspended?: number | undefined;
 }
+
+/** What a record is to say of such a state: what the one before said, that there is one, or that there is none. */
+export type SavedWord = 'as-before' | 'kept' | 'gone';
 
 export interface LeaseShadow {
   readonly host: string;
@@ -48,6 +56,7 @@ export function isSameRecord(one: LeaseRecord | undefined, other: LeaseRecord): 
     one.token === other.token &&
     one.holder === other.holder &&
     one.mode === other.mode &&
+    one.suspended === other.suspended &&
     one.shadow?.host === other.shadow?.host &&
     one.shadow?.copy === other.shadow?.copy &&
     one.shadow?.state === other.shadow?.state
@@ -84,6 +93,7 @@ export function coldStart(
 ): 'never' | 'if-unheld' | 'at-once' {
   const { self, provenDeadToken, isStartWanted } = host;
   if (record === undefined) return 'at-once';
+  if (isSuspendedElsewhere(record, self) && provenDeadToken !== record.token) return 'never';
   if (record.mode === 'ended') return isStartWanted ? 'at-once' : 'never';
   // Whoever proved it has seen that the other host of this pair is off, and what it did under this token is over.
   if (provenDeadToken === record.token) return 'at-once';
@@ -94,21 +104,35 @@ export function coldStart(
   return record.mode === 'alone' && !isHeld ? 'if-unheld' : 'never';
 }
 
+/** Its state lies on the disk of another host: there it is started again. */
+export function isSuspendedElsewhere(record: LeaseRecord, self: string): boolean {
+  return record.suspended !== undefined && record.holder !== self;
+}
+
 /** The record of a VM that has ended. A later start gets a higher token. */
-export function recordEnded(record: LeaseRecord): LeaseRecord {
-  return { token: record.token + 1, holder: record.holder, mode: 'ended', shadow: undefined };
+export function recordEnded(record: LeaseRecord, { keepsState }: { keepsState: boolean }): LeaseRecord {
+  const { token, holder, suspended } = record;
+  const ended: LeaseRecord = { token: token + 1, holder, mode: 'ended', shadow: undefined };
+  return keepsState && suspended !== undefined ? { ...ended, suspended } : ended;
 }
 
 /** No copy has this number. */
 const NO_COPY = 0;
 
 /** The record of a host that is about to act alone, whatever was there before. */
-export function recordAlone({ record }: StoredLease, self: string): LeaseRecord {
+export function recordAlone(
+  { record }: StoredLease,
+  { self, savedState }: { self: string; savedState: SavedWord },
+): LeaseRecord {
   const other = record === undefined || record.holder === self ? record?.shadow?.host : record.holder;
+  const token = (record?.token ?? 0) + 1;
+  const before = record?.holder === self ? record.suspended : undefined;
+  const suspended = savedState === 'as-before' ? before : savedState === 'kept' ? token : undefined;
   return {
-    token: (record?.token ?? 0) + 1,
+    token,
     holder: self,
     mode: 'alone',
+    ...(suspended !== undefined && { suspended }),
     shadow:
       other === undefined || other === self
         ? undefined

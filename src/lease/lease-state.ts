@@ -1,4 +1,4 @@
-import type { LeaseRecord, StoredLease, SwapOutcome } from './lease-record.ts';
+import type { LeaseRecord, SavedWord, StoredLease, SwapOutcome } from './lease-record.ts';
 
 /**
  * One host's view of who may act for one VM.
@@ -30,7 +30,7 @@ export type LeaseBody = 'none' | 'copy' | 'runs' | 'paused';
 
 /** A write that may have reached the store. There is one at a time, and it is repeated until its outcome is known. */
 export interface PendingSwap {
-  readonly goal: 'claim' | 'join' | 'disown' | 'end';
+  readonly goal: 'claim' | 'join' | 'note' | 'disown' | 'end';
   readonly expectedRevision: number;
   readonly record: LeaseRecord;
   readonly onlyIfUnheld: boolean;
@@ -65,6 +65,10 @@ export interface LeaseState {
   readonly isStartWanted: boolean;
   /** The VM here has ended, and the record does not say so yet. */
   readonly isEnding: boolean;
+  /** As primary: the token on record of the state that lies here. */
+  readonly suspended: number | undefined;
+  /** What the record is to say of it yet. */
+  readonly savedState: SavedWord;
   /** The other host was proven dead, and with it whatever acted under this token. */
   readonly provenDeadToken: number | undefined;
   /** While alone: from when the right is counted, on CLOCK_BOOTTIME. */
@@ -126,8 +130,12 @@ export type LeaseFact =
   | { readonly kind: 'renewal-failed' }
   /** After `stop-vm`: it is gone. */
   | { readonly kind: 'vm-stopped' }
-  /** The VM that acted here ended, by itself or at somebody's wish, and all of its output has left. */
-  | { readonly kind: 'vm-ended' }
+  /** The VM stands still, and all of its state but the header is on disk here: nobody else may go on with it. */
+  | { readonly kind: 'suspending' }
+  /** There is none any more, or never was a whole one: it is used, or given up. */
+  | { readonly kind: 'state-gone' }
+  /** The VM that acted here ended, by itself or at somebody's wish, and all of its output has left, or is in its state. */
+  | { readonly kind: 'vm-ended'; readonly keepsState: boolean }
   /** Somebody wants the VM started on this host, also when it had ended. */
   | { readonly kind: 'start-wanted' };
 
@@ -176,6 +184,8 @@ export function initialLease(self: string, { mayStartCold }: { mayStartCold: boo
     mayStartCold,
     isStartWanted: false,
     isEnding: false,
+    suspended: undefined,
+    savedState: 'as-before',
     provenDeadToken: undefined,
     heldSinceMs: undefined,
     renewalSentMs: 0,
@@ -189,6 +199,11 @@ export function initialLease(self: string, { mayStartCold }: { mayStartCold: boo
  */
 export function heirLease(self: string, options: { mayStartCold: boolean }): LeaseState {
   return { ...initialLease(self, options), phase: 'claiming', body: 'paused' };
+}
+
+/** Whether a shadow may be brought in sync: not while it is being written that there is none. */
+export function mayGetShadow({ phase, body, pending, savedState }: LeaseState): boolean {
+  return phase === 'alone' && body === 'runs' && pending === undefined && savedState !== 'kept';
 }
 
 /** How old a right may get before its holder stops: shorter than the store waits, however slow the holder's clock. */

@@ -46,6 +46,7 @@ const recordSchema = z.strictObject({
       state: z.enum(['fresh', 'stale']),
     })
     .optional(),
+  suspended: z.int().min(1).optional(),
 });
 
 export function writeRecord(record: LeaseRecord): string {

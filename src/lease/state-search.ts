@@ -136,9 +136,9 @@ class KeyMaker {
     return `${parts.join(',')};${figures.join(',')};${messages.join(',')}`;
   }
 
-  #hostKey({ lease, condition, run, copy, gate }: Host): string {
+  #hostKey({ lease, condition, run, copy, saved, gate }: Host): string {
     const body = run === undefined ? '' : this.#number(run);
-    return `${this.#number(lease as LeaseState)}.${condition}.${gate}.${body}.${copy === undefined ? '' : this.#number(copy)}`;
+    return `${this.#number(lease as LeaseState)}.${condition}.${gate}.${body}.${[copy, saved].map((part) => (part === undefined ? '' : this.#number(part))).join('.')}`;
   }
 
   #number(part: object): number {

@@ -1,5 +1,5 @@
 import { createHash, randomUUID } from 'node:crypto';
-import { createReadStream, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { createReadStream, existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { type FileHandle, open, rename, statfs } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { pipeline } from 'node:stream/promises';
@@ -41,6 +41,8 @@ const factsSchema = z.object({
   accel: z.enum(['kvm', 'tcg']),
   machineHash: sha256,
   memoryBytes: z.int().positive(),
+  /** Of a VM of several hosts: what is on record of this state. */
+  rightToken: z.int().positive().optional(),
 });
 const headerSchema = factsSchema.extend({
   format: z.literal(FORMAT),
@@ -60,8 +62,8 @@ export interface SaveOptions {
   readonly firmware: Uint8Array;
   readonly signal: AbortSignal;
   readonly failpoints: Failpoints;
-  /** The last thing before it is whole. */
-  readonly beforeWhole?: () => Promise<void>;
+  /** All of it is on disk, and does not exist yet: nobody else may go on with the VM from now on. */
+  readonly beforeHeader?: () => Promise<Pick<SavedStateFacts, 'rightToken'>>;
   /** Share of the memory that is written, 0 … 1. */
   readonly onProgress: (share: number) => void;
 }
@@ -86,6 +88,11 @@ export class SavedState {
       throw damaged(directory, messageOf(thrown), thrown);
     }
     return new SavedState(directory, headerFrom(directory, text));
+  }
+
+  /** Whether there is one, in whatever condition. */
+  static isThere(directory: string): boolean {
+    return existsSync(join(directory, HEADER));
   }
 
   /**
@@ -127,8 +134,9 @@ export class SavedState {
       };
       await failpoints.hit('save.before-header');
       signal.throwIfAborted();
-      await options.beforeWhole?.();
-      const { file } = await write('header', [Buffer.from(encoded(header))]);
+      const known = await options.beforeHeader?.();
+      signal.throwIfAborted();
+      const { file } = await write('header', [Buffer.from(encoded({ ...header, ...known }))]);
       await syncDirectory(directory);
       inPlace = true;
       await rename(join(directory, file), join(directory, HEADER));
@@ -136,7 +144,7 @@ export class SavedState {
       await syncDirectory(dirname(directory));
       await failpoints.hit('save.after-header');
       removeAllBut(directory, header);
-      return new SavedState(directory, header);
+      return new SavedState(directory, { ...header, ...known });
     } catch (cause) {
       // The VM goes on: nobody may go on from here as well.
       if (inPlace) rmSync(join(directory, HEADER), { force: true });

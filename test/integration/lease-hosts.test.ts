@@ -101,7 +101,7 @@ describe('two hosts and a real etcd', () => {
 
   it('leave a VM that has ended alone, until somebody wants it', async () => {
     await getInSync();
-    a.driver.report({ kind: 'vm-ended' });
+    a.driver.report({ kind: 'vm-ended', keepsState: false });
     await until(() => !a.driver.state.isEnding);
     b.driver.report({ kind: 'peer-lost' });
     await b.is('idle');

@@ -46,6 +46,7 @@ const run = promisify(execFile);
 const CLI = fileURLToPath(new URL('../../src/cli/main.ts', import.meta.url));
 const DAEMON = fileURLToPath(new URL('../../src/host/main.ts', import.meta.url));
 const SITE = fileURLToPath(new URL('../../src/keeper/site-main.ts', import.meta.url));
+const KEEPER = fileURLToPath(new URL('../../src/keeper/main.ts', import.meta.url));
 /** Of every wait; shorter than that of a test, so that what failed is still tidied up. */
 const DEADLINE_MS = 90_000;
 const POLL_MS = 20;
@@ -143,6 +144,24 @@ export class TwoHosts implements AsyncDisposable {
 
   async start(host: HostName): Promise<void> {
     await this.cli(host, 'run', join(this.folder, 'vm.yaml'), '--wait', 'started');
+  }
+
+  /** As a host does that keeps the states of its VMs, which `understudy run` does not. @throws Error with what it said */
+  async startKept(host: HostName): Promise<void> {
+    const words = ['--source', join(this.folder, 'vm.yaml'), '--state', this.stateOf(host)];
+    const child = spawn('ip', this.#on(host, [process.execPath, KEEPER, ...words]), {
+      env: this.environment(host),
+      stdio: ['pipe', 'pipe', 'inherit'],
+    });
+    child.stdin.end(readFileSync(join(this.folder, 'vm.yaml')));
+    const [line] = await once(createInterface({ input: child.stdout }), 'line');
+    if (!JSON.parse(String(line)).ok) throw new Error(String(line));
+    child.stdout.destroy();
+    child.unref();
+  }
+
+  stateOf(host: HostName): string {
+    return join(this.folder, host, 'state');
   }
 
   async connect(clients: number): Promise<void> {
@@ -347,7 +366,7 @@ export class TwoHosts implements AsyncDisposable {
       ...process.env,
       UNDERSTUDY_RUN_DIR: this.runDirectory(host),
       UNDERSTUDY_MEMORY_DIR: this.memoryOf(host),
-      UNDERSTUDY_STATE_DIR: join(this.folder, host, 'state'),
+      UNDERSTUDY_STATE_DIR: this.stateOf(host),
       UNDERSTUDY_SITE: this.sitePath(host),
       ...this.#clocks[host]?.environment,
       ...(plant !== undefined && { NODE_OPTIONS: `--import ${JSON.stringify(plantUrl)}` }),
@@ -436,6 +455,11 @@ export class TwoHosts implements AsyncDisposable {
 
   #keeperRecord(host: HostName): KeeperRecord {
     return JSON.parse(readFileSync(join(this.runDirectory(host), this.vm, 'keeper.json'), 'utf8'));
+  }
+
+  /** Another one for each boot of the guest. */
+  guestId(): Promise<string> {
+    return this.#readRunId();
   }
 
   async #readRunId(): Promise<string> {

@@ -281,8 +281,26 @@ describe('a VM with its shadow on another host', () => {
         readdirSync(hosts.memoryOf(name)).length === 0 ? true : undefined,
       );
     }
-    await hosts.start(there);
+    await hosts.startKept(there);
     expect(await hosts.record()).toMatchObject({ holder: there });
+  });
+
+  it('is suspended where it acts, started nowhere else, and goes on there', async () => {
+    const { here, there } = await settled();
+    const guest = await hosts.guestId();
+    await hosts.cli(here, 'stop', hosts.vm, '--then', 'suspend');
+    const record = await hosts.record();
+    expect(record).toMatchObject({ mode: 'ended', holder: here, suspended: expect.any(Number) });
+    await hosts.eventually('the end of its shadow', () =>
+      hosts.qemuPids(there).length === 0 ? true : undefined,
+    );
+    await expect(hosts.start(there)).rejects.toThrow('KEEPER_SUSPENDED_ELSEWHERE');
+    expect(await hosts.record()).toEqual(record);
+    await hosts.startKept(here);
+    await settled();
+    expect(await hosts.guestId()).toBe(guest);
+    // It is used up, and nothing is on record of it any more.
+    expect((await hosts.record())?.suspended).toBe(undefined);
   });
 
   it('is begun anew on another host when the right of who acted alone has ended, and lets nothing out where it was', async () => {
@@ -319,7 +337,7 @@ function generations(pids: readonly number[]): (string | undefined)[] {
 const NOBODY_LOOKS = `
   const { RecordedRight } = await import(${JSON.stringify(new URL('../../src/keeper/recorded-right.ts', import.meta.url).href)});
   const right = Object.create(RecordedRight.prototype, {
-    ...Object.fromEntries(['watch', 'dismissed'].map((name) => [name, { value: () => {} }])),
+    ...Object.fromEntries(['watch', 'dismissed', 'forgetState'].map((name) => [name, { value: () => {} }])),
     ...Object.fromEntries(['arm', 'release', 'regained'].map((name) => [name, { value: async () => {} }])),
     token: { value: 99 },
     hasEnded: { value: false },
