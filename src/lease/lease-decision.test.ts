@@ -96,6 +96,46 @@ function failed(expectedRevision: number, kind: 'unknown' | 'unreachable'): Leas
   return { kind: 'swap-answered', expectedRevision, outcome: { kind } };
 }
 
+describe('a VM that is alone and about to be suspended', () => {
+  const before: LeaseRecord = { token: 5, holder: 'A', mode: 'alone', shadow: undefined };
+
+  it('says so before its state is whole, with a hold that goes on, and lets no shadow in meanwhile', () => {
+    const side = alone().hears({ kind: 'suspending' });
+    expect(side.kinds).toEqual(['read']);
+    side.hears(read(before, 21, true));
+    expect(side.effects).toMatchObject([
+      { kind: 'swap', expectedRevision: 21, record: { token: 6, mode: 'alone', suspended: 6 } },
+    ]);
+    expect(side.state.suspended).toBe(undefined);
+    side.hears({ kind: 'shadow-ready', host: 'B', copy: 10, epoch: 1 });
+    expect(side.state.phase).toBe('alone');
+    // One that was on its way was overtaken by this write.
+    side.hears({ kind: 'renewal-refused', token: 5 });
+    expect(side.right).toBe('everything');
+    side.hears(swapped(21));
+    expect(side.state).toMatchObject({ phase: 'alone', token: 6, suspended: 6 });
+    expect(side.right).toBe('everything');
+  });
+
+  it('stands still when that is not answered in time, and asks again before anything else', () => {
+    const side = alone().hears({ kind: 'suspending' }, read(before, 21, true), failed(21, 'unknown'));
+    side.later(ageLimitMs(policy)).hears({ kind: 'tick' });
+    expect(side.kinds).toEqual(['hold-output', 'suspend-vm', 'swap']);
+    side.hears(lost(21, { record: { ...before, token: 7 }, revision: 23, isHeld: false }));
+    expect(side.effects).toMatchObject([{ kind: 'swap', record: { token: 8, suspended: 8 } }]);
+    expect(side.right).toBe('nothing');
+    side.hears(swapped(23));
+    expect(side.kinds).toEqual(['resume-vm', 'release-everything']);
+    expect(side.state).toMatchObject({ suspended: 8, savedState: 'as-before' });
+  });
+
+  it('says nothing of a state that is gone and was never on record', () => {
+    const side = alone().hears({ kind: 'state-gone' }, read(before, 21, true));
+    expect(side.kinds).toEqual(['read']);
+    expect(side.state.savedState).toBe('as-before');
+  });
+});
+
 describe('a shadow in sync that hears no heartbeat', () => {
   it('reads, takes the next token, and promotes only when it knows that it has it', () => {
     const side = shadow().hears({ kind: 'peer-lost' });

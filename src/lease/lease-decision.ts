@@ -366,5 +366,7 @@ function renewed(state: LeaseState, event: { token: number; sentAtMs: number }):
 function refuseRenewal(state: LeaseState, event: { token: number }, { nowMs, policy }: Moment): LeaseStep {
   const isHolder = state.phase === 'alone' || state.phase === 'closing';
   if (!isHolder || event.token !== state.token) return stay(state);
+  // What is under way has another token, and may be why. Until it is settled the right ends when it would have.
+  if (state.pending !== undefined) return stay(state);
   return stay({ ...state, heldSinceMs: nowMs - ageLimitMs(policy) });
 }
