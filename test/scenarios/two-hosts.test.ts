@@ -287,7 +287,10 @@ describe('a VM with its shadow on another host', () => {
 
   it('is suspended where it acts, started nowhere else, and goes on there', async () => {
     const { here, there } = await settled();
-    const guest = await hosts.guestId();
+    // It may be booting yet.
+    const guest = await hosts.eventually('a guest that answers', () =>
+      hosts.guestId().catch(() => undefined),
+    );
     await hosts.cli(here, 'stop', hosts.vm, '--then', 'suspend');
     const record = await hosts.record();
     expect(record).toMatchObject({ mode: 'ended', holder: here, suspended: expect.any(Number) });
