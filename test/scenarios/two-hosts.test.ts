@@ -299,6 +299,9 @@ describe('a VM with its shadow on another host', () => {
     );
     await expect(hosts.start(there)).rejects.toThrow('KEEPER_SUSPENDED_ELSEWHERE');
     expect(await hosts.record()).toEqual(record);
+    // What keeps no states has not seen whether it is there.
+    await expect(hosts.start(here)).rejects.toThrow(/KEEPER_SUSPENDED\b/);
+    expect((await hosts.record())?.suspended).toBe(record?.suspended);
     await hosts.startKept(here);
     await settled();
     expect(await hosts.guestId()).toBe(guest);
