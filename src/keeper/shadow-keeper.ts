@@ -78,6 +78,7 @@ export class ShadowKeeper {
   readonly #options: ShadowKeeperOptions;
   readonly #receiver: EpochReceiver;
   readonly #ended = Promise.withResolvers<ShadowEnd>();
+  #isOver = false;
   #isInSync = false;
   #claimed: ClaimedByLink = {};
   #copiedPages = 0;
@@ -117,7 +118,7 @@ export class ShadowKeeper {
 
   /** Somebody here wants the VM to act on this host, or its shadow to end: as if the other side were not heard any more. */
   leave(end: ShadowEnd): void {
-    this.#ended.resolve(end);
+    this.#end(end);
   }
 
   /** The other side was heard just now. */
@@ -160,6 +161,8 @@ export class ShadowKeeper {
     const { link, messages } = this.#options;
     try {
       for await (const message of messages) {
+        // A promise that was given now would be none: the right may have been asked for already.
+        if (this.#isOver) return;
         this.noteSign();
         if (await this.#take(message)) break;
       }
@@ -209,14 +212,14 @@ export class ShadowKeeper {
         this.#claimed = words.links;
         return false;
       case 'take-over':
-        this.#ended.resolve({
+        this.#end({
           ...{ kind: 'called', token: words.token, reason: words.reason, atMs: this.#options.clock.nowMs() },
           trace: isTrace(words.trace) ? words.trace : undefined,
         });
         return true;
       case 'dismiss':
         // Before it is said, so that nothing that comes of it can be done any more.
-        this.#ended.resolve({ kind: 'dismissed' });
+        this.#end({ kind: 'dismissed' });
         await this.#say({ kind: 'dismissed' }).catch(() => {});
         return true;
       default:
@@ -248,7 +251,7 @@ export class ShadowKeeper {
     const end: ShadowEnd = holdsState
       ? { kind: 'alone', error, atMs, lastSignMs }
       : { kind: 'useless', error };
-    this.#ended.resolve(end);
+    this.#end(end);
   }
 
   /** This side cannot be relied on. */
@@ -256,7 +259,13 @@ export class ShadowKeeper {
     this.#options.log.warn('the shadow is given up', { error });
     const code = cause instanceof UnderstudyError ? cause.code : 'KEEPER_INTERNAL';
     void this.#say({ kind: 'refused', code, message: error }).catch(() => {});
-    this.#ended.resolve({ kind: 'useless', error });
+    this.#end({ kind: 'useless', error });
+  }
+
+  /** At once: the next message may be here already. */
+  #end(end: ShadowEnd): void {
+    this.#isOver = true;
+    this.#ended.resolve(end);
   }
 
   async #say(words: PeerWords): Promise<void> {
