@@ -202,6 +202,23 @@ describe('a disk in epochs', () => {
     expect(() => execFileSync('qemu-io', ['-f', 'raw', '-c', 'write 0 512', image], other)).toThrow(/lock/);
   });
 
+  it('is alone when its shadow on another host was given up, also where its copy is told to be complete after that', async () => {
+    const image = join(folder, 'disk.raw');
+    writeFileSync(image, Buffer.alloc(DISK_BYTES));
+    await using disks = await open(image);
+    const socketPath = join(folder, 'disks');
+    await disks.serve({ instance: 1, socketPath, owner: undefined });
+    const qemu = await NbdClientDevice.connect(socketPath, { exportName: 'disk0' });
+    for (const source of disks.beginEpochs(() => {}, { remote: {} })) source.seal(epochId(1));
+    const [copied] = disks.copied();
+    await disks.leave(() => {});
+    await copied?.completed();
+    await qemu.write(0, Buffer.alloc(512, 1));
+    // Whoever goes on with the QEMU after a killed keeper has nothing but the image.
+    expect(readFileSync(image)[0]).toBe(1);
+    await qemu.close();
+  });
+
   it('is served at a socket that its owner alone may open', async () => {
     const image = join(folder, 'disk.raw');
     writeFileSync(image, Buffer.alloc(DISK_BYTES));

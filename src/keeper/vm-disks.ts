@@ -1,6 +1,7 @@
 import { lchownSync, rmSync } from 'node:fs';
 import { assert } from '../base/assert.ts';
 import { DiskDoor } from '../block/disk-door.ts';
+import type { EpochDisk } from '../block/epoch-disk.ts';
 import type { JournaledImage } from '../block/journaled-image.ts';
 import { NbdServer } from '../block/nbd-server.ts';
 import type { SpecDisk } from '../config/spec-disks.ts';
@@ -66,6 +67,8 @@ export class VmDisks implements AsyncDisposable {
   #phase: 'alone' | 'joining' | 'in-sync' = 'alone';
   /** There is a shadow that will not be in sync: its epochs mean nothing to the disks. */
   #ignoresEpochs = false;
+  /** The shadow makes no epoch any more, or is about to be given up. */
+  #isLeft = false;
   /** What is written here is for a shadow on another host. */
   #isElsewhere = false;
   /** Writes wait for it. */
@@ -148,6 +151,7 @@ export class VmDisks implements AsyncDisposable {
    */
   beginEpochs(record: () => void, { remote }: { readonly remote?: unknown }): EpochDiskSource[] {
     this.#ignoresEpochs = false;
+    this.#isLeft = false;
     this.#isElsewhere = remote !== undefined && this.#disks.length > 0;
     if (this.#isElsewhere) record();
     return this.#disks.map(({ disk, epochs }) => ({
@@ -178,7 +182,7 @@ export class VmDisks implements AsyncDisposable {
       read: (offset, into) => epochs.read(offset, into),
       // Held writes are not in the image: from the cut on it has nothing newer.
       readAtCut: (offset, into) => image.device.read(offset, into),
-      completed: () => epochs.setMode('asynchronous'),
+      completed: () => this.#noteCopied(epochs),
       extents: (offset, lengthBytes) => epochs.extents(offset, lengthBytes),
       watch: (onWritten) => epochs.watch(onWritten),
     }));
@@ -277,6 +281,7 @@ export class VmDisks implements AsyncDisposable {
 
   /** All that was written is kept beside the images. The VM stands still, and makes no epoch. @throws BlockError */
   async keepAll(): Promise<void> {
+    this.#isLeft = true;
     await this.#changing;
     if (this.#phase === 'in-sync') await Promise.all(this.#disks.map(({ epochs }) => epochs.keepAll()));
   }
@@ -316,6 +321,14 @@ export class VmDisks implements AsyncDisposable {
     await using closing = new AsyncDisposableStack();
     for (const disk of this.#disks) closing.use(disk);
     for (const instance of this.#clients.keys()) await this.fence(instance);
+  }
+
+  /** From here on it waits to be on record. A shadow that is being given up may come to this as well, and changes nothing then. */
+  async #noteCopied(epochs: EpochDisk): Promise<void> {
+    if (this.#isLeft || !this.isHeld || !this.#isElsewhere) return;
+    const changing = Promise.all([this.#changing, epochs.setMode('asynchronous')]).then(() => {});
+    this.#changing = changing;
+    await changing;
   }
 
   /** The VM stands still for a cut: what it has written is in the images. */
