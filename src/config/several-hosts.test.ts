@@ -40,6 +40,17 @@ shadow: {hosts: [a, b]}
     );
   });
 
+  it('lets nobody ask for a restart elsewhere from disks that may be older there', () => {
+    const text =
+      'name: redis\nmemory: 64MiB\nboot: {kernel: vmlinuz}\ndisks: [{path: /d.raw, format: raw}]\n' +
+      'shadow: {hosts: [a, b], restartElsewhere: true}\n';
+    expect(() => parseVmSpec(text, { source: 'redis.yaml' })).toThrow(
+      /:5: shadow.restartElsewhere: contradicts disks/,
+    );
+    const readOnly = text.replace('raw}', 'raw, readOnly: true}');
+    expect(parseVmSpec(readOnly, { source: 'redis.yaml' }).shadow.restartElsewhere).toBe(true);
+  });
+
   it('may leave the choice among all hosts open, and say what to avoid', () => {
     const text =
       'name: redis\nmemory: 64MiB\nboot: {kernel: vmlinuz}\nshadow: {hosts: auto, antiAffinity: [web, db]}\n';

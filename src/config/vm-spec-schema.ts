@@ -257,6 +257,15 @@ export const vmSpecSchema = z
     termination: z.enum(['remove', 'suspend', 'snapshot']).default('remove'),
     shutdownTimeoutMs: z.int().min(0).max(100_000).default(10_000),
   })
+  .superRefine(({ boot, disks, shadow }, context) => {
+    const all = boot.kind === 'disk' ? [boot.disk, ...disks] : disks;
+    if (!shadow.restartElsewhere || all.every((it) => it.readOnly || it.unprotectedDisk)) return;
+    context.addIssue({
+      code: 'custom',
+      path: ['shadow', 'restartElsewhere'],
+      message: 'contradicts disks that are written to: those of the host that is gone may be newer',
+    });
+  })
   .transform(({ memory: memoryBytes, nics, ...rest }) => ({
     ...rest,
     memoryBytes,

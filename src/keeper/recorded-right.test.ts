@@ -400,6 +400,23 @@ describe('the right to act as a VM', () => {
     expect((await begin(store, 'a')).suspended).toBe(right.token);
   });
 
+  it('of a VM that writes to disks is had elsewhere by a person only, who knows that the newest are lost', async () => {
+    const store = new Store();
+    const right = await begin(store, 'a');
+    const there = { ...SCRATCH, writesDisks: true };
+    await expect(begin(store, 'b', there)).rejects.toMatchObject({ code: 'KEEPER_SUPERSEDED' });
+    await right[Symbol.asyncDispose]();
+    await time.clock.sleep(10 * TTL_MS);
+    const isElsewhere = { code: 'KEEPER_DISKS_ELSEWHERE', facts: { host: 'a' } };
+    await expect(begin(store, 'b', there)).rejects.toMatchObject(isElsewhere);
+    const again = await begin(store, 'a', there);
+    await again.release();
+    expect(store.record).toMatchObject({ holder: 'a', mode: 'ended' });
+    await expect(begin(store, 'b', there)).rejects.toMatchObject(isElsewhere);
+    expect(store.record).toMatchObject({ holder: 'a', mode: 'ended' });
+    expect((await begin(store, 'b', { ...there, anew: true })).follows).toBe('a');
+  });
+
   it('may be had elsewhere again when the state is used, or did not come about', async () => {
     const store = new Store();
     const right = await begin(store, 'a');

@@ -6,7 +6,7 @@ import type { Logger } from '../base/logger.ts';
 import type { KeeperError } from '../control/keeper-error.ts';
 import { LeaseDriver, type VmEffect } from '../lease/lease-driver.ts';
 import { LeaseError } from '../lease/lease-error.ts';
-import { isSuspendedElsewhere, type StoredLease } from '../lease/lease-record.ts';
+import { isSuspendedElsewhere, type LeaseRecord, type StoredLease } from '../lease/lease-record.ts';
 import {
   heirLease,
   initialLease,
@@ -18,7 +18,7 @@ import {
 } from '../lease/lease-state.ts';
 import type { LeaseStore } from '../lease/lease-store.ts';
 import type { ActingRight, RightStatus, RightWatcher, ShadowClaimant } from './acting-right.ts';
-import { superseded, suspendedElsewhere } from './refusals.ts';
+import { disksElsewhere, superseded, suspendedElsewhere } from './refusals.ts';
 
 const RETRY_MS = 100;
 const RETRY_MS_MAX = 2000;
@@ -43,6 +43,8 @@ export interface RightOptions {
 export interface Beginning {
   /** Nothing of the VM is left here, so that a shadow that may take over has more. */
   readonly fromScratch: boolean;
+  /** What the guest writes to its disks is in images of the host that acts: what others have of them is older. */
+  readonly writesDisks?: boolean;
   /** Whatever others may have, as a person knows better. */
   readonly anew: boolean;
   /** The VM is that of a host that acts alone and may be gone: told once, when its right is waited for to end. */
@@ -113,13 +115,17 @@ export class RecordedRight implements ActingRight {
 
   /**
    * A VM is started on this host.
-   * @throws KeeperError KEEPER_SUPERSEDED: another host acts as it, or is about to; KEEPER_SUSPENDED_ELSEWHERE; the signal's
-   * reason
+   * @throws KeeperError KEEPER_SUPERSEDED: another host acts as it, or is about to; KEEPER_SUSPENDED_ELSEWHERE;
+   * KEEPER_DISKS_ELSEWHERE; the signal's reason
    */
   static async begin(options: RightOptions, beginning: Beginning): Promise<RecordedRight> {
-    const { fromScratch, anew, signal, onWait } = beginning;
+    const { fromScratch, anew, signal, onWait, writesDisks = false } = beginning;
     const { host } = options;
-    const { record } = await readUntilAnswered(options, signal);
+    const stored = await readUntilAnswered(options, signal);
+    const { record } = stored;
+    // Once this host is on record nobody knows any more where the newest disks are.
+    if (writesDisks && !anew && record !== undefined && record.holder !== host)
+      throw actedLastElsewhere(options, { ...stored, record });
     const isHeir = !fromScratch && record?.holder === host && record.mode !== 'ended';
     const from = isHeir
       ? heirLease(host, { mayStartCold: false })
@@ -359,6 +365,17 @@ export class RecordedRight implements ActingRight {
     }
     this.#waiters.check();
   }
+}
+
+/** Why a VM may not be started here from its disks. */
+function actedLastElsewhere(
+  { vm, host }: Pick<RightOptions, 'vm' | 'host'>,
+  { record, isHeld }: StoredLease & { readonly record: LeaseRecord },
+): KeeperError {
+  if (record.mode === 'in-sync' || (record.mode === 'alone' && isHeld)) return superseded(vm, record.holder);
+  return isSuspendedElsewhere(record, host)
+    ? suspendedElsewhere(vm, record.holder)
+    : disksElsewhere(vm, record.holder);
 }
 
 interface Deciding {

@@ -119,6 +119,15 @@ export function suspendedElsewhere(vm: string, host: string): KeeperError {
   );
 }
 
+/** What its guest wrote last is in the images of another host. */
+export function disksElsewhere(vm: string, host: string): KeeperError {
+  const message = `${vm} acted on ${host} last: what lies here of its disks is older`;
+  return new KeeperError('KEEPER_DISKS_ELSEWHERE', message, {
+    hint: `Start it on ${host}. If that host is lost for good: \`understudy run SPEC --anew\`; what was written there last is lost then.`,
+    facts: { vm, host },
+  });
+}
+
 /** It has acted elsewhere since: to go on from here would be to forget that. */
 export function stateOutlived(vm: string, directory: string): KeeperError {
   const message = `${vm} has gone on elsewhere since it was suspended here: the state in ${directory} is the past`;
@@ -128,9 +137,15 @@ export function stateOutlived(vm: string, directory: string): KeeperError {
   });
 }
 
+const GONE_ON: readonly string[] = [
+  'KEEPER_SUPERSEDED',
+  'KEEPER_SUSPENDED_ELSEWHERE',
+  'KEEPER_DISKS_ELSEWHERE',
+];
+
 /** This VM is the affair of another host: what is left of it here is older. */
 export function hasGoneOn(cause: unknown): boolean {
-  return isSuperseded(cause) || (cause instanceof KeeperError && cause.code === 'KEEPER_SUSPENDED_ELSEWHERE');
+  return cause instanceof KeeperError && GONE_ON.includes(cause.code);
 }
 
 export function isSuperseded(cause: unknown): boolean {

@@ -4,6 +4,7 @@ import { messageOf } from '../base/errors.ts';
 import type { Failpoints } from '../base/failpoint.ts';
 import type { Logger } from '../base/logger.ts';
 import { loadSiteConfig, type SiteConfig, siteConfigPath } from '../config/site-config.ts';
+import { disksOf, needsEpochs } from '../config/spec-disks.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
 import { KeeperError } from '../control/keeper-error.ts';
 import { dropRelic } from '../control/relic.ts';
@@ -72,15 +73,17 @@ interface JoiningVm extends SiteOptions {
 
 /**
  * Before a VM of several hosts runs: no other of them may act as it. Undefined for a VM of this host alone.
- * @throws KeeperError KEEPER_SUPERSEDED, KEEPER_SUSPENDED_ELSEWHERE, KEEPER_SITE_REFUSED; ConfigError
+ * @throws KeeperError KEEPER_SUPERSEDED, KEEPER_SUSPENDED_ELSEWHERE, KEEPER_DISKS_ELSEWHERE, KEEPER_SITE_REFUSED;
+ * ConfigError
  */
 export async function joinSite(vm: JoiningVm): Promise<RemoteSite | undefined> {
   const site = siteOf(vm.spec);
   if (site === undefined) return undefined;
   const files = await digestFiles(vm.spec);
   const fromScratch = vm.directory.heritage.kind === 'none';
+  const writesDisks = disksOf(vm.spec).some(({ disk }) => needsEpochs(disk));
   try {
-    const right = await RecordedRight.begin(rightOptions(site, vm), { ...vm, fromScratch });
+    const right = await RecordedRight.begin(rightOptions(site, vm), { ...vm, fromScratch, writesDisks });
     // What a killed keeper left here is older than what another host has made of the VM since.
     if (right.follows !== undefined) await giveHeritageUp(vm);
     if (vm.anew) right.forgetState();
