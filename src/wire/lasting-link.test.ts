@@ -201,6 +201,24 @@ describe('a link that outlasts its connections', () => {
     expect(pair.got).toEqual({ far: [0, 1, 2, 3], near: [0] });
   });
 
+  it('is made over yet another path when that of the new connection dies before its answer', async () => {
+    const pair = await Pair.open();
+    const asked = Promise.withResolvers<void>();
+    const unanswered = Promise.withResolvers<void>();
+    owned.defer(unanswered.resolve);
+    const disarm = pair.failpoints.far.arm('resume.before-answer', async () => {
+      disarm();
+      asked.resolve();
+      await unanswered.promise;
+    });
+    pair.network.cut();
+    await asked.promise;
+    pair.near.renew();
+    await pair.near.send(numbered(0, 10));
+    await until(() => pair.got.far.length === 1);
+    expect(pair.resumed.near).toHaveLength(1);
+  });
+
   it('is not taken up by somebody who does not know which it is, or under which right', async () => {
     for (const wrong of [{ stream: 78n }, { token: 4n }]) {
       const pair = await Pair.open({ claim: () => ({ ...CLAIM, ...wrong }) });

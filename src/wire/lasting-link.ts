@@ -158,13 +158,16 @@ export class LastingLink {
   /** The present connection leads nowhere, though it does not know that yet: another one is made. For the side that dials. */
   renew(): void {
     const { clock, silenceMs, reach } = this.#options;
-    if (reach.role !== 'dials' || this.#life.kind !== 'linked') return;
-    const { link } = this.#life;
+    if (reach.role !== 'dials' || this.#life.kind === 'ended') return;
+    // One that was made over that path meanwhile would wait for its answer as long.
+    const link = this.#life.kind === 'linked' ? this.#life.link : this.#life.asked;
+    if (link === undefined) return;
     const made = this.#links.get(link);
     this.#links.delete(link);
     const nowMs = clock.nowMs();
     const error = broken('its path is dead', undefined);
-    this.#step({ kind: 'lost', link, nowMs, silentAtMs: nowMs + silenceMs, error });
+    if (this.#life.kind === 'broken') this.#step({ kind: 'failed', link, nowMs });
+    else this.#step({ kind: 'lost', link, nowMs, silentAtMs: nowMs + silenceMs, error });
     void made?.link.close();
   }
 
