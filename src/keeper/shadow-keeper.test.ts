@@ -1,4 +1,4 @@
-import { mkdtempSync, rmSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeEach, describe, expect, it, onTestFinished } from 'vitest';
 import { systemClock as clock } from '../base/clock.ts';
@@ -7,6 +7,7 @@ import { silentLogger as log } from '../base/logger.ts';
 import { PAGE_BYTES } from '../base/units.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
 import { epochId } from '../epoch/epoch-id.ts';
+import { Mapping } from '../linux/mapping.ts';
 import { GuestMemory } from '../memory/guest-memory.ts';
 import type { PeerLink, PeerMessage } from '../replication/peer-link.ts';
 import { linkWithin } from '../replication/peer-link-fixture.ts';
@@ -25,6 +26,7 @@ beforeEach(() => {
 
 /** The keeper of a shadow that holds an epoch, without the QEMU, and what it says to that of the VM. */
 class World implements AsyncDisposable {
+  readonly memory: GuestMemory;
   readonly keeper: ShadowKeeper;
   readonly ended: Promise<ShadowEnd>;
   readonly heard: PeerWords['kind'][] = [];
@@ -36,7 +38,8 @@ class World implements AsyncDisposable {
 
   constructor() {
     const failpoints = new Failpoints();
-    const memory = GuestMemory.create(join(directory, 'memory'), PAGE_BYTES);
+    this.memory = GuestMemory.create(join(directory, 'memory'), PAGE_BYTES);
+    const { memory } = this;
     this.#image = ShadowImage.create({ memory, directory, slotCount: 2, failpoints });
     const slot = this.#image.take();
     if (slot === undefined) throw new Error('a new image has room');
@@ -90,6 +93,18 @@ describe('the keeper of a shadow whose VM acts on another host', () => {
     await world.say({ kind: 'dismiss' });
     expect(await world.ended).toEqual({ kind: 'dismissed' });
     await expect.poll(() => world.heard).toEqual(['welcome', 'dismissed']);
+  });
+
+  it('does not throw the memory of an epoch away, whatever it is told', async () => {
+    await using world = new World();
+    using page = Mapping.anonymous(PAGE_BYTES);
+    page.bytes.fill(7);
+    world.memory.writeRuns([{ firstPage: 0, pageCount: 1 }], page);
+    await world.say({ kind: 'discard' });
+    // Which would be the end if it had gone on.
+    await world.say({ kind: 'dismiss' });
+    expect(await world.ended).toMatchObject({ kind: 'useless' });
+    expect(readFileSync(world.memory.path)[0]).toBe(7);
   });
 
   it('promises nothing once it is about to ask for the right, though the other side still comes through', async () => {

@@ -197,6 +197,8 @@ export class ShadowKeeper {
   async #hear(words: PeerWords): Promise<boolean> {
     switch (words.kind) {
       case 'discard':
+        // Of memory that has an epoch nothing would be left but the belief in it.
+        if (!this.#hasRelic) throw garbled('that it gives up what is not there');
         this.#options.session.image.memory.discardAll();
         this.#hasRelic = false;
         return false;
