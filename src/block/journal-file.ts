@@ -1,6 +1,6 @@
-import { constants, realpathSync } from 'node:fs';
+import { constants, existsSync, realpathSync } from 'node:fs';
 import { type FileHandle, open } from 'node:fs/promises';
-import { dirname } from 'node:path';
+import { basename, dirname, join } from 'node:path';
 import { LinuxError } from '../linux/linux-error.ts';
 
 /** What a journal needs of a file. What was written may be lost, in any part and order, until `sync` has resolved. */
@@ -18,9 +18,15 @@ export interface JournalFile {
 const PARTS_MAX = 1024;
 const JOURNAL_MODE = 0o600;
 
-/** Where the journal of an image lies, by whatever name that was given. @throws Error of Node: there is no image */
+/**
+ * Where the journal of an image lies, by whatever name that was given; also of one that is yet to be made.
+ * @throws Error of Node: there is no such folder
+ */
 export function journalPathOf(imagePath: string): string {
-  return `${realpathSync(imagePath)}.journal`;
+  const image = existsSync(imagePath)
+    ? realpathSync(imagePath)
+    : join(realpathSync(dirname(imagePath)), basename(imagePath));
+  return `${image}.journal`;
 }
 
 /** Opens a journal, or makes an empty one whose name is on disk too. @throws Error of Node */

@@ -1,6 +1,6 @@
 import { openCopyTarget } from '../block/copy-target.ts';
 import { journalPathOf } from '../block/journal-file.ts';
-import { disksOf, type SpecDisk } from '../config/spec-disks.ts';
+import { disksOf, needsEpochs, type SpecDisk } from '../config/spec-disks.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
 import { KeeperError } from '../control/keeper-error.ts';
 import type { PeerWords } from '../replication/peer-messages.ts';
@@ -22,6 +22,12 @@ export interface CopyOfDisk extends ShadowDisk {
  */
 export async function openCopies(spec: VmSpec, { disks }: Hello): Promise<CopyOfDisk[]> {
   const wanted = disks.map((it) => ({ ...it, disk: copiable(spec, it.name) }));
+  const names = new Set(disks.map(({ name }) => name));
+  if (names.size < disks.length) throw refused('it has a disk twice', COMPARE_RELEASES);
+  // The guest would go on with whatever lies here in its place.
+  const lacking = disksOf(spec).find(({ id, disk }) => needsEpochs(disk) && !names.has(id));
+  if (lacking !== undefined)
+    throw refused(`its disk ${lacking.id} is written to and would not be copied`, COMPARE_RELEASES);
   await using opening = new AsyncDisposableStack();
   const copies: CopyOfDisk[] = [];
   for (const { name, identity, sizeBytes, token, disk } of wanted) {
@@ -46,8 +52,10 @@ function copiable(spec: VmSpec, name: string): SpecDisk {
   return found;
 }
 
-function refused(why: string): KeeperError {
-  return new KeeperError('KEEPER_PEER_REFUSED', `the shadow cannot be kept here: ${why}`, {
-    hint: 'Convert the image with qemu-img convert -O raw, and say so in the specification; or make the disk readOnly.',
-  });
+const CONVERT =
+  'Convert the image with qemu-img convert -O raw, and say so in the specification; or make the disk readOnly.';
+const COMPARE_RELEASES = 'Run the same version of understudy on both hosts.';
+
+function refused(why: string, hint = CONVERT): KeeperError {
+  return new KeeperError('KEEPER_PEER_REFUSED', `the shadow cannot be kept here: ${why}`, { hint });
 }

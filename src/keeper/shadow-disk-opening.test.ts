@@ -1,0 +1,42 @@
+import { mkdtempSync, readdirSync, rmSync } from 'node:fs';
+import { beforeEach, describe, expect, it, onTestFinished } from 'vitest';
+import { parseVmSpec } from '../config/vm-spec.ts';
+import { openCopies } from './shadow-disk-opening.ts';
+
+type Hello = Parameters<typeof openCopies>[1];
+
+let folder: string;
+beforeEach(() => {
+  folder = mkdtempSync('/dev/shm/understudy-copies-');
+  onTestFinished(() => rmSync(folder, { recursive: true }));
+});
+
+/** Of a VM with two disks that it writes to, and the first words of a host that has these of them. */
+function asked(names: readonly string[]) {
+  const disks = [0, 1].map((index) => `{path: ${folder}/${index}.raw, format: raw}`);
+  const yaml = `name: a\nmemory: 64M\nboot: {kernel: k}\ndisks: [${disks.join(', ')}]\n`;
+  const said = names.map((name) => ({ name, sizeBytes: 2 ** 20, identity: 'a'.repeat(32), token: 1 }));
+  return { spec: parseVmSpec(yaml, { source: 'a.yaml' }), hello: { disks: said } as unknown as Hello };
+}
+
+describe('copies of the disks of a VM that acts on another host', () => {
+  it('are made where there is nothing yet', async () => {
+    const { spec, hello } = asked(['disk0', 'disk1']);
+    const copies = await openCopies(spec, hello);
+    expect(copies.map(({ name, isHeld }) => ({ name, isHeld }))).toEqual([
+      { name: 'disk0', isHeld: false },
+      { name: 'disk1', isHeld: false },
+    ]);
+    for (const { image } of copies) await image.close();
+  });
+
+  it.each([
+    ['lacks one that the guest writes to', ['disk0'], /disk1 is written to and would not be copied/],
+    ['has one twice', ['disk0', 'disk1', 'disk1'], /a disk twice/],
+    ['has one that the VM does not have', ['disk0', 'disk1', 'disk2'], /"disk2" is none/],
+  ])('are refused to a host that %s, before there is anything', async (_, names, problem) => {
+    const { spec, hello } = asked(names);
+    await expect(openCopies(spec, hello)).rejects.toThrow(problem);
+    expect(readdirSync(folder)).toEqual([]);
+  });
+});
