@@ -219,6 +219,12 @@ describe('a link that outlasts its connections', () => {
     expect(pair.resumed.near).toHaveLength(1);
   });
 
+  it('ends when it is given what no connection would ever take', async () => {
+    const pair = await Pair.open();
+    await expect(pair.near.send(numbered(0, BODY_BYTES + 1))).rejects.toMatchObject({ code: 'WIRE_CLOSED' });
+    expect((await pair.near.closed).kind).toBe('lost');
+  });
+
   it('is not taken up by somebody who does not know which it is, or under which right', async () => {
     for (const wrong of [{ stream: 78n }, { token: 4n }]) {
       const pair = await Pair.open({ claim: () => ({ ...CLAIM, ...wrong }) });

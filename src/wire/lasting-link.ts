@@ -380,8 +380,14 @@ export class LastingLink {
         this.#unsent.shift();
         this.#noteLeft(next.sequence);
       }
-    } catch {
-      // Its end tells why.
+    } catch (thrown) {
+      // Where the connection is over its end tells why. What no connection would take must not be waited for for ever.
+      if (!(thrown instanceof WireError) && this.#isPresent(number))
+        this.#step({
+          kind: 'over',
+          link: number,
+          end: { kind: 'lost', error: broken(messageOf(thrown), thrown) },
+        });
     } finally {
       if (this.#pumpedTo === number) this.#pumpedTo = undefined;
     }
