@@ -92,7 +92,7 @@ export type SiteConfig = Omit<Said, 'lease'> & {
 
 export const SITE_CONFIG_EXAMPLE = `\
 host: a                             # this host, as its certificate calls it
-listen: 10.0.0.1:7946               # where the other hosts reach it, with TLS from both sides; several: [10.0.0.1:7946, …]
+listen: 10.0.0.1:7946               # where the other hosts reach it, with TLS from both sides; several: [10.0.0.1:7946, ...]
 certificate: pki/a.crt              # \`understudy pki host\` makes it; relative paths begin at this file
 key: pki/a.key
 ca: pki/ca.crt                      # who signed the certificates of all hosts
