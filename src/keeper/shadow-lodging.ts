@@ -1,7 +1,7 @@
 import { join } from 'node:path';
 import { cacheDirectory } from '../base/cache-directory.ts';
 import type { Clock } from '../base/clock.ts';
-import { errorFacts } from '../base/errors.ts';
+import { errorFacts, messageOf } from '../base/errors.ts';
 import { Failpoints } from '../base/failpoint.ts';
 import { type Logger, silentLogger } from '../base/logger.ts';
 import type { SiteConfig } from '../config/site-config.ts';
@@ -210,7 +210,7 @@ export class ShadowLodging implements AsyncDisposable {
     });
     const socket = this.directory.controlSocket;
     await using _server = await ControlServer.listen(socket, { control, clock: this.#clock, log });
-    const end = withLastSign(await ended, pulse);
+    const end = await withDisks(withLastSign(await ended, pulse), session);
     log.info('the shadow is kept no longer', { ...end });
     // One that holds nothing may wait for the right of who acted alone to end, where that is wanted.
     const mayStartCold = spec.shadow.restartElsewhere;
@@ -296,6 +296,17 @@ export class ShadowLodging implements AsyncDisposable {
       ...{ ...this.#host, spec, log, clock: this.#clock, failpoints: this.#right.failpoints },
       runDirectory: this.directory,
     };
+  }
+}
+
+/** What its disks lack nobody may go on without, and this host must not have the right to act then. */
+async function withDisks(end: ShadowEnd, { image }: ShadowSession): Promise<ShadowEnd> {
+  if (end.kind !== 'called' && end.kind !== 'alone') return end;
+  try {
+    await image.disks?.written(image.committed);
+    return end;
+  } catch (cause) {
+    return { kind: 'useless', error: messageOf(cause) };
   }
 }
 
