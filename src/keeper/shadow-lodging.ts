@@ -239,7 +239,8 @@ export class ShadowLodging implements AsyncDisposable {
       ...{ spec, right, given: hello.spec, files: hello.files, directory: this.directory },
       ...{ clock: this.#clock, failpoints: this.#right.failpoints },
     });
-    if (how === 'promote') await this.#takeDisks(session);
+    // They have all that was committed, else the right would not have been asked for. From now on they are the VM's.
+    if (how === 'promote') await session.image.disks?.release();
     const promised: PromisedShadow = {
       ...{ session, from: peer, claimed, lastSignMs, noticedAtMs, fencedAtMs, instances: this.#instances },
       disks: this.#disks,
@@ -263,15 +264,6 @@ export class ShadowLodging implements AsyncDisposable {
     // Who asks why the VM is gone finds its logs.
     this.directory.leaveLogs();
     return EXIT_FAILED;
-  }
-
-  /**
-   * All that was committed is in the images, which are the VM's from now on.
-   * @throws BlockError BLOCK_DISK_FAILED: it is not, and cannot come there. The VM must not go on from something older
-   */
-  async #takeDisks({ image }: ShadowSession): Promise<void> {
-    await image.disks?.written(image.committed);
-    await image.disks?.release();
   }
 
   /** A shadow that cannot take over is no reason to let the VM lie: it begins anew, as it would on its own host. */

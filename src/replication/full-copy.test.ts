@@ -7,8 +7,9 @@ import { Mapping } from '../linux/mapping.ts';
 import { CompareLog } from '../memory/compare-log.ts';
 import type { DirtyLog } from '../memory/dirty-log.ts';
 import { GuestMemory } from '../memory/guest-memory.ts';
-import { countPages, mergeRuns, type PageRun } from '../memory/page-runs.ts';
+import { countPages } from '../memory/page-runs.ts';
 import { copyWhileRunning } from './full-copy.ts';
+import { OwnWritesLog } from './own-writes-log-fixture.ts';
 
 const PAGES = (3 * MIB) / PAGE_BYTES;
 const REST_PAGES_MAX = 4;
@@ -31,25 +32,6 @@ beforeEach(() => {
 function write(memory: GuestMemory, at: number, value: number): void {
   page.bytes.fill(value);
   memory.writeRuns([{ firstPage: at, pageCount: 1 }], page);
-}
-
-/** Knows every write, because `write` and `discard` tell it: as atomic as a pagemap scan. */
-class OwnWritesLog implements DirtyLog {
-  readonly method = 'pagemap-scan';
-  readonly atomic = true;
-  #marked: PageRun[] = [];
-
-  collect(): PageRun[] {
-    const changed = mergeRuns(this.#marked);
-    this.#marked = [];
-    return changed;
-  }
-  peek(): undefined {}
-  mark(runs: readonly PageRun[]): void {
-    this.#marked.push(...runs);
-  }
-  adopt(): void {}
-  [Symbol.dispose](): void {}
 }
 
 const LOGS: Readonly<Record<string, (memory: GuestMemory) => DirtyLog>> = {

@@ -6,10 +6,10 @@ import { systemClock as clock } from '../base/clock.ts';
 import { PAGE_BYTES } from '../base/units.ts';
 import { WorkPace } from '../base/work-pace.ts';
 import { Mapping } from '../linux/mapping.ts';
-import type { DirtyLog } from '../memory/dirty-log.ts';
 import { GuestMemory } from '../memory/guest-memory.ts';
-import { mergeRuns, type PageRun, piecesOf } from '../memory/page-runs.ts';
+import { type PageRun, piecesOf } from '../memory/page-runs.ts';
 import { copyWhileRunning } from './full-copy.ts';
+import { OwnWritesLog } from './own-writes-log-fixture.ts';
 import { differingRuns, HASH_BYTES, hashesOf, hashPages, makeSecret, PageHashes } from './page-hashes.ts';
 import { decodeHashes, encodeHashes } from './peer-messages.ts';
 
@@ -38,23 +38,6 @@ function write(memory: GuestMemory, page: number, value: number): void {
   // Most pages that differ do so in little.
   buffer.bytes[PAGE_BYTES - 1] = value === 0 ? 0 : value + page;
   memory.writeRuns([{ firstPage: page, pageCount: 1 }], buffer);
-}
-
-class OwnWritesLog implements DirtyLog {
-  readonly method = 'pagemap-scan';
-  readonly atomic = true;
-  #marked: PageRun[] = [];
-  collect(): PageRun[] {
-    const changed = mergeRuns(this.#marked);
-    this.#marked = [];
-    return changed;
-  }
-  peek(): undefined {}
-  mark(runs: readonly PageRun[]): void {
-    this.#marked.push(...runs);
-  }
-  adopt(): void {}
-  [Symbol.dispose](): void {}
 }
 
 function pageOf(memory: GuestMemory, page: number): Buffer {

@@ -1,5 +1,5 @@
 import type { ChildProcessWithoutNullStreams } from 'node:child_process';
-import { systemClock as clock } from '../../src/base/clock.ts';
+import { ConsoleText } from './console-text.ts';
 
 const DEADLINE_MS = 60_000;
 const RETRY_MS = 2000;
@@ -8,18 +8,13 @@ const RETRIES = 15;
 /** The console of a VM as a process shows it: what it says, and waiting for a piece of it. */
 export class RemoteConsole implements Disposable {
   readonly #child: ChildProcessWithoutNullStreams;
-  #text = '';
-  #changed = Promise.withResolvers<void>();
+  readonly #text = new ConsoleText();
 
   constructor(child: ChildProcessWithoutNullStreams) {
     this.#child = child;
     // The VM it belongs to may be gone.
     child.stdin.on('error', () => {});
-    child.stdout.on('data', (bytes: Buffer) => {
-      this.#text += bytes.toString('latin1');
-      this.#changed.resolve();
-      this.#changed = Promise.withResolvers();
-    });
+    child.stdout.on('data', (bytes: Buffer) => this.#text.add(bytes.toString('latin1')));
   }
 
   type(line: string): void {
@@ -42,23 +37,8 @@ export class RemoteConsole implements Disposable {
   }
 
   /** Waits for a piece of text, and takes it and all before it out. */
-  async take(pattern: RegExp, { deadlineMs = DEADLINE_MS } = {}): Promise<RegExpExecArray> {
-    const late = Promise.withResolvers<never>();
-    const cancel = clock.after(deadlineMs, () =>
-      late.reject(new Error(`no ${pattern} in: ${this.#text.slice(-2000)}`)),
-    );
-    try {
-      for (;;) {
-        const match = pattern.exec(this.#text);
-        if (match !== null) {
-          this.#text = this.#text.slice(match.index + match[0].length);
-          return match;
-        }
-        await Promise.race([this.#changed.promise, late.promise]);
-      }
-    } finally {
-      cancel();
-    }
+  take(pattern: RegExp, { deadlineMs = DEADLINE_MS } = {}): Promise<RegExpExecArray> {
+    return this.#text.take(pattern, { deadlineMs });
   }
 
   [Symbol.dispose](): void {

@@ -20,6 +20,7 @@ import type { KeeperOptions, UnsafeKeeper } from '../../src/keeper/keeper-option
 import { ensurePreloadLibrary } from '../../src/memory/preload-library.ts';
 import { QemuFinder } from '../../src/qemu/qemu-binary.ts';
 import { bootedState, nameOfWorker } from './booted-state.ts';
+import { ConsoleText } from './console-text.ts';
 
 const GUEST_ADDRESS = '10.77.0.2';
 const REDIS_PORT = 6379;
@@ -401,16 +402,11 @@ async function loadIn(netns: string, clients: number): Promise<RedisLoad> {
 /** The serial console of a VM: what it says, and waiting for a piece of it. */
 export class GuestConsole implements Disposable {
   readonly #session: ConsoleSession;
-  #text = '';
-  #changed = Promise.withResolvers<void>();
+  readonly #text = new ConsoleText();
 
   constructor(keeper: Keeper) {
     this.#session = keeper.openConsole({
-      onOutput: (bytes) => {
-        this.#text += Buffer.from(bytes).toString('latin1');
-        this.#changed.resolve();
-        this.#changed = Promise.withResolvers();
-      },
+      onOutput: (bytes) => this.#text.add(Buffer.from(bytes).toString('latin1')),
     });
   }
 
@@ -426,23 +422,8 @@ export class GuestConsole implements Disposable {
   }
 
   /** Waits for a piece of text, and takes it and all before it out. */
-  async take(pattern: RegExp): Promise<RegExpExecArray> {
-    const late = Promise.withResolvers<never>();
-    const cancel = systemClock.after(DEADLINE_MS, () =>
-      late.reject(new Error(`no ${pattern} in: ${this.#text.slice(-2000)}`)),
-    );
-    try {
-      for (;;) {
-        const match = pattern.exec(this.#text);
-        if (match !== null) {
-          this.#text = this.#text.slice(match.index + match[0].length);
-          return match;
-        }
-        await Promise.race([this.#changed.promise, late.promise]);
-      }
-    } finally {
-      cancel();
-    }
+  take(pattern: RegExp): Promise<RegExpExecArray> {
+    return this.#text.take(pattern, { deadlineMs: DEADLINE_MS });
   }
 
   [Symbol.dispose](): void {
