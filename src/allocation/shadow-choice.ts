@@ -20,7 +20,7 @@ export interface HostResources {
 export interface Candidate {
   readonly host: string;
   /** Undefined: it gave no answer, or is of a release that does not know the question. */
-  readonly resources: HostResources | undefined;
+  readonly resources: HostResources | 'unasked' | undefined;
   /** It turned this shadow away a short while ago, or could not be reached. */
   readonly hasRefused: boolean;
 }
@@ -37,7 +37,7 @@ export interface WantedPlace {
 }
 
 /** `maintenance` and `no-room` are not asked for a place. */
-export type Verdict = 'fits' | 'unknown' | 'refused' | 'no-room' | 'maintenance';
+export type Verdict = 'fits' | 'unasked' | 'unknown' | 'refused' | 'no-room' | 'maintenance';
 
 /** A candidate, and all that its place in the order was made from. */
 export interface RankedHost {
@@ -52,7 +52,7 @@ export interface RankedHost {
   readonly shadows: number | null;
 }
 
-const ORDER: readonly Verdict[] = ['fits', 'unknown', 'refused', 'no-room', 'maintenance'];
+const ORDER: readonly Verdict[] = ['fits', 'unasked', 'unknown', 'refused', 'no-room', 'maintenance'];
 
 /**
  * The candidates, best first: those that have room; among them those without a VM to keep away from, then those with the
@@ -68,8 +68,8 @@ export function mayBeAsked({ verdict }: RankedHost): boolean {
 }
 
 function judge({ host, resources, hasRefused }: Candidate, wanted: WantedPlace): RankedHost {
-  if (resources === undefined) {
-    const verdict = hasRefused ? 'refused' : 'unknown';
+  if (resources === undefined || resources === 'unasked') {
+    const verdict = hasRefused ? 'refused' : (resources ?? 'unknown');
     return { host, verdict, conflicts: [], shared: [], freeShare: null, shadows: null };
   }
   const { memoryFreeBytes, roomFreeBytes, memoryTotalBytes, cpus, load, labels } = resources;
@@ -131,6 +131,7 @@ export function explainRank({ verdict, conflicts, shared, freeShare, shadows }: 
 
 const WORDS: Readonly<Record<Verdict, string>> = {
   fits: 'has room',
+  unasked: 'is the only one',
   unknown: 'did not say what it has',
   refused: 'turned it away a short while ago',
   'no-room': 'has too little room',

@@ -52,9 +52,10 @@ describe('the places of a shadow', () => {
   });
 
   it('are not compared where there is one', async () => {
-    const { asked, find } = places({ others: ['b'] });
+    const { made, asked, find } = places({ others: ['b'] });
     expect(await find()).toMatchObject({ host: 'b' });
     expect(asked).toEqual(['place on b']);
+    expect(made.status?.candidates).toMatchObject([{ host: 'b', why: 'is the only one' }]);
   });
 
   it('come after the others for a minute when they have turned the shadow away', async () => {

@@ -109,7 +109,7 @@ export class ShadowPlaces {
     const late = AbortSignal.any([signal, AbortSignal.timeout(RESOURCES_DEADLINE_MS)]);
     const known = await Promise.all(
       candidates.map(async (host): Promise<Candidate> => {
-        const resources = isOpen ? await askResources(host, late).catch(() => undefined) : undefined;
+        const resources = isOpen ? await askResources(host, late).catch(() => undefined) : 'unasked';
         return { host, resources, hasRefused: hasRefused(host) };
       }),
     );
