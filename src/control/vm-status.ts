@@ -116,7 +116,7 @@ export interface PlacementStatus {
   /** All that could have been, best first. */
   readonly candidates: readonly {
     readonly host: string;
-    readonly verdict: 'fits' | 'unknown' | 'refused' | 'no-room' | 'maintenance';
+    readonly verdict: 'fits' | 'unasked' | 'unknown' | 'refused' | 'no-room' | 'maintenance';
     /** VMs there that this one keeps away from. */
     readonly conflicts: readonly string[];
     /** Labels that it has in common with the VM's own host. */
