@@ -16,7 +16,9 @@ export type BlockErrorCode =
   | 'BLOCK_EPOCH_ORDER'
   | 'BLOCK_ROLLBACK_TOO_LATE'
   | 'BLOCK_DISK_FAILED'
-  | 'BLOCK_DISK_CLOSED';
+  | 'BLOCK_DISK_CLOSED'
+  | 'BLOCK_MOMENT_LOST'
+  | 'BLOCK_TRIAL_FULL';
 
 /** A disk of a VM, its image or its journal cannot be used as it is, or somebody asked of it what it must not do. */
 export class BlockError extends UnderstudyError<BlockErrorCode> {}

@@ -10,9 +10,9 @@ const EXTENT_SPAN_BYTES = 16 * MIB;
 /** A disk as its guest sees it: the image, and the writes that lie above it. */
 export class DiskView {
   readonly #overlay: DiskOverlay;
-  readonly #image: BlockDevice;
+  readonly #image: Pick<BlockDevice, 'read' | 'extents'>;
 
-  constructor(overlay: DiskOverlay, image: BlockDevice) {
+  constructor(overlay: DiskOverlay, image: Pick<BlockDevice, 'read' | 'extents'>) {
     this.#overlay = overlay;
     this.#image = image;
   }

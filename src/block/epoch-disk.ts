@@ -182,6 +182,11 @@ export class EpochDisk implements BlockDevice, EpochParticipant, AsyncDisposable
     return this.#until(isKept);
   }
 
+  /** Resolves when this epoch, which was sealed, and all before it are in the image. @throws BlockError */
+  async written(epoch: EpochId): Promise<void> {
+    await this.#until(() => !this.#overlay.hasUnwrittenUpTo(epoch));
+  }
+
   /**
    * Drops this epoch and all that is newer: the VM goes on from an earlier one. Nothing may be connected to the disk.
    * @throws BlockError BLOCK_ROLLBACK_TOO_LATE: the guest had some of it flushed while no shadow was in sync

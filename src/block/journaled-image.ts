@@ -3,6 +3,7 @@ import type { EpochId } from '../epoch/epoch-id.ts';
 import type { BlockDevice } from './block-device.ts';
 import { BlockError } from './block-error.ts';
 import { type DiskCopyOptions, DiskJournal, tokenStale } from './disk-journal.ts';
+import { DiskMoment } from './disk-moment.ts';
 import type { DiskWrite } from './disk-write.ts';
 import type { DiskPosition, JournalEntry } from './journal-entry.ts';
 import type { JournalFile } from './journal-file.ts';
@@ -38,6 +39,7 @@ export class JournaledImage implements AsyncDisposable {
   readonly device: BlockDevice;
   readonly #journal: DiskJournal;
   #applying = false;
+  #moment: DiskMoment | undefined;
   #failure: unknown;
   #closed: Promise<void> | undefined;
 
@@ -114,7 +116,10 @@ export class JournaledImage implements AsyncDisposable {
         return false;
       }
       // One after the other: a block may be in more than one of them.
-      for (const { writes } of entries) await writeAll(this.device, writes);
+      for (const { epoch, writes } of entries) {
+        if (this.#moment !== undefined && epoch > this.#moment.epoch) await this.#moment.keep(writes);
+        await writeAll(this.device, writes);
+      }
       await this.device.flush();
       await this.#journal.trim();
       return true;
@@ -131,7 +136,24 @@ export class JournaledImage implements AsyncDisposable {
    * what is newer, whenever the power fails.
    */
   async settle(): Promise<void> {
+    this.#moment?.lose(undefined);
     await this.#journal.settle();
+  }
+
+  /**
+   * The image as of this epoch, which is the last one that was committed: it may be read there once it has been written.
+   * Until `forgetMoment` newer epochs take a little longer.
+   */
+  holdMoment(epoch: EpochId, options: { readonly keptBytesMax: number }): DiskMoment {
+    assert(this.#moment === undefined, 'an image is looked at by one at a time');
+    assert(this.position.epoch <= epoch, 'nothing newer has reached the image');
+    this.#moment = new DiskMoment({ device: this.device, epoch, ...options });
+    return this.#moment;
+  }
+
+  forgetMoment(): void {
+    this.#moment?.lose(undefined);
+    this.#moment = undefined;
   }
 
   close(): Promise<void> {

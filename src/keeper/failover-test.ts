@@ -12,6 +12,8 @@ import type { Loan } from './loans.ts';
 import type { RemoteShadow } from './remote-shadow.ts';
 import type { ShadowLoan } from './shadow-life.ts';
 import type { ShadowSession } from './shadow-session.ts';
+import { TrialDisks, type TriedDisk } from './trial-disks.ts';
+import type { ServedDisks } from './vm-disks.ts';
 
 /** For so long it has to run without a panic, a reset or an end. */
 const RUN_MS = 1000;
@@ -27,8 +29,10 @@ export interface FailoverTestOptions {
   readonly failpoints: Failpoints;
   /** The guest has been heard on its agent channel: it has to answer there. */
   readonly expectsAgent: boolean;
-  /** Starts a QEMU like any standby of this VM. */
-  readonly startStandby: (signal: AbortSignal) => Promise<Instance>;
+  /** Those of the shadow that commit with epochs. */
+  readonly disks: readonly TriedDisk[];
+  /** Starts a QEMU like any standby of this VM, but with these disks. */
+  readonly startStandby: (signal: AbortSignal, disks: ServedDisks) => Promise<Instance>;
 }
 
 /**
@@ -81,13 +85,15 @@ async function tryOut(options: FailoverTestOptions, found: Writable<FailoverRepo
   const { signal } = loan;
   const step = (name: string) => orAborted(failpoints.hit(`failover-test.${name}`), signal);
   await step('before-start');
-  await using instance = await startStandby(signal);
+  await using disks = new TrialDisks(options.disks);
+  await using instance = await startStandby(signal, disks);
   const end = watchForTheEnd(instance, signal);
   instance.limitCpu(CPU_SHARE);
   await step('before-copy');
   const { staged, firmware } = await loan.use((session) =>
-    copy(session, { instance, clock, signal, found, step }),
+    copy(session, { instance, disks, clock, signal, found, step }),
   );
+  await end.orEnded(disks.ready(staged.epoch));
   await step('before-load');
   const startMs = clock.nowMs();
   await end.orEnded(instance.machine.loadDeviceState(withFirmware(staged.deviceState, firmware)));
@@ -106,11 +112,13 @@ async function tryOut(options: FailoverTestOptions, found: Writable<FailoverRepo
   if (!running) throw failed(`it does not run but is ${status}`);
   await step('before-end');
   end.assertRuns();
+  disks.assertSound();
   found.runningMs = clock.nowMs() - runMs;
 }
 
 interface CopyOptions {
   readonly instance: Instance;
+  readonly disks: TrialDisks;
   readonly clock: Clock;
   readonly signal: AbortSignal;
   readonly found: Writable<FailoverReport>;
@@ -119,7 +127,7 @@ interface CopyOptions {
 
 async function copy(
   { image, firmware }: ShadowSession,
-  { instance, clock, signal, found, step }: CopyOptions,
+  { instance, disks, clock, signal, found, step }: CopyOptions,
 ): Promise<{ readonly staged: StagedEpoch; readonly firmware: Uint8Array }> {
   const startMs = clock.nowMs();
   const { staged, copiedBytes, heldMs } = await copyImage({
@@ -127,6 +135,7 @@ async function copy(
     to: instance.memory,
     signal,
     nowMs: () => clock.nowMs(),
+    onStill: (epoch) => disks.begin(epoch),
     onHeld: () => step('held'),
   });
   found.epoch = staged.epoch;

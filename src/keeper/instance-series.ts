@@ -1,10 +1,13 @@
 import { Instance, type InstanceSetting } from './instance.ts';
+import type { ServedDisks } from './vm-disks.ts';
 
 interface InstanceWish {
   readonly role: 'primary' | 'standby';
   /** What it is for, where its role does not say it. */
   readonly purpose?: string;
   readonly signal: AbortSignal | undefined;
+  /** In place of the VM's own. */
+  readonly disks?: ServedDisks;
 }
 
 /** The QEMUs of one VM: no two have the same number, over all of its keepers. */
@@ -26,9 +29,10 @@ export class InstanceSeries {
     this.#count = instance;
   }
 
-  async start({ role, purpose = role, signal }: InstanceWish): Promise<Instance> {
+  async start({ role, purpose = role, signal, disks }: InstanceWish): Promise<Instance> {
     this.#count += 1;
-    const instance = await Instance.start(this.#setting, { number: this.#count, role, signal });
+    const setting = disks === undefined ? this.#setting : { ...this.#setting, disks };
+    const instance = await Instance.start(setting, { number: this.#count, role, signal });
     this.#publish('qemu-started', { role: purpose, instance: instance.number, pid: instance.pid });
     return instance;
   }

@@ -1,10 +1,10 @@
 import { CgroupTree } from '../linux/cgroup.ts';
 import type { InstanceSetting } from './instance.ts';
 import type { KeeperOptions } from './keeper-options.ts';
-import type { VmDisks } from './vm-disks.ts';
+import type { ServedDisks } from './vm-disks.ts';
 
 /** What all QEMUs of this keeper have in common. Says so where they have to run without a limit. */
-export function settingOf(options: KeeperOptions, disks?: VmDisks): InstanceSetting {
+export function settingOf(options: KeeperOptions, disks?: ServedDisks): InstanceSetting {
   const { runDirectory, log } = options;
   const cgroups = CgroupTree.detect();
   if (cgroups.kind === 'unusable') log.warn('QEMUs run without CPU limit', { reason: cgroups.reason });

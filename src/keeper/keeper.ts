@@ -349,7 +349,8 @@ export class Keeper implements KeeperControl {
       notePause: (pausedMs) => this.#guestClock.notePause(pausedMs),
       startPrimary: (role, signal) => this.#instances.start({ role, purpose: 'primary', signal }),
       startStandby: (signal) => this.#instances.start({ role: 'standby', signal }),
-      startTest: (signal) => this.#instances.start({ role: 'standby', purpose: 'test', signal }),
+      startTest: (signal, disks) =>
+        this.#instances.start({ role: 'standby', purpose: 'test', signal, disks }),
       countFrom: (instance) => this.#instances.countFrom(instance),
       beginToAct: (instance) => this.#beginToAct(instance),
       makePrimary: (instance) => this.#makePrimary(instance),

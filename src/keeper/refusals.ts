@@ -33,9 +33,9 @@ export function shadowIsLent(vm: string, to: 'test' | 'snapshot'): KeeperError {
 }
 
 export function disksWouldBeWritten(vm: string): KeeperError {
-  const message = `${vm} has disks, which a second QEMU that runs would write to`;
+  const message = `${vm} has disks that QEMU opens itself, which a second one that runs would write to`;
   return new KeeperError('KEEPER_TEST_REFUSED', message, {
-    hint: 'Its failover can be tested only where all disks are readOnly.',
+    hint: 'Its failover can be tested only where no disk that is written to is an unprotectedDisk.',
     facts: { vm },
   });
 }

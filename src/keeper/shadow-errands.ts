@@ -23,6 +23,7 @@ import type { Instance } from './instance.ts';
 import { type Loan, Loans } from './loans.ts';
 import type { ShadowSession } from './shadow-session.ts';
 import { withShadow } from './shadow-wish.ts';
+import type { ServedDisks } from './vm-disks.ts';
 
 /** Errands that are known at a time: one is carried out. */
 const WAITING_MAX = 4;
@@ -34,7 +35,7 @@ export interface ErrandsOptions {
   readonly spec: VmSpec;
   readonly session: ShadowSession;
   /** Starts a QEMU like any standby of the VM, for a test. */
-  readonly startTest: (signal: AbortSignal) => Promise<Instance>;
+  readonly startTest: (signal: AbortSignal, disks: ServedDisks) => Promise<Instance>;
   readonly clock: Clock;
   readonly log: Logger;
   readonly failpoints: Failpoints;
@@ -131,9 +132,10 @@ export class ShadowErrands {
     errand: number,
     { loan, expectsAgent }: { loan: Loan<ShadowSession>; expectsAgent: boolean },
   ): Promise<void> {
-    const { spec, clock, failpoints, startTest: startStandby } = this.#options;
+    const { spec, session, clock, failpoints, startTest: startStandby } = this.#options;
+    const disks = session.image.disks?.looks() ?? [];
     admit(withShadow(spec, true), { runs: true, besidesBytes: spec.memoryBytes });
-    const report = await testFailover({ loan, clock, failpoints, expectsAgent, startStandby });
+    const report = await testFailover({ loan, clock, failpoints, expectsAgent, disks, startStandby });
     await this.#say({ kind: 'tested', errand, report });
   }
 

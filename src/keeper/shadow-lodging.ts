@@ -30,7 +30,7 @@ import { ShadowErrands } from './shadow-errands.ts';
 import { type AskedShadow, checkTwin } from './shadow-hello.ts';
 import { type ShadowEnd, ShadowKeeper } from './shadow-keeper.ts';
 import { ShadowSession } from './shadow-session.ts';
-import { VmDisks } from './vm-disks.ts';
+import { type ServedDisks, VmDisks } from './vm-disks.ts';
 import { prepareHost, type VmHost } from './vm-host.ts';
 
 /** As in lease-record.ts. */
@@ -117,7 +117,7 @@ export class ShadowLodging implements AsyncDisposable {
     const { link, messages, peer, spec, hello } = this.#asked;
     log.info('keeps a shadow', { vm: spec.name, of: peer });
     const common = { link, session, log, clock: this.#clock, failpoints: this.#right.failpoints };
-    const startTest = (signal: AbortSignal) => this.#startTest(log, signal);
+    const startTest = (signal: AbortSignal, tried: ServedDisks) => this.#startTest(log, { signal, tried });
     const errands = new ShadowErrands({ ...common, spec, startTest });
     let shadow: ShadowKeeper | undefined;
     const pulse = await PeerPulse.listen(hostsOf(this.#site.listen), {
@@ -187,9 +187,12 @@ export class ShadowLodging implements AsyncDisposable {
     });
   }
 
-  async #startTest(log: Logger, signal: AbortSignal): Promise<Instance> {
+  async #startTest(
+    log: Logger,
+    { signal, tried }: { readonly signal: AbortSignal; readonly tried: ServedDisks },
+  ): Promise<Instance> {
     this.#instances += 1;
-    const setting = settingOf(this.#options(log));
+    const setting = settingOf(this.#options(log), tried);
     const number = this.#instances;
     const instance = await Instance.start(setting, { number, role: 'standby', signal });
     log.info('a copy of the shadow is tried out', { instance: number, pid: instance.pid });

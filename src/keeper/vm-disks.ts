@@ -9,6 +9,7 @@ import type { DiskEpochsStatus } from '../control/vm-status.ts';
 import { type EpochId, epochId, NO_EPOCH, nextEpoch } from '../epoch/epoch-id.ts';
 import type { CopiedDisk } from '../replication/disk-copy.ts';
 import type { EpochDiskSource } from '../replication/epoch-writes.ts';
+import type { TriedDisk } from './trial-disks.ts';
 import { VmDisk, type VmDiskOptions } from './vm-disk.ts';
 
 export type VmDisksOptions = Omit<VmDiskOptions, keyof DisksListener> & {
@@ -42,10 +43,18 @@ function telling(told: { readonly listener: DisksListener }): DisksListener {
   };
 }
 
-interface ServeOptions {
+export interface ServeOptions {
   readonly instance: number;
   readonly socketPath: string;
   readonly owner: { readonly uid: number; readonly gid: number } | undefined;
+}
+
+/** Disks that a QEMU gets from its keeper. */
+export interface ServedDisks {
+  /** In the order of the specification. */
+  readonly names: readonly string[];
+  /** Serves them to one QEMU, until what this returns is disposed of. @throws Error of Node */
+  serve(options: ServeOptions): Promise<AsyncDisposable>;
 }
 
 /**
@@ -59,7 +68,7 @@ interface ServeOptions {
  *   host this begins with the first cut, and the record says from before it on that nobody is to be gone on with here: until it
  *   is on record elsewhere that the shadow may act, what the guest is told is durable is in the images.
  */
-export class VmDisks implements AsyncDisposable {
+export class VmDisks implements ServedDisks, AsyncDisposable {
   readonly #disks: readonly VmDisk[];
   readonly #durableCommits: boolean;
   readonly #told: { listener: DisksListener };
@@ -167,6 +176,13 @@ export class VmDisks implements AsyncDisposable {
         epochs.abort(epoch);
         if (this.#phase === 'joining') this.#stayAlone();
       },
+    }));
+  }
+
+  /** For a QEMU that is only tried out. */
+  tried(): TriedDisk[] {
+    return this.#disks.map(({ disk, epochs, image }) => ({
+      ...{ name: disk.id, image, written: (epoch) => epochs.written(epoch) },
     }));
   }
 

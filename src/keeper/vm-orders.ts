@@ -37,12 +37,14 @@ import type { ShadowLife } from './shadow-life.ts';
 import { withShadow } from './shadow-wish.ts';
 import { takeRemoteSnapshot, takeSnapshot, takeStandingSnapshot } from './snapshot-taking.ts';
 import type { SavedKind, StateKeeping } from './state-keeping.ts';
+import type { ServedDisks, VmDisks } from './vm-disks.ts';
 
 type Facts = Readonly<Record<string, unknown>>;
 
 /** What orders need of the keeper that carries them out. */
 export interface OrderedVm {
   readonly options: KeeperOptions;
+  readonly disks: VmDisks;
   readonly waiters: ConditionWaiters;
   readonly shadow: ShadowLife;
   readonly memory: MemoryArrival;
@@ -54,7 +56,7 @@ export interface OrderedVm {
   /** The guest has answered on its agent channel. */
   readonly hasAgent: () => boolean;
   /** Starts a QEMU like any standby, for a test. */
-  readonly startTest: (signal: AbortSignal) => Promise<Instance>;
+  readonly startTest: (signal: AbortSignal, disks: ServedDisks) => Promise<Instance>;
   readonly dispatch: (event: ProtectionEvent) => void;
   /** The request that what follows is done for, as long as it is. */
   readonly onBehalf: (trace: Trace | undefined) => void;
@@ -119,11 +121,12 @@ export class VmOrders {
   }
 
   async testFailover(): Promise<FailoverReport> {
-    const { options, shadow, state, startTest } = this.#vm;
+    const { options, shadow, state, startTest, disks } = this.#vm;
     const { spec, clock, failpoints } = options;
     if (this.#lentFor !== undefined) throw shadowIsLent(this.#name, this.#lentFor);
     if (state().phase !== 'protected') throw notProtected(this.#name, state().phase);
-    if (hasWritableDisk(spec)) throw disksWouldBeWritten(this.#name);
+    if (disksOf(spec).some(({ id, disk }) => !disk.readOnly && !disks.names.includes(id)))
+      throw disksWouldBeWritten(this.#name);
     const isHere = shadow.session !== undefined;
     // Where it is elsewhere, its keeper looks whether there is room for another QEMU.
     if (isHere) admit(withShadow(spec, true), { runs: true, besidesBytes: spec.memoryBytes });
@@ -132,7 +135,9 @@ export class VmOrders {
       const expectsAgent = this.#vm.hasAgent();
       const report = await (isHere
         ? shadow.lend((loan) =>
-            testFailover({ loan, clock, failpoints, expectsAgent, startStandby: startTest }),
+            testFailover({
+              ...{ loan, clock, failpoints, expectsAgent, disks: disks.tried(), startStandby: startTest },
+            }),
           )
         : shadow.lendRemote((loan) => testRemotely({ loan, expectsAgent })));
       this.#vm.publish('failover-test', { ...report });

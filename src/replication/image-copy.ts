@@ -1,4 +1,5 @@
 import { MIB, PAGE_BYTES } from '../base/units.ts';
+import type { EpochId } from '../epoch/epoch-id.ts';
 import { Mapping } from '../linux/mapping.ts';
 import type { GuestMemory } from '../memory/guest-memory.ts';
 import { countPages, mergeRuns, type PageRun, piecesOf } from '../memory/page-runs.ts';
@@ -16,7 +17,9 @@ export interface ImageCopyOptions {
   readonly to: GuestMemory;
   readonly signal: AbortSignal;
   readonly nowMs: () => number;
-  /** The image stands still, and its last pages are about to be copied. */
+  /** The image stands still, and nothing newer than this epoch has been committed. */
+  readonly onStill?: (epoch: EpochId) => void;
+  /** Its last pages are about to be copied. */
   readonly onHeld: () => Promise<void> | void;
 }
 
@@ -39,6 +42,7 @@ export async function copyImage({
   to,
   signal,
   nowMs,
+  onStill,
   onHeld,
 }: ImageCopyOptions): Promise<CopiedImage> {
   // The start-up of the QEMU that it is for may have left something in it.
@@ -71,6 +75,7 @@ export async function copyImage({
     rest = takeApplied();
   }
   return await image.whileStill(async ({ staged, backlog }) => {
+    onStill?.(staged.epoch);
     const heldAtMs = nowMs();
     await onHeld();
     await copy(mergeRuns(rest, takeApplied()));

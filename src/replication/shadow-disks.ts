@@ -109,6 +109,13 @@ export class ShadowDisks implements AsyncDisposable {
     await this.#reach(() => this.#written >= epoch);
   }
 
+  /** For whoever looks at them while epochs go on being written. */
+  looks(): (Pick<ShadowDisk, 'name' | 'image'> & { readonly written: (epoch: EpochId) => Promise<void> })[] {
+    return this.#options.disks.map(({ name, image }) => ({
+      ...{ name, image, written: (epoch) => this.written(epoch) },
+    }));
+  }
+
   /** Resolves when nothing is being written, and nothing that was offered is looked at any more. */
   async idle(): Promise<void> {
     await this.#changes.until(() => this.#writing === undefined);

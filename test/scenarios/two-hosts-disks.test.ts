@@ -52,6 +52,8 @@ describe('a VM of two hosts with a disk', () => {
       await nextWritten(console);
       expect(numbersIn(hosts.imagePath(to))).toBeGreaterThanOrEqual(told);
       await hosts.until(to, 'protected');
+      const report = JSON.parse(await hosts.cli(to, 'test-failover', hosts.vm, '--json'));
+      expect(report).toMatchObject({ ok: true, reason: null });
     }
     // The first copy there was made over what it had been the last time.
     const filled = await hosts.status('a');
