@@ -105,6 +105,12 @@ export const libc = {
     value: Uint8Array,
     valueBytes: Uint8Array,
   ) => number,
+  /** 1 for an address that is one. */
+  inetPton: library.func('inet_pton', 'int', ['int', 'str', 'void *']) as (
+    family: number,
+    text: string,
+    bytes: Uint8Array,
+  ) => number,
   setns: library.func('setns', 'int', ['int', 'int']) as (fd: number, type: number) => number,
   schedGetaffinity: library.func('sched_getaffinity', 'int', ['int', 'size_t', 'void *']) as AffinityCall,
   schedSetaffinity: library.func('sched_setaffinity', 'int', ['int', 'size_t', 'void *']) as AffinityCall,
@@ -146,7 +152,10 @@ export function checked(call: string, result: number, hint?: string): number {
 
 /** Name of the errno that the last call left behind: `EAGAIN`. Ask before any other call is made. */
 export function lastErrno(): string {
-  const errno = koffi.errno();
+  return errnoName(koffi.errno());
+}
+
+export function errnoName(errno: number): string {
   return ERRNO_NAMES.get(errno) ?? `errno ${errno}`;
 }
 

@@ -1,10 +1,9 @@
-import { execFile } from 'node:child_process';
 import { closeSync } from 'node:fs';
-import { promisify } from 'node:util';
 import { messageOf } from '../base/errors.ts';
 import { watchReadable } from '../linux/event-watch.ts';
 import { LinuxError } from '../linux/linux-error.ts';
 import { readInto, writeFrom } from '../linux/poll.ts';
+import { RouteSocket } from '../linux/route-socket.ts';
 import { openTap } from '../linux/tap.ts';
 import type { FarEnd, FarEndStats } from './far-end.ts';
 import { FRAME_BYTES_MAX } from './frame-codec.ts';
@@ -46,15 +45,17 @@ export class TapUplink implements FarEnd {
     this.#fd = fd;
   }
 
-  /** Creates the device and sets it up with `ip`. Needs root. Throws `NET_TAP_FAILED`. */
+  /** Creates the device and sets it up, at once: a VM may stand still meanwhile. Needs root. Throws `NET_TAP_FAILED`. */
   static async open(options: TapUplinkOptions): Promise<TapUplink> {
     const { device, netns, address, bridge, nicMac } = options;
     const tap = new TapUplink(options, open(options));
     try {
-      await ip(['link', 'set', 'dev', device, 'address', hardwareAddressOf(nicMac)], netns);
-      if (address !== undefined) await ip(['address', 'add', address, 'dev', device], netns);
-      if (bridge !== undefined) await ip(['link', 'set', 'dev', device, 'master', bridge], netns);
-      await ip(['link', 'set', 'dev', device, 'up'], netns);
+      using routes = new RouteSocket({ netns });
+      const index = routes.indexOf(device);
+      const master = bridge === undefined ? {} : { master: routes.indexOf(bridge) };
+      routes.change(index, { hardwareAddress: hardwareAddressOf(nicMac), ...master });
+      if (address !== undefined) routes.addAddress(index, address);
+      routes.change(index, { up: true });
       return tap;
     } catch (cause) {
       await tap.close();
@@ -165,15 +166,8 @@ function open(options: TapUplinkOptions): number {
   }
 }
 
-async function ip(words: readonly string[], netns: string | undefined): Promise<void> {
-  await promisify(execFile)('ip', [...(netns === undefined ? [] : ['-n', netns]), ...words], {
-    timeout: 10_000,
-  });
-}
-
 function tapFailed({ device, netns, bridge }: TapUplinkOptions, cause: unknown): NetError {
-  const words = (cause as { stderr?: string }).stderr?.trim();
-  return new NetError('NET_TAP_FAILED', `cannot set up the TAP ${device}: ${words || messageOf(cause)}`, {
+  return new NetError('NET_TAP_FAILED', `cannot set up the TAP ${device}: ${messageOf(cause)}`, {
     hint: 'A TAP needs root, a free device name, and the bridge and network namespace that it is to join. Where it is not allowed, take the uplink passt.',
     cause,
     facts: { device, netns, bridge },
