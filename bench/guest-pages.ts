@@ -18,6 +18,8 @@ const GAP_MS = 40;
 export interface WrittenPages {
   readonly pages: Uint8Array;
   readonly bases: Uint8Array;
+  /** Their numbers. */
+  readonly numbers: readonly number[];
 }
 
 /**
@@ -79,5 +81,5 @@ function changed(before: Uint8Array, after: Uint8Array): WrittenPages {
     pages.set(after.subarray(at, at + PAGE_BYTES), index * PAGE_BYTES);
     bases.set(before.subarray(at, at + PAGE_BYTES), index * PAGE_BYTES);
   }
-  return { pages, bases };
+  return { pages, bases, numbers: offsets.map((at) => at / PAGE_BYTES) };
 }

@@ -11,8 +11,9 @@ import {
 } from '../src/wire/page-codec.ts';
 import { type WrittenPages, writtenPagesOfRedis } from './guest-pages.ts';
 import type { Benchmark, BenchRun, FigureInfo } from './harness.ts';
+import { linkFigures, measureLinks } from './slow-links.ts';
 
-const EFFORTS: readonly Effort[] = [0, 1, 2];
+const EFFORTS: readonly Effort[] = [0, 1, 2, 3];
 const SAMPLES = 40;
 const QUICK_SAMPLES = 10;
 /** Every way packs every sample so often, in turn. */
@@ -34,6 +35,7 @@ export const wire: Benchmark = {
       for (const sample of used)
         for (const way of WAYS) measure(run, { way, sample, total, counts: round >= WARM_UP_ROUNDS });
     setFigures(run, total);
+    await measureLinks(run, used);
     run.note(
       `${count} pages that changed within a moment under redis-benchmark, with what they were before as bases`,
     );
@@ -57,12 +59,15 @@ function figureTable(): Record<string, FigureInfo> {
     unpackEffort1MiBPerSecond: { meaning: 'pages unpacked per second, of those packed with effort 1' },
     packNoBaseRatio: { meaning: 'packed bytes / bytes of the pages, effort 1, as for a full copy: no bases' },
     packNoBaseMiBPerSecond: { meaning: 'pages packed per second in this way' },
+    packNoBaseEffort2Ratio: { meaning: 'the same with effort 2' },
+    packNoBaseEffort2MiBPerSecond: { meaning: 'pages packed per second in this way' },
     lz4Ratio: { meaning: 'the same for LZ4' },
     lz4MiBPerSecond: { meaning: 'pages packed per second by LZ4' },
     zstd1Ratio: { meaning: 'the same for zstd -1' },
     zstd1MiBPerSecond: { meaning: 'pages packed per second by zstd -1' },
     bytesAgainstLz4Ratio: { meaning: 'packEffort1Ratio / lz4Ratio', target: { atMost: 1 } },
     bytesAgainstZstd1Ratio: { meaning: 'packEffort1Ratio / zstd1Ratio' },
+    ...linkFigures(),
   };
 }
 
@@ -87,6 +92,7 @@ interface Total {
 const WAYS: readonly Way[] = [
   ...EFFORTS.map((effort) => ours(`packEffort${effort}`, { effort, hasBases: true })),
   ours('packNoBase', { effort: 1, hasBases: false }),
+  ours('packNoBaseEffort2', { effort: 2, hasBases: false }),
   { name: 'lz4', pack: packWithLz4 },
   { name: 'zstd1', pack: packWithZstd },
 ];

@@ -122,6 +122,10 @@ export class SecurePeerLink implements PeerLink {
     await this.#link.send({ type, body: Buffer.concat(parts) });
   }
 
+  get unacknowledgedBytes(): number {
+    return this.#link instanceof LastingLink ? this.#link.keptBytes : this.#link.inFlightBytes;
+  }
+
   async *messages(): AsyncGenerator<PeerMessage> {
     let arrived = Promise.withResolvers<PeerMessage | undefined>();
     let dealtWith = Promise.withResolvers<void>();

@@ -66,6 +66,7 @@ export class PeerPulse implements Disposable {
   readonly #paths = new Map<number, Path>();
   #state: ReturnType<typeof initialHeartbeat>;
   #sequence = 0;
+  #leastRoundTripMs = Number.POSITIVE_INFINITY;
   #cancelBeat: () => void = () => {};
   #isOver = false;
 
@@ -125,6 +126,11 @@ export class PeerPulse implements Disposable {
   get lastHeardMs(): number | undefined {
     const heard = [...this.#paths.values()].flatMap(({ heard }) => heard?.atMs ?? []);
     return heard.length === 0 ? undefined : Math.max(...heard);
+  }
+
+  /** Of one that had to wait for nothing on its way; 0 before anything was heard. */
+  get leastRoundTripMs(): number {
+    return Number.isFinite(this.#leastRoundTripMs) ? this.#leastRoundTripMs : 0;
   }
 
   isLost(path: number): boolean {
@@ -221,7 +227,11 @@ export class PeerPulse implements Disposable {
     path.sequence = pulse.sequence;
     path.heard = { sentMs: pulse.sentMs, atMs: nowMs };
     if (isCalled) path.target = { host: from.address, port: from.port };
-    if (pulse.echo !== undefined) path.rttMs.add(Math.max(0, nowMs - pulse.echo.sentMs - pulse.echo.heldMs));
+    if (pulse.echo !== undefined) {
+      const roundTripMs = Math.max(0, nowMs - pulse.echo.sentMs - pulse.echo.heldMs);
+      path.rttMs.add(roundTripMs);
+      this.#leastRoundTripMs = Math.min(this.#leastRoundTripMs, roundTripMs);
+    }
     const { run, sequence } = pulse;
     this.#step({ kind: 'heartbeat', nowMs, path: String(pulse.path), run, sequence });
   }

@@ -98,9 +98,12 @@ export class RemoteShadow implements Shadow {
   static async open(options: RemoteShadowOptions, signal: AbortSignal): Promise<RemoteShadow> {
     const { link, memoryBytes, epochsInFlightMax, directory, hello } = options;
     const slotCount = epochsInFlightMax + SPARE_SLOTS;
-    const pages = new PageSender(link, { nowMs: () => options.clock.nowMs() });
     let image: RemoteImage;
     let shadow: RemoteShadow | undefined;
+    const pages = new PageSender(link, {
+      nowMs: () => options.clock.nowMs(),
+      roundTripMs: () => shadow?.roundTripMs ?? 0,
+    });
     const beforeFirst = async () => {
       if (shadow !== undefined) await shadow.#disks?.complete();
     };
@@ -148,6 +151,11 @@ export class RemoteShadow implements Shadow {
 
   get pipeline(): EpochPipeline | undefined {
     return this.#pipeline;
+  }
+
+  /** To its host and back, for what has to wait for nothing. */
+  get roundTripMs(): number {
+    return this.#pulse?.leastRoundTripMs ?? 0;
   }
 
   get mayTakeOver(): boolean {

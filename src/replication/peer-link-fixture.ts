@@ -3,11 +3,37 @@ import type { PeerLink, PeerMessage } from './peer-link.ts';
 /** What may be done to messages on their way. Undefined: it is lost. */
 export type Tamper = (message: PeerMessage) => PeerMessage | undefined;
 
+/** What a message costs that goes to the far end; it arrives when that is paid. */
+export type Toll = (bytes: number) => void;
+
+/**
+ * The toll of a link that lets through so many bytes a second, and the time by which it does. What this thread computes takes
+ * the CPU time that it takes, however busy the machine is; what the link carries advances the time without anybody waiting.
+ */
+export function computedLink(bytesPerSecond: number): { nowMs: () => number; toll: Toll } {
+  let carriedMs = 0;
+  return {
+    nowMs: () => {
+      const { user, system } = process.threadCpuUsage();
+      return (user + system) / 1000 + carriedMs;
+    },
+    toll: (bytes) => {
+      carriedMs += (bytes / bytesPerSecond) * 1000;
+    },
+  };
+}
+
 /** Two ends of a link within this process, for tests of what is said over one. Each end holds one message at a time. */
-export function linkWithin(tamper: Tamper = (message) => message): { near: PeerLink; far: PeerLink } {
+export function linkWithin(
+  tamper: Tamper = (message) => message,
+  toll: Toll = () => {},
+): { near: PeerLink; far: PeerLink } {
   const near = new End();
   const far = new End();
-  near.connect(far, tamper);
+  near.connect(far, (message) => {
+    toll(message.body.length);
+    return tamper(message);
+  });
   far.connect(near, (message) => message);
   return { near, far };
 }
@@ -56,6 +82,14 @@ class End implements PeerLink {
         await this.#arrived.promise;
       }
     }
+  }
+
+  get unacknowledgedBytes(): number {
+    return this.#other?.heldBytes ?? 0;
+  }
+
+  get heldBytes(): number {
+    return this.#queue.reduce((sum, { body }) => sum + body.length, 0);
   }
 
   forgo(): void {}

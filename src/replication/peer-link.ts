@@ -14,6 +14,8 @@ export interface PeerLink {
    * when there is room for the next one. @throws when the link is closed
    */
   send(type: number, parts: readonly Uint8Array[]): Promise<void>;
+  /** Of messages that were sent and that the other side has not said to have dealt with, as far as that is known. */
+  readonly unacknowledgedBytes: number;
   /**
    * Messages in their order. The next one is read when this one was dealt with: who does not read makes the other side
    * wait. Ends when the link closes.

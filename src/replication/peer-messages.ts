@@ -22,7 +22,7 @@ import { ReplicationError } from './replication-error.ts';
  *   errand         JSON: what a shadow is asked to do with what it holds, and what came of it (keeper/errand-messages.ts)
  *   read, readState  the other way: as pages and tail, with the number of the errand in the place of the epoch
  */
-export const PEER_PROTOCOL = 3;
+export const PEER_PROTOCOL = 4;
 
 /** Smaller numbers are the link's own. */
 export const MESSAGE = {

@@ -8,9 +8,10 @@ import { type EpochId, epochId } from '../epoch/epoch-id.ts';
 import { Mapping } from '../linux/mapping.ts';
 import { GuestMemory } from '../memory/guest-memory.ts';
 import { mergeRuns } from '../memory/page-runs.ts';
+import type { Effort } from '../wire/page-codec.ts';
 import { EpochReceiver } from './epoch-receiver.ts';
 import { PageSender } from './page-sender.ts';
-import { linkWithin, type Tamper } from './peer-link-fixture.ts';
+import { computedLink, linkWithin, type Tamper } from './peer-link-fixture.ts';
 import { decodeWords, encodeWords, MESSAGE } from './peer-messages.ts';
 import { RemoteImage } from './remote-image.ts';
 import { ReplicationError } from './replication-error.ts';
@@ -39,7 +40,15 @@ class World implements AsyncDisposable {
   readonly #owned = new AsyncDisposableStack();
   #epoch = 0;
 
-  constructor(tamper?: Tamper) {
+  readonly pages: PageSender;
+
+  constructor(
+    tamper?: Tamper,
+    {
+      bytesPerSecond = Number.POSITIVE_INFINITY,
+      fixedEffort,
+    }: { bytesPerSecond?: number; fixedEffort?: Effort } = {},
+  ) {
     const id = crypto.randomUUID();
     const memoryBytes = PAGES * PAGE_BYTES;
     const memoryOf = (role: string) =>
@@ -50,8 +59,10 @@ class World implements AsyncDisposable {
     const { failpoints } = this;
     const options = { memory: memoryOf('shadow'), directory: slotsOf, slotCount: SLOTS, failpoints };
     this.image = this.#owned.use(ShadowImage.create(options));
-    const { near, far } = linkWithin(tamper);
-    const pages = this.#owned.use(new PageSender(near, { nowMs: () => performance.now() }));
+    const { nowMs, toll } = computedLink(bytesPerSecond);
+    const { near, far } = linkWithin(tamper, toll);
+    const pages = this.#owned.use(new PageSender(near, { nowMs, fixedEffort }));
+    this.pages = pages;
     const store = RemoteImage.create({
       pages,
       ...{ link: near, directory: join(directory, `out-${id}`), memoryBytes, slotCount: SLOTS },
@@ -90,7 +101,7 @@ class World implements AsyncDisposable {
   }
 
   /** The VM writes pages and an epoch of them is sent. Resolves when it is acknowledged. */
-  async epoch(written: readonly number[], value: number): Promise<EpochId> {
+  async epoch(written: readonly number[], value: number | ((page: number) => Uint8Array)): Promise<EpochId> {
     this.#epoch += 1;
     const epoch = epochId(this.#epoch);
     await this.store.room();
@@ -99,14 +110,16 @@ class World implements AsyncDisposable {
     slot.begin(epoch);
     const runs = mergeRuns(written.map((firstPage) => ({ firstPage, pageCount: 1 })));
     for (const page of written) {
-      this.#pages.bytes.fill(value, page * PAGE_BYTES, (page + 1) * PAGE_BYTES);
+      if (typeof value === 'number')
+        this.#pages.bytes.fill(value, page * PAGE_BYTES, (page + 1) * PAGE_BYTES);
+      else this.#pages.bytes.set(value(page), page * PAGE_BYTES);
       this.#vm.writeRuns([{ firstPage: page, pageCount: 1 }], this.#pages, page * PAGE_BYTES);
     }
     slot.capture(this.#vm, runs);
     // As in a cut that scans twice: some pages change again and stand in the epoch twice.
     const again = written.slice(0, 3);
     for (const page of again) {
-      this.#pages.bytes.fill(value + 1, page * PAGE_BYTES, page * PAGE_BYTES + 100);
+      this.#pages.bytes.fill(this.#epoch + 1, page * PAGE_BYTES, page * PAGE_BYTES + 100);
       this.#vm.writeRuns([{ firstPage: page, pageCount: 1 }], this.#pages, page * PAGE_BYTES);
     }
     slot.capture(this.#vm, mergeRuns(again.map((firstPage) => ({ firstPage, pageCount: 1 }))));
@@ -215,5 +228,49 @@ describe('epochs on their way to another host', () => {
     world.store.fail(new Error('the link broke'));
     await expect(waiting).rejects.toThrow('the link broke');
     await expect(world.epoch([2], 2)).rejects.toThrow('the link broke');
+  });
+});
+
+describe('how much epochs are packed', () => {
+  const MBIT = 1e6 / 8;
+  const EPOCHS = 24;
+
+  /** Words of a guest: pages have much in common, and change all over from epoch to epoch. */
+  const pageOf = (epoch: number) => (page: number) => {
+    const words = Array.from(
+      { length: 400 },
+      (_, at) => `key:${(epoch * 7919 + page * 104_729 + at * 31) % 9973} `,
+    );
+    return Buffer.from(words.join('').padEnd(PAGE_BYTES, '.')).subarray(0, PAGE_BYTES);
+  };
+  const written = Array.from({ length: 120 }, (_, page) => page);
+
+  async function sent(bytesPerSecond: number, fixedEffort?: Effort) {
+    await using world = new World(undefined, {
+      bytesPerSecond,
+      ...(fixedEffort !== undefined && { fixedEffort }),
+    });
+    const startMs = world.pages.nowMs();
+    for (let epoch = 0; epoch < EPOCHS; epoch += 1) await world.epoch(written, pageOf(epoch));
+    await world.image.settle();
+    expect(world.contents(world.image.memory).equals(world.contents())).toBe(true);
+    const { wireBytes } = world.pages.sentBytes;
+    return { wireBytes, tookMs: world.pages.nowMs() - startMs, rate: world.pages.linkBytesPerSecond };
+  }
+
+  it('follows the link: on a slow one fewer bytes are sent, and epochs are held sooner', async () => {
+    const slow = 10 * MBIT;
+    const [least, once, fitting] = [await sent(slow, 0), await sent(slow, 1), await sent(slow)];
+    expect(fitting.rate / slow).toBeGreaterThan(0.5);
+    expect(fitting.rate / slow).toBeLessThan(2);
+    expect(fitting.wireBytes).toBeLessThan(least.wireBytes / 2);
+    expect(fitting.wireBytes).toBeLessThan(once.wireBytes * 0.9);
+    // Seconds on the link, next to which the time that this machine takes for packing is little, however busy it is.
+    expect(fitting.tookMs).toBeLessThan(least.tookMs);
+    expect(fitting.tookMs).toBeLessThan(once.tookMs);
+    // Nothing is waited for: little is packed (control).
+    const unlimited = await sent(Number.POSITIVE_INFINITY);
+    expect(unlimited.rate).toBeGreaterThan(slow * 5);
+    expect(unlimited.wireBytes).toBeGreaterThan(fitting.wireBytes * 1.5);
   });
 });

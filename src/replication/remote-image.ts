@@ -5,7 +5,7 @@ import { PAGE_BYTES } from '../base/units.ts';
 import { type EpochId, NO_EPOCH } from '../epoch/epoch-id.ts';
 import { EpochSlot } from './epoch-slot.ts';
 import type { EpochStore } from './epoch-store.ts';
-import type { PageSender } from './page-sender.ts';
+import type { HeldEpoch, PageSender } from './page-sender.ts';
 import type { PeerLink } from './peer-link.ts';
 import { encodeEpoch, garbled, MESSAGE, MESSAGE_PAGES_MAX } from './peer-messages.ts';
 
@@ -35,6 +35,9 @@ export class RemoteImage implements EpochStore, AsyncDisposable {
   readonly #slots: readonly EpochSlot[];
   readonly #free: EpochSlot[];
   readonly #awaited = new Map<EpochId, PromiseWithResolvers<void>>();
+  /** Of epochs that were sent whole, until they are held. */
+  readonly #sent = new Map<EpochId, Omit<HeldEpoch, 'elapsedMs'> & { readonly startMs: number }>();
+  #heldMs = 0;
   /** Sent or about to be, and not held yet; oldest first. */
   readonly #unheld: EpochId[] = [];
   #held: EpochId = NO_EPOCH;
@@ -122,6 +125,7 @@ export class RemoteImage implements EpochStore, AsyncDisposable {
     }
     this.#unheld.shift();
     this.#held = epoch;
+    this.#noteDelivery(epoch);
     this.#awaited.get(epoch)?.resolve();
   }
 
@@ -137,10 +141,23 @@ export class RemoteImage implements EpochStore, AsyncDisposable {
     await this.#beforeFirst?.();
     this.#beforeFirst = undefined;
     const { header, runs, pages, tail, writes } = slot.sections();
-    await this.#pages.send(MESSAGE.pages, { epoch, runs, pages });
+    const startMs = this.#pages.nowMs();
+    const { bytes, packMs } = await this.#pages.send(MESSAGE.pages, { epoch, runs, pages });
     await this.#sendChunks(MESSAGE.tail, epoch, tail);
     await this.#sendChunks(MESSAGE.writes, epoch, writes);
+    const restBytes = tail.length + writes.length + header.length;
+    this.#sent.set(epoch, { startMs, bytes: bytes + restBytes, pages: pages.length / PAGE_BYTES, packMs });
     await this.#link.send(MESSAGE.seal, [encodeEpoch(epoch), header]);
+  }
+
+  /** Epochs go one after the other: while one before it is on its way the link does not begin with the next. */
+  #noteDelivery(epoch: EpochId): void {
+    const nowMs = this.#pages.nowMs();
+    const sent = this.#sent.get(epoch);
+    this.#sent.delete(epoch);
+    if (sent !== undefined)
+      this.#pages.noteHeld({ ...sent, elapsedMs: nowMs - Math.max(sent.startMs, this.#heldMs) });
+    this.#heldMs = nowMs;
   }
 
   async #sendChunks(type: number, epoch: EpochId, bytes: Uint8Array): Promise<void> {

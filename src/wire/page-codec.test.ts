@@ -1,3 +1,4 @@
+import { zstdCompressSync } from 'node:zlib';
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { PAGE_BYTES } from '../base/units.ts';
@@ -6,7 +7,7 @@ import { WireError } from './wire-error.ts';
 
 const encoder = new PageEncoder();
 const decoder = new PageDecoder();
-const effort = fc.constantFrom<Effort>(0, 1, 2);
+const effort = fc.constantFrom<Effort>(0, 1, 2, 3);
 
 /** A page as guests have them: empty, text, noise, counters, or some of it changed since. */
 const page = fc
@@ -54,7 +55,7 @@ interface Encoding {
   readonly effort?: Effort;
 }
 
-function encode({ pages, bases, basesKnown, effort = 2 }: Encoding): { input: Uint8Array; perKind: PerKind } {
+function encode({ pages, bases, basesKnown, effort = 1 }: Encoding): { input: Uint8Array; perKind: PerKind } {
   const out = new Uint8Array(encodedBytesMax(pages.length / PAGE_BYTES));
   const { bytes, perKind } = encoder.encodePages({
     pages,
@@ -126,11 +127,21 @@ describe('pages on their way', () => {
 
   it('never take more with the most effort than with the least', () => {
     fc.assert(
-      fc.property(batch, ({ pages, bases }) => {
-        const [none, most] = ([0, 2] as const).map((effort) => encode({ pages, bases, effort }).input.length);
-        expect(most).toBeLessThanOrEqual(none ?? 0);
+      fc.property(batch, fc.constantFrom<Effort>(2, 3), ({ pages, bases }, most) => {
+        const [little, much] = ([0, most] as const).map(
+          (effort) => encode({ pages, bases, effort }).input.length,
+        );
+        expect(much).toBeLessThanOrEqual(little ?? 0);
       }),
     );
+  });
+
+  it('take much less together where they have much in common, which LZ4 of each cannot find', () => {
+    const noise = pageLike('noise', 1);
+    const pages = joined(Array.from({ length: 16 }, () => noise));
+    const alone = encode({ pages, effort: 1 }).input.length;
+    expect(alone).toBeGreaterThan(16 * PAGE_BYTES);
+    expect(encode({ pages, effort: 2 }).input.length).toBeLessThan(alone / 10);
   });
 
   it('that were damaged are refused, or come out wrong, and nothing beside them is touched', () => {
@@ -141,8 +152,9 @@ describe('pages on their way', () => {
         batch,
         fc.array(fc.record({ at: fc.nat(), to: fc.nat(255) }), { minLength: 1, maxLength: 8 }),
         fc.integer({ min: -20, max: 20 }),
-        ({ pages, bases }, changes, growBytes) => {
-          const { input } = encode({ pages, bases });
+        effort,
+        ({ pages, bases }, changes, growBytes, effort) => {
+          const { input } = encode({ pages, bases, effort });
           const mutated = new Uint8Array(Math.max(0, input.length + growBytes));
           mutated.set(input.subarray(0, mutated.length));
           for (const { at, to } of changes) if (mutated.length > 0) mutated[at % mutated.length] = to;
@@ -188,6 +200,16 @@ describe('pages on their way', () => {
     // What was not damaged is taken (control).
     decoder.decodePages({ input, target });
     expect(Buffer.compare(target, pages)).toBe(0);
+  });
+
+  it('that unpack to more than pages can take are refused, and no more than that is unpacked', () => {
+    const bomb = zstdCompressSync(new Uint8Array(64 * 2 ** 20));
+    const input = Buffer.concat([Buffer.of(1, 0, 0, 0x80), bomb]);
+    const target = new Uint8Array(PAGE_BYTES).fill(9);
+    expect(() => decoder.decodePages({ input, target })).toThrow(
+      expect.objectContaining({ code: 'WIRE_PAGES_INVALID' }),
+    );
+    expect(target.every((byte) => byte === 9)).toBe(true);
   });
 
   it.each<[string, number, readonly number[]]>([

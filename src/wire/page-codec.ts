@@ -1,3 +1,4 @@
+import { constants, zstdCompressSync, zstdDecompressSync } from 'node:zlib';
 import { assert } from '../base/assert.ts';
 import { messageOf } from '../base/errors.ts';
 import { PAGE_BYTES } from '../base/units.ts';
@@ -6,10 +7,11 @@ import { WireError } from './wire-error.ts';
 
 /**
  * A batch of pages on their way: u32 number of pages, then for each page a u16 with its kind (upper 3 bits) and the bytes
- * that it takes (lower 13), then those bytes, one page after the other; little endian. Batches stand alone. They have no
- * checksum: the message around them has one.
+ * that it takes (lower 13), then those bytes, one page after the other; little endian. With the highest bit of the number set
+ * all that follows it is one piece of zstd. Batches stand alone. They have no checksum: the message around them has one.
  */
 const COUNT_BYTES = 4;
+const IS_SQUEEZED = 0x8000_0000;
 const ENTRY_BYTES = 2;
 const LENGTH_BITS = 13;
 const LENGTH_MASK = (1 << LENGTH_BITS) - 1;
@@ -29,14 +31,18 @@ export type PerKind = Record<keyof typeof KIND, number>;
 
 /**
  * What a page may cost. 0: no LZ4, about 1 µs a page, for links that are faster than this CPU packs. 1: LZ4 once, of the
- * page or of what differs, for pages of which more than a little changed. 2: the best of all ways.
+ * page or of what differs, for pages of which more than a little changed. 2 and 3: as 0, and then zstd over all pages of the
+ * batch, which finds what they have in common; for slow links.
  */
-export type Effort = 0 | 1 | 2;
+export type Effort = 0 | 1 | 2 | 3;
+const ZSTD_LEVEL: Partial<Record<Effort, number>> = { 2: 1, 3: 3 };
 
 /** Above so many changed words, what differs packs worse than the page itself, nearly always. */
 const CHANGED_WORDS_MAX = 512;
 /** A patch of at most so much is not improved on: what LZ4 would save is not worth its time. */
-const PATCH_BYTES_MAX: Readonly<Record<Effort, number>> = { 0: PACKED_BYTES_MAX, 1: 256, 2: 96 };
+const PATCH_BYTES_MAX: Readonly<Record<Effort, number>> = {
+  ...{ 0: PACKED_BYTES_MAX, 1: 256, 2: PACKED_BYTES_MAX, 3: PACKED_BYTES_MAX },
+};
 /** A larger one made pages of a guest hardly quicker to pack, and 8 % larger. */
 const ACCELERATION = 1;
 
@@ -69,16 +75,14 @@ export class PageEncoder {
   /** What differs between a page and its base. */
   readonly #difference = new Int32Array(PAGE_WORDS);
   readonly #differenceAddress: number;
-  /** Takes patches and second attempts. */
+  /** Takes patches. */
   readonly #spare = new Uint8Array(PAGE_BYTES);
   readonly #spareWords = new Int32Array(this.#spare.buffer);
-  readonly #spareAddress: number;
 
   /** @throws WireError WIRE_CODEC_MISSING */
   constructor() {
     this.#lz4 = usableLz4();
     this.#differenceAddress = addressOf(new Uint8Array(this.#difference.buffer));
-    this.#spareAddress = addressOf(this.#spare);
   }
 
   encodePages({ pages, bases, basesKnown, out, effort }: PagesToEncode): EncodedPages {
@@ -111,7 +115,7 @@ export class PageEncoder {
       perKind[kind] += 1;
       end += bytes;
     }
-    return { bytes: end, perKind };
+    return { bytes: squeezed(out, { bytes: end, level: ZSTD_LEVEL[effort] }), perKind };
   }
 
   #pack(work: PageWork): Packed {
@@ -123,33 +127,19 @@ export class PageEncoder {
       if (bytes === 0) return SAME;
       if (bytes <= limitBytes) return this.#takeSpare(work, { kind: 'patch', bytes });
     }
-    if (effort === 0) return RAW;
+    if (effort !== 1) return RAW;
+    const { kind, address } = this.#source(work);
     const { targetAddress } = work;
-    const [first, second] = this.#sources(work);
-    const bytes = this.#compress(first.address, { targetAddress, targetBytes: PACKED_BYTES_MAX });
-    const best: Packed = bytes === 0 ? RAW : { kind: first.kind, bytes };
-    return effort === 1 || baseWords === undefined ? best : this.#improve(work, { best, second, baseWords });
+    const bytes = this.#compress(address, { targetAddress, targetBytes: PACKED_BYTES_MAX });
+    return bytes === 0 ? RAW : { kind, bytes };
   }
 
-  /** What LZ4 may be tried on, what promises more first. */
-  #sources({ words, baseWords, at, pageAddress }: PageWork): [Source, Source] {
+  /** What LZ4 is tried on: what promises more. */
+  #source({ words, baseWords, at, pageAddress }: PageWork): Source {
     const page: Source = { kind: 'lz4', address: pageAddress };
-    const difference: Source = { kind: 'xorLz4', address: this.#differenceAddress };
-    if (baseWords === undefined) return [page, difference];
+    if (baseWords === undefined) return page;
     const changedWords = subtract(words, baseWords, { at, into: this.#difference });
-    return changedWords <= CHANGED_WORDS_MAX ? [difference, page] : [page, difference];
-  }
-
-  #improve(work: PageWork, attempts: { best: Packed; second: Source; baseWords: Int32Array }): Packed {
-    const { words, at } = work;
-    let { best } = attempts;
-    const fewerBytes = () => Math.min(PACKED_BYTES_MAX, best.bytes - 1);
-    const target = { targetAddress: this.#spareAddress, targetBytes: fewerBytes() };
-    const bytes = this.#compress(attempts.second.address, target);
-    if (bytes > 0) best = this.#takeSpare(work, { kind: attempts.second.kind, bytes });
-    const patch = { at, into: this.#spareWords, limitBytes: fewerBytes() };
-    const patchBytes = writePatch(words, attempts.baseWords, patch);
-    return patchBytes <= fewerBytes() ? this.#takeSpare(work, { kind: 'patch', bytes: patchBytes }) : best;
+    return changedWords <= CHANGED_WORDS_MAX ? { kind: 'xorLz4', address: this.#differenceAddress } : page;
   }
 
   #takeSpare({ target, targetOffset }: PageWork, packed: Packed): Packed {
@@ -189,8 +179,9 @@ export class PageDecoder {
    * Writes nothing outside of `target`, whatever `input` says. After an error `target` may hold some of the pages and is no
    * base any more. @throws WireError WIRE_PAGES_INVALID
    */
-  decodePages({ input, target }: PagesToDecode): { readonly perKind: PerKind } {
+  decodePages({ input: given, target }: PagesToDecode): { readonly perKind: PerKind } {
     const pageCount = wholePages(target);
+    const input = unsqueezed(given, pageCount);
     const entries = readEntries(input, pageCount);
     const words = wordsOf(target);
     const inputAddress = addressOf(input);
@@ -252,6 +243,32 @@ const ZERO: Packed = { kind: 'zero', bytes: 0 };
 const SAME: Packed = { kind: 'same', bytes: 0 };
 const RAW: Packed = { kind: 'raw', bytes: PAGE_BYTES };
 const KINDS = Object.keys(KIND) as (keyof typeof KIND)[];
+
+/** Puts zstd of what is behind the number of pages in its place, where that takes less. Returns what the batch takes then. */
+function squeezed(out: Uint8Array, { bytes, level }: { bytes: number; level: number | undefined }): number {
+  if (level === undefined) return bytes;
+  const params = { [constants.ZSTD_c_compressionLevel]: level };
+  const piece = zstdCompressSync(out.subarray(COUNT_BYTES, bytes), { params });
+  if (COUNT_BYTES + piece.length >= bytes) return bytes;
+  out.set(piece, COUNT_BYTES);
+  const head = new DataView(out.buffer, out.byteOffset, COUNT_BYTES);
+  head.setUint32(0, (head.getUint32(0, true) | IS_SQUEEZED) >>> 0, true);
+  return COUNT_BYTES + piece.length;
+}
+
+function unsqueezed(input: Uint8Array, pageCount: number): Uint8Array {
+  if (input.length < COUNT_BYTES) return input;
+  const count = new DataView(input.buffer, input.byteOffset, COUNT_BYTES).getUint32(0, true);
+  if (count < IS_SQUEEZED) return input;
+  const head = Buffer.alloc(COUNT_BYTES);
+  head.writeUInt32LE(count - IS_SQUEEZED);
+  const maxOutputLength = encodedBytesMax(Math.max(1, pageCount));
+  try {
+    return Buffer.concat([head, zstdDecompressSync(input.subarray(COUNT_BYTES), { maxOutputLength })]);
+  } catch (thrown) {
+    throw invalid(`zstd says: ${messageOf(thrown)}`);
+  }
+}
 
 /** Each entry is possible in itself, and together they are exactly as long as the input. */
 function readEntries(input: Uint8Array, pageCount: number): Packed[] {
