@@ -14,6 +14,9 @@ const SENT_BYTES_MAX = 64 * MIB;
 /** The other side acknowledges in parts: so much of a copy, and so long, tells what the link lets through. */
 const COPY_SPAN_BYTES = MIB / 2;
 const COPY_SPAN_MS = 50;
+/** What the other side does with an epoch: puts it together, holds it against its checksums, says so. */
+const HOLDING_MS = 2;
+const HOLDING_MS_PER_PAGE = 0.002;
 
 export interface SentBytes {
   /** Of pages that changed. */
@@ -21,10 +24,6 @@ export interface SentBytes {
   /** What they took on the wire. */
   readonly wireBytes: number;
 }
-
-/** What the other side does with an epoch: puts it together, holds it against its checksums, says so. */
-const HOLDING_MS = 2;
-const HOLDING_MS_PER_PAGE = 0.002;
 
 export interface PageSenderOptions {
   readonly nowMs: () => number;

@@ -23,9 +23,10 @@ export class LinkRate {
   }
 
   note({ bytes, elapsedMs, isLimited }: Delivery): void {
+    if (bytes < BYTES_MIN) return;
     this.#unlimitedInARow = isLimited ? 0 : this.#unlimitedInARow + 1;
     if (this.#unlimitedInARow >= SAMPLES) this.#rates = [];
-    if (bytes < BYTES_MIN || elapsedMs <= 0) return;
+    if (elapsedMs <= 0) return;
     const rate = (bytes * 1000) / elapsedMs;
     if (!isLimited && rate <= this.bytesPerSecond) return;
     this.#rates.push(rate);
