@@ -5,6 +5,14 @@ export interface ShadowClaimant {
   readonly copy: number;
 }
 
+/** A word of the keeper of a shadow: it has heard this host. */
+export interface HeardWord {
+  /** When that was sent which it has heard, on CLOCK_BOOTTIME. */
+  readonly sentMs: number;
+  /** It takes nothing over before it has heard nothing for so long. */
+  readonly silenceMinMs: number;
+}
+
 /** What somebody has to hear of who carries out what a right allows. Called when it happens; must not throw. */
 export interface RightWatcher {
   /** The right has ended, or may have: the VM stands still, and nothing leaves, until `onRegained`. */
@@ -12,6 +20,8 @@ export interface RightWatcher {
   readonly onRegained: () => void;
   /** Another host acts, or whoever is there may not. */
   readonly onSuperseded: () => void;
+  /** Output that was acknowledged, and has waited so long because the shadow might have taken over, may leave. */
+  readonly onSure: (waitedMs: number) => void;
   readonly onStore: (contact: 'away' | 'back') => void;
 }
 
@@ -48,6 +58,8 @@ export interface ActingRight {
   regained(signal?: AbortSignal): Promise<void>;
   /** All output waits for this shadow from now on: it may take over by itself. Rejects when that cannot be written down. */
   arm(shadow: ShadowClaimant, signal?: AbortSignal): Promise<void>;
+  /** For a while after that this shadow acts by no means, and what it has acknowledged may leave. */
+  noteHeard(shadow: Pick<ShadowClaimant, 'copy'>, word: HeardWord): void;
   /** This shadow has promised not to act. What follows from that is written down when somebody answers. */
   dismissed(shadow: Pick<ShadowClaimant, 'copy'>): void;
   /**

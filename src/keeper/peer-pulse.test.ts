@@ -10,6 +10,8 @@ const LOCAL = '127.0.0.1';
 /** Long enough for a busy machine. */
 const SILENCE_MIN_MS = 500;
 const SILENCE_MAX_MS = 2000;
+/** Of the clock that one side dates what it sends by. */
+const STAMP_OFFSET_MS = 1e6;
 
 /** One path: passes datagrams on in both directions, until it is cut. */
 class Relay implements Disposable {
@@ -68,6 +70,8 @@ class Relay implements Disposable {
 
 class Side {
   readonly told: HeartbeatEffect['kind'][] = [];
+  /** When that was sent which the other side says to have heard. */
+  echoedMs = Number.NEGATIVE_INFINITY;
   #changed = Promise.withResolvers<void>();
 
   readonly onEffect = ({ kind }: HeartbeatEffect) => {
@@ -98,7 +102,12 @@ async function pair() {
   for (const port of shadow.ports) relays.push(owned.use(await Relay.to(port)));
   const targets = relays.map(({ port }) => ({ host: LOCAL, port }));
   const primary = owned.use(
-    await PeerPulse.dial(targets, { ...shared, side: 'primary', onEffect: a.onEffect }),
+    await PeerPulse.dial(targets, {
+      ...{ ...shared, side: 'primary', onEffect: a.onEffect, stampMs: () => clock.nowMs() + STAMP_OFFSET_MS },
+      onEcho: (sentMs) => {
+        a.echoedMs = Math.max(a.echoedMs, sentMs - STAMP_OFFSET_MS);
+      },
+    }),
   );
   const [one, other] = relays;
   if (one === undefined || other === undefined) throw new Error('there are two paths');
@@ -112,7 +121,10 @@ async function until(holds: () => boolean): Promise<void> {
 
 describe('two hosts with two paths between them', () => {
   it('hear each other on both, and know how long that takes', async () => {
-    const { primary, shadow } = await pair();
+    const { a, primary, shadow } = await pair();
+    const sinceMs = clock.nowMs();
+    await until(() => a.echoedMs >= sinceMs);
+    expect(a.echoedMs).toBeLessThanOrEqual(clock.nowMs());
     for (const side of [primary, shadow]) {
       expect(side.isThere).toBe(true);
       expect(side.status().map(({ state }) => state)).toEqual(['heard', 'heard']);

@@ -35,6 +35,10 @@ export interface PulseOptions {
   readonly silenceMs: SilenceBounds;
   readonly clock: Clock;
   readonly onEffect: (effect: HeartbeatEffect) => void;
+  /** What this side sends is dated by it, for whom the other side says to have heard that; `clock` by default. */
+  readonly stampMs?: () => number;
+  /** The other side has heard what was sent here at this time. */
+  readonly onEcho?: (sentMs: number) => void;
 }
 
 interface Path {
@@ -62,6 +66,7 @@ export class PeerPulse implements Disposable {
   readonly #options: PulseOptions;
   readonly #policy: HeartbeatPolicy;
   readonly #run: number;
+  readonly #stampMs: () => number;
   readonly #sockets: Socket[] = [];
   readonly #paths = new Map<number, Path>();
   #state: ReturnType<typeof initialHeartbeat>;
@@ -76,6 +81,7 @@ export class PeerPulse implements Disposable {
     this.#policy = { ...DEFAULT_HEARTBEAT_POLICY, floorMs, ceilingMs };
     this.#state = initialHeartbeat(this.#policy);
     this.#run = options.clock.wallMs();
+    this.#stampMs = options.stampMs ?? (() => options.clock.nowMs());
   }
 
   /** The side that was called: listens at these addresses, and answers to wherever it hears the other one. */
@@ -196,8 +202,8 @@ export class PeerPulse implements Disposable {
     this.#sequence += 1;
     for (const { index, socket, target, heard } of this.#paths.values()) {
       if (target === undefined || this.#isOver) continue;
-      const sentMs = clock.nowMs();
-      const echo = heard && { sentMs: heard.sentMs, heldMs: sentMs - heard.atMs };
+      const echo = heard && { sentMs: heard.sentMs, heldMs: clock.nowMs() - heard.atMs };
+      const sentMs = this.#stampMs();
       const pulse: Pulse = { path: index, run: this.#run, sequence: this.#sequence, sentMs, echo };
       socket.send(encodePulse(pulse, { key, side }), target.port, target.host, () => {});
     }
@@ -228,9 +234,10 @@ export class PeerPulse implements Disposable {
     path.heard = { sentMs: pulse.sentMs, atMs: nowMs };
     if (isCalled) path.target = { host: from.address, port: from.port };
     if (pulse.echo !== undefined) {
-      const roundTripMs = Math.max(0, nowMs - pulse.echo.sentMs - pulse.echo.heldMs);
+      const roundTripMs = Math.max(0, this.#stampMs() - pulse.echo.sentMs - pulse.echo.heldMs);
       path.rttMs.add(roundTripMs);
       this.#leastRoundTripMs = Math.min(this.#leastRoundTripMs, roundTripMs);
+      this.#options.onEcho?.(pulse.echo.sentMs);
     }
     const { run, sequence } = pulse;
     this.#step({ kind: 'heartbeat', nowMs, path: String(pulse.path), run, sequence });

@@ -190,6 +190,14 @@ async function takeOver(store: Store, host: string, shadow: { copy: number }) {
 }
 
 const shadow = { host: 'b', copy: 1 };
+const nothing = () => {};
+const NOBODY = {
+  onEnded: nothing,
+  onRegained: nothing,
+  onStore: nothing,
+  onSure: nothing,
+  onSuperseded: nothing,
+};
 /** What the keeper before left still stands here. */
 const ORPHAN = { fromScratch: false, anew: false };
 const SCRATCH = { fromScratch: true, anew: false };
@@ -300,6 +308,7 @@ describe('the right to act as a VM', () => {
       onEnded: () => told.push('ended'),
       onRegained: () => told.push('regained'),
       onSuperseded: () => told.push('superseded'),
+      onSure: () => told.push('sure'),
       onStore: (contact) => told.push(contact),
     });
     store.isAway = true;
@@ -319,13 +328,7 @@ describe('the right to act as a VM', () => {
     const store = new Store();
     const right = await begin(store, 'a');
     const superseded = Promise.withResolvers<void>();
-    const nothing = () => {};
-    right.watch({
-      onEnded: nothing,
-      onRegained: nothing,
-      onStore: nothing,
-      onSuperseded: superseded.resolve,
-    });
+    right.watch({ ...NOBODY, onSuperseded: superseded.resolve });
     store.isDeafTo = 'a';
     const waits: string[] = [];
     const other = await begin(store, 'b', { onWait: (holder) => void waits.push(holder) });
@@ -347,6 +350,61 @@ describe('the right to act as a VM', () => {
     expect(right.mayRelease('unknown')).toBe(false);
     expect(right.status()).toMatchObject({ mode: 'in-sync', endsInMs: null });
     expect(right.status().storeAwayMs).toBeGreaterThan(TTL_MS);
+  });
+
+  it('lets nothing out that its shadow holds from when that may have taken over, until it is heard again', async () => {
+    const store = new Store();
+    const right = await begin(store, 'a');
+    let sure = 0;
+    right.watch({ ...NOBODY, onSure: () => void (sure += 1) });
+    await right.arm(shadow);
+    const mayRelease = () => right.mayRelease('acknowledged');
+    expect(mayRelease()).toBe(true);
+    const heard = () => right.noteHeard(shadow, { sentMs: time.clock.nowMs(), silenceMinMs: 300 });
+    heard();
+    await time.clock.sleep(200);
+    expect(mayRelease()).toBe(true);
+    // Without a word of etcd: it need not be there.
+    store.isAway = true;
+    await time.clock.sleep(100);
+    expect(mayRelease()).toBe(false);
+    right.noteHeard(shadow, { sentMs: time.clock.nowMs() - 300, silenceMinMs: 300 });
+    expect([mayRelease(), sure]).toEqual([false, 0]);
+    heard();
+    expect([mayRelease(), sure]).toEqual([true, 1]);
+    // Another copy is another keeper.
+    right.noteHeard({ copy: 2 }, { sentMs: 0, silenceMinMs: 300 });
+    await time.clock.sleep(100);
+    expect(mayRelease()).toBe(true);
+  });
+
+  it('asks who acts before it lets out what its shadow holds, where the way to that is longer than its word lasts', async () => {
+    const store = new Store();
+    const right = await begin(store, 'a');
+    const sure = Promise.withResolvers<void>();
+    right.watch({ ...NOBODY, onSure: () => sure.resolve() });
+    await right.arm(shadow);
+    const wordAfter = async (ms: number) => {
+      const sentMs = time.clock.nowMs();
+      await time.clock.sleep(ms);
+      right.noteHeard(shadow, { sentMs, silenceMinMs: 300 });
+    };
+    await wordAfter(400);
+    expect(right.mayRelease('acknowledged')).toBe(false);
+    store.isAway = true;
+    await wordAfter(400);
+    await time.clock.sleep(10);
+    expect(right.mayRelease('acknowledged')).toBe(false);
+    store.isAway = false;
+    await wordAfter(400);
+    await sure.promise;
+    expect(right.mayRelease('acknowledged')).toBe(true);
+    await time.clock.sleep(400);
+    expect(right.mayRelease('acknowledged')).toBe(false);
+    expect(await takeOver(store, 'b', shadow)).toBeDefined();
+    await wordAfter(400);
+    await time.clock.sleep(10);
+    expect(right.mayRelease('acknowledged')).toBe(false);
   });
 
   it('lets everything out at once when its shadow has promised not to act, and is alone when that can be written', async () => {

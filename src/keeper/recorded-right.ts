@@ -8,6 +8,7 @@ import { LeaseDriver, type VmEffect } from '../lease/lease-driver.ts';
 import { LeaseError } from '../lease/lease-error.ts';
 import { isSuspendedElsewhere, type LeaseRecord, type StoredLease } from '../lease/lease-record.ts';
 import {
+  heardForMs,
   heirLease,
   initialLease,
   type LeaseFact,
@@ -17,7 +18,7 @@ import {
   mayGetShadow,
 } from '../lease/lease-state.ts';
 import type { LeaseStore } from '../lease/lease-store.ts';
-import type { ActingRight, RightStatus, RightWatcher, ShadowClaimant } from './acting-right.ts';
+import type { ActingRight, HeardWord, RightStatus, RightWatcher, ShadowClaimant } from './acting-right.ts';
 import { disksElsewhere, superseded, suspendedElsewhere } from './refusals.ts';
 
 const RETRY_MS = 100;
@@ -97,6 +98,9 @@ export class RecordedRight implements ActingRight {
   #follows: string | undefined;
   #watcher: RightWatcher | undefined;
   #storeAwaySinceMs: number | undefined;
+  /** From when acknowledged output has been waiting for a sign that the shadow has not taken over. */
+  #doubtSinceMs: number | undefined;
+  #isConfirming = false;
 
   private constructor(
     options: RightOptions,
@@ -203,7 +207,23 @@ export class RecordedRight implements ActingRight {
 
   mayRelease(what: 'acknowledged' | 'unknown'): boolean {
     const right = this.#driver.outputRight;
-    return right === 'everything' || (right === 'acknowledged' && what === 'acknowledged');
+    if (right === 'everything' || (right === 'acknowledged' && what === 'acknowledged')) return true;
+    if (this.#driver.isInDoubt) this.#doubtSinceMs ??= this.#options.bootTimeMs();
+    return false;
+  }
+
+  noteHeard({ copy }: Pick<ShadowClaimant, 'copy'>, { sentMs, silenceMinMs }: HeardWord): void {
+    const forMs = heardForMs(silenceMinMs, this.#options.policy);
+    this.#driver.report({ kind: 'shadow-heard', copy, untilMs: sentMs + forMs });
+    if (this.#doubtSinceMs === undefined) return;
+    if (!this.#driver.isInDoubt) {
+      const waitedMs = this.#options.bootTimeMs() - this.#doubtSinceMs;
+      this.#doubtSinceMs = undefined;
+      this.#watcher?.onSure(waitedMs);
+    } else if (sentMs > this.#doubtSinceMs && !this.#isConfirming) {
+      // It hears what is sent now, but the way there and back is longer than its word is good for.
+      void this.#confirmInstead({ copy }, { silenceMinMs });
+    }
   }
 
   watch(watcher: RightWatcher): void {
@@ -261,6 +281,22 @@ export class RecordedRight implements ActingRight {
     const { token, pending } = this.#driver.state;
     const isOurs = record?.token === token || record?.token === pending?.record.token;
     if (record?.holder !== host || !isOurs) throw superseded(vm, record?.holder ?? 'nobody');
+  }
+
+  async #confirmInstead(
+    shadow: Pick<ShadowClaimant, 'copy'>,
+    word: Pick<HeardWord, 'silenceMinMs'>,
+  ): Promise<void> {
+    this.#isConfirming = true;
+    const sentMs = this.#options.bootTimeMs();
+    try {
+      await this.confirm();
+      this.noteHeard(shadow, { ...word, sentMs });
+    } catch {
+      // Asked again with the next word.
+    } finally {
+      this.#isConfirming = false;
+    }
   }
 
   async holder(): Promise<string | undefined> {

@@ -5,6 +5,7 @@ import type { Failpoints } from '../base/failpoint.ts';
 import type { Trace } from '../base/trace.ts';
 import { KeeperError } from '../control/keeper-error.ts';
 import { epochId } from '../epoch/epoch-id.ts';
+import { bootTimeMs } from '../linux/boot-clock.ts';
 import { readFirmware } from '../qemu/firmware.ts';
 import { type CopiedDisk, DiskCopy } from '../replication/disk-copy.ts';
 import type { EpochPipeline } from '../replication/epoch-pipeline.ts';
@@ -32,6 +33,7 @@ const DISMISS_DEADLINE_MS = 2_000;
 const TAKE_OVER_GRACE_MS = 10_000;
 
 type Hello = Extract<PeerWords, { kind: 'hello' }>;
+type Welcome = Extract<PeerWords, { kind: 'welcome' }>;
 
 export interface RemoteShadowOptions {
   readonly link: PeerLink;
@@ -121,7 +123,7 @@ export class RemoteShadow implements Shadow {
       shadow.#instance = welcome.instance;
       shadow.#hasRelic = welcome.hasRelic;
       shadow.#heldDisks = new Set(welcome.heldDisks);
-      await shadow.#listenForLife(welcome.pulsePorts);
+      await shadow.#listenForLife(welcome);
       return shadow;
     } catch (cause) {
       await shadow[Symbol.asyncDispose]();
@@ -335,14 +337,17 @@ export class RemoteShadow implements Shadow {
   }
 
   /** Heartbeats in both directions, on all paths. A path that is silent for a while is no loss of the other host. */
-  async #listenForLife(ports: readonly number[]): Promise<void> {
-    const { addresses, hello, silenceMs, clock, host, path, publish } = this.#options;
+  async #listenForLife({ pulsePorts: ports, silenceMinMs }: Welcome): Promise<void> {
+    const { addresses, hello, silenceMs, clock, host, path, publish, right } = this.#options;
     const targets = addresses.map((address, index) => ({
       host: address,
       port: ports[index] ?? ports[0] ?? 0,
     }));
     this.#pulse = await PeerPulse.dial(targets, {
       ...{ key: Buffer.from(hello.pulseKey, 'hex'), side: 'primary', silenceMs, clock },
+      // By a clock that goes on while this host sleeps: a word of before that is good no more.
+      stampMs: bootTimeMs,
+      onEcho: (sentMs) => right.noteHeard(hello, { sentMs, silenceMinMs }),
       onEffect: (effect) => {
         if (effect.kind === 'peer-lost')
           this.#lose(peerLost(host, `nothing was heard for ${Math.round(effect.silentMs)} ms`));

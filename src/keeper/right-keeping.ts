@@ -36,6 +36,10 @@ export class RightKeeping {
       onEnded: () => this.#standStill(),
       onRegained: () => this.#goOn(),
       onSuperseded: () => this.#giveWay(),
+      onSure: (waitedMs) => {
+        this.#releaseDue();
+        this.#vm.publish('output-waited', { waitedMs });
+      },
       onStore: (contact) => this.#vm.publish(contact === 'away' ? 'lease-store-away' : 'lease-store-back'),
     });
   }
@@ -60,7 +64,7 @@ export class RightKeeping {
 
   #goOn(): void {
     this.#vm.publish('right-regained', { token: this.#right.token });
-    for (const link of this.#vm.links()) link.releaseDue();
+    this.#releaseDue();
     const state = this.#vm.state();
     // Who saves its state lets it go on, or does not.
     if (!isActing(state) || state.phase === 'saving') return;
@@ -68,6 +72,10 @@ export class RightKeeping {
       .primary()
       ?.machine.cont()
       .then(this.#vm.onGoesOn, (cause) => this.#fail(cause));
+  }
+
+  #releaseDue(): void {
+    for (const link of this.#vm.links()) link.releaseDue();
   }
 
   #giveWay(): void {

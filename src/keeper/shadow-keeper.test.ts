@@ -30,6 +30,8 @@ class World implements AsyncDisposable {
   readonly keeper: ShadowKeeper;
   readonly ended: Promise<ShadowEnd>;
   readonly heard: PeerWords['kind'][] = [];
+  /** From then on the keeper of the VM is not told any more that it is heard. */
+  isOver = false;
   /** Resolves when nothing that the keeper of the VM says is looked at any more. */
   readonly heardOut: Promise<void>;
   readonly #image: ShadowImage;
@@ -58,10 +60,14 @@ class World implements AsyncDisposable {
     this.keeper = new ShadowKeeper({
       ...{ ...common, messages: until(far, resolve), hasRelic: false, heldDisks: [], durable: false },
       errands: new ShadowErrands({ ...common, spec: {} as VmSpec, startTest }),
-      ...{ host: 'b', pulsePorts: [1] },
+      ...{ host: 'b', pulsePorts: [1], silenceMinMs: 300, onOver: () => this.#noteOver() },
     });
     this.#listening = this.#listen();
     this.ended = this.keeper.keep();
+  }
+
+  #noteOver(): void {
+    this.isOver = true;
   }
 
   async say(words: PeerWords): Promise<void> {
@@ -110,7 +116,10 @@ describe('the keeper of a shadow whose VM acts on another host', () => {
   it('promises nothing once it is about to ask for the right, though the other side still comes through', async () => {
     const world = new World();
     await expect.poll(() => world.heard).toEqual(['welcome']);
+    expect(world.isOver).toBe(false);
     world.keeper.fallSilent(1000);
+    // At once: what is heard from now on keeps nobody from acting.
+    expect(world.isOver).toBe(true);
     expect(await world.ended).toMatchObject({ kind: 'alone' });
     await world.say({ kind: 'dismiss' });
     await world.heardOut;

@@ -41,6 +41,10 @@ export interface ShadowKeeperOptions {
   readonly errands: ShadowErrands;
   /** Where this side listens for heartbeats. */
   readonly pulsePorts: readonly number[];
+  /** For so long the other side may be silent, at least. */
+  readonly silenceMinMs: number;
+  /** At once, before anything follows from the end: the other side must not hear any more that it is heard. */
+  readonly onOver: () => void;
   readonly clock: Clock;
   readonly log: Logger;
   readonly failpoints: Failpoints;
@@ -146,6 +150,7 @@ export class ShadowKeeper {
     await this.#say({
       ...{ kind: 'welcome', host, instance: session.standby.number, hasRelic: this.#hasRelic },
       ...{ heldDisks: [...heldDisks], pulsePorts: [...this.#options.pulsePorts] },
+      silenceMinMs: this.#options.silenceMinMs,
     }).catch(() => {});
     void this.#listen();
     const end = await this.#ended.promise;
@@ -267,6 +272,7 @@ export class ShadowKeeper {
   /** At once: the next message may be here already. */
   #end(end: ShadowEnd): void {
     this.#isOver = true;
+    this.#options.onOver();
     this.#ended.resolve(end);
   }
 

@@ -120,9 +120,10 @@ export class ShadowLodging implements AsyncDisposable {
     const startTest = (signal: AbortSignal, tried: ServedDisks) => this.#startTest(log, { signal, tried });
     const errands = new ShadowErrands({ ...common, spec, startTest });
     let shadow: ShadowKeeper | undefined;
+    const silenceMs = silenceOf(this.#site);
     const pulse = await PeerPulse.listen(hostsOf(this.#site.listen), {
       ...{ key: Buffer.from(hello.pulseKey, 'hex'), side: 'shadow', clock: this.#clock },
-      silenceMs: silenceOf(this.#site),
+      silenceMs,
       onEffect: (effect) => {
         if (effect.kind === 'peer-lost') shadow?.fallSilent(effect.silentMs);
         else log.info(effect.kind, { ...effect });
@@ -132,7 +133,8 @@ export class ShadowLodging implements AsyncDisposable {
       ...{ ...common, messages, errands, host: this.#site.host, hasRelic: this.#hasRelic },
       heldDisks: this.#copies.filter(({ isHeld }) => isHeld).map(({ name }) => name),
       durable: spec.shadow.commit === 'durable',
-      pulsePorts: pulse.ports,
+      ...{ pulsePorts: pulse.ports, silenceMinMs: silenceMs.min },
+      onOver: () => pulse[Symbol.dispose](),
     });
     const keeping = shadow;
     const leave = () => keeping.leave({ kind: 'dismissed' });

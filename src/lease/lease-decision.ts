@@ -71,6 +71,8 @@ function decide(state: LeaseState, event: LeaseEvent, moment: Moment): LeaseStep
       return dismiss(state, event);
     case 'epoch-acknowledged':
       return join(state, event, moment);
+    case 'shadow-heard':
+      return stay(hearShadow(state, event));
     case 'read':
       return pursue({ ...state, isReading: false, isStoreAway: false }, event.stored, moment);
     case 'read-failed':
@@ -208,6 +210,13 @@ function close(
     },
     { kind: 'release-acknowledged' },
   );
+}
+
+/** Words overtake each other. What the keeper of one copy says is no word of another one's. */
+function hearShadow(state: LeaseState, { copy, untilMs }: { copy: number; untilMs: number }): LeaseState {
+  const { heard } = state;
+  if (heard?.copy === copy && heard.untilMs >= untilMs) return state;
+  return { ...state, heard: { copy, untilMs } };
 }
 
 function join(

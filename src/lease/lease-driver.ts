@@ -4,6 +4,7 @@ import { errorFacts } from '../base/errors.ts';
 import { stepLease } from './lease-decision.ts';
 import {
   initialLease,
+  isInDoubt,
   type LeaseEffect,
   type LeaseFact,
   type LeasePolicy,
@@ -67,6 +68,11 @@ export class LeaseDriver implements AsyncDisposable {
   get outputRight(): ReturnType<typeof outputRight> {
     const { policy, bootTimeMs } = this.#options;
     return this.#isOver ? 'nothing' : outputRight(this.#state, { nowMs: bootTimeMs(), policy });
+  }
+
+  /** Nothing leaves, as the shadow may have taken over: it is to be heard again, or the record to be read. */
+  get isInDoubt(): boolean {
+    return isInDoubt(this.#state, { nowMs: this.#options.bootTimeMs() });
   }
 
   /** Until this host has to stop unless it hears of a renewal; undefined where its right does not end by itself. */

@@ -17,6 +17,7 @@ const NO_MORE = {
   ends: 0,
   suspensions: 0,
   dismissals: 0,
+  heartbeats: 0,
   heirs: 0,
 };
 

@@ -1,5 +1,5 @@
-import type { Host, Message, Player, Run, World } from './lease-model.ts';
-import { NAMES } from './lease-model.ts';
+import type { Host, Message, Player, Rules, Run, World } from './lease-model.ts';
+import { NAMES, NOW_MS, SILENCE_MIN_MS } from './lease-model.ts';
 import type { LeaseFact, LeaseState } from './lease-state.ts';
 
 /** Something that may happen next. */
@@ -9,7 +9,7 @@ export interface Move {
 }
 
 /** Everything that may happen in this world. */
-export function movesOf(world: World): Move[] {
+export function movesOf(world: World, { mayVouch }: Pick<Rules, 'mayVouch'>): Move[] {
   const moves: Move[] = [];
   const { budget } = world;
   if (budget.ticks > 0) moves.push(spending('ticks', 'time passes', (player) => player.passTime()));
@@ -18,7 +18,7 @@ export function movesOf(world: World): Move[] {
     const host = world.hosts[index];
     if (host === undefined) continue;
     moves.push(...faults(world, host, index));
-    if (host.condition === 'up') moves.push(...life(world, host, index));
+    if (host.condition === 'up') moves.push(...life(world, host, { index, mayVouch }));
   }
   return moves;
 }
@@ -205,7 +205,7 @@ function faults({ budget, record, hosts }: World, host: Host, index: number): Mo
       ),
     );
   }
-  if (budget.alarms > 0 && !lease.isPeerLost && caresForPeer(lease))
+  if (budget.alarms > 0 && !lease.isPeerLost && caresForPeer(lease) && isSilent(host))
     moves.push(spending('alarms', `${name} hears no heartbeat`, tell({ kind: 'peer-lost' })));
   if (lease.isPeerLost && hosts[1 - index]?.condition === 'up' && budget.alarms > 0)
     moves.push(spending('alarms', `${name} hears heartbeats again`, tell({ kind: 'peer-back' })));
@@ -220,12 +220,20 @@ function faults({ budget, record, hosts }: World, host: Host, index: number): Mo
   return moves;
 }
 
+function isSilent({ heardMs }: Host): boolean {
+  return heardMs === undefined || NOW_MS - heardMs >= SILENCE_MIN_MS;
+}
+
 function caresForPeer({ phase }: LeaseState): boolean {
   return phase === 'shadow' || phase === 'in-sync' || phase === 'closing' || phase === 'joining';
 }
 
 /** What goes as it should. */
-function life({ budget, hosts, copies, record }: World, { lease, run }: Host, index: number): Move[] {
+function life(
+  { budget, hosts, copies, record }: World,
+  { lease, run }: Host,
+  { index, mayVouch }: Pick<Rules, 'mayVouch'> & { index: number },
+): Move[] {
   const name = NAMES[index] ?? '';
   const other = hosts[1 - index];
   if (budget.ends > 0 && record?.mode === 'ended' && lease.phase === 'idle' && !lease.isStartWanted)
@@ -259,6 +267,14 @@ function life({ budget, hosts, copies, record }: World, { lease, run }: Host, in
       }),
     );
   moves.push(...suspensions(budget, { lease, name }, index));
+  const { copy } = run;
+  const isHeard = other.condition === 'up' && copy !== undefined && other.copy?.id === copy;
+  if (budget.heartbeats > 0 && isHeard && mayVouch(other.lease))
+    moves.push(
+      spending('heartbeats', `${name} is heard by its shadow, and learns so`, (player) =>
+        player.hearHeartbeat(index, copy),
+      ),
+    );
   if (budget.cuts > 0 && run.copy !== undefined)
     moves.push(spending('cuts', `${name} cuts epoch ${run.open}`, (player) => cut(player, index, run)));
   const isFree = other.lease.phase === 'idle' || other.lease.phase === 'shadow';

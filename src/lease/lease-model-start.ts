@@ -1,4 +1,4 @@
-import { type Budget, type Host, NOW_MS, TTL_TICKS, type World } from './lease-model.ts';
+import { type Budget, HEARD_UNTIL_MS, type Host, NOW_MS, TTL_TICKS, type World } from './lease-model.ts';
 import { initialLease } from './lease-state.ts';
 
 const NOTHING: Budget = {
@@ -15,6 +15,7 @@ const NOTHING: Budget = {
   ends: 0,
   suspensions: 0,
   dismissals: 0,
+  heartbeats: 0,
   heirs: 0,
 };
 
@@ -40,17 +41,22 @@ function fresh(name: string): Host {
     copy: undefined,
     saved: undefined,
     gate: 'nothing',
+    heardMs: undefined,
   };
 }
 
 /** Where a search begins. */
-export type Start = 'nothing is there' | 'A is alone' | 'A and B are in sync';
+export type Start =
+  | 'nothing is there'
+  | 'A is alone'
+  | 'A and B are in sync'
+  | 'A and B are in sync, and B hears A';
 
 export function worldOf(start: Start, budget: Partial<Budget>): World {
   const world = { ...EMPTY, budget: { ...NOTHING, ...budget } };
   const [a, b] = world.hosts;
   if (start === 'nothing is there') return world;
-  const run = { line: 1, open: 2, acknowledged: 0, known: 0, copy: undefined, cap: undefined };
+  const run = { line: 1, open: 2, acknowledged: 0, known: 0, copy: undefined, cap: undefined, left: 0 };
   if (start === 'A is alone') {
     const held = { heldSinceMs: NOW_MS, renewalSentMs: NOW_MS };
     return {
@@ -72,7 +78,9 @@ export function worldOf(start: Start, budget: Partial<Budget>): World {
     };
   }
   const copy = 1;
-  const primary = { token: 1, revision: 2, copy, shadowHost: 'B' } as const;
+  const hears = start === 'A and B are in sync, and B hears A';
+  const heard = hears ? { copy, untilMs: HEARD_UNTIL_MS } : undefined;
+  const primary = { token: 1, revision: 2, copy, shadowHost: 'B', heard } as const;
   return {
     ...world,
     hosts: [
@@ -86,6 +94,7 @@ export function worldOf(start: Start, budget: Partial<Budget>): World {
         ...b,
         lease: { ...b.lease, phase: 'shadow', body: 'copy', token: 1, copy },
         copy: { id: copy, line: 1, epoch: 1 },
+        heardMs: hears ? NOW_MS : undefined,
       },
     ],
     record: { token: 1, holder: 'A', mode: 'in-sync', shadow: { host: 'B', copy, state: 'fresh' } },

@@ -99,6 +99,16 @@ const CASES: readonly Case[] = [
     { ticks: 4, suspensions: 1, ends: 1, copies: 1, cuts: 1, heirs: 1, pauses: 1 },
   ],
   [
+    'a host is stopped, and acknowledgements are late, but its shadow hears it',
+    'A and B are in sync, and B hears A',
+    { ticks: 4, alarms: 1, pauses: 1, cuts: 2, heartbeats: 2 },
+  ],
+  [
+    'hosts that hear each other lose each other, and get no answers',
+    'A and B are in sync, and B hears A',
+    { ticks: 4, alarms: 2, cuts: 1, heartbeats: 1, unanswered: 1, unreachable: 1 },
+  ],
+  [
     'two hosts start the same VM',
     'nothing is there',
     { ticks: 4, unanswered: 1, crashes: 1, copies: 1, cuts: 1 },
@@ -264,6 +274,30 @@ const CONTROLS: readonly (readonly [string, Start, Partial<Budget>, Partial<Rule
     { mayAcknowledge: (state, { copy }) => state.body === 'copy' && state.copy === copy },
   ],
   [
+    'a primary releases whatever was acknowledged, whenever it hears of that',
+    'A and B are in sync, and B hears A',
+    { ticks: 3, alarms: 1, cuts: 1 },
+    {
+      outputRight: ({ heard: _, ...state }, moment) =>
+        RULES.outputRight({ ...state, heard: undefined }, moment),
+    },
+  ],
+  [
+    'a shadow that is about to take over says that it hears its primary',
+    'A and B are in sync, and B hears A',
+    { ticks: 3, alarms: 1, cuts: 1, heartbeats: 1 },
+    { mayVouch: () => true },
+  ],
+  [
+    'clocks are believed to run alike when a shadow vouches for its primary',
+    'A and B are in sync, and B hears A',
+    { ticks: 3, alarms: 1, cuts: 1 },
+    {
+      outputRight: (state, { nowMs, policy }) => RULES.outputRight(state, { nowMs: nowMs - 4, policy }),
+      rates: [1, 3],
+    },
+  ],
+  [
     'a write without an answer is taken for one that was not carried out',
     'A and B are in sync',
     { ticks: 6, alarms: 2, unanswered: 1 },
@@ -379,7 +413,7 @@ describe('the search finds a counterexample (control) when', () => {
       statesMax: CONTROL_STATES_MAX,
     });
     expect(found.trace?.at(-1)).toMatch(
-      /^▸ .*(?:two act|forgets output|stale copy|does not have|had ended|knows \d|newest state|the past)/,
+      /^▸ .*(?:two act|forgets output|stale copy|does not have|had ended|begun to act|knows \d|newest state|the past)/,
     );
     console.info([`${name}:`, ...(found.trace ?? [])].join('\n  '));
   });

@@ -2,6 +2,7 @@ import { assert } from '../base/assert.ts';
 import { stepLease } from './lease-decision.ts';
 import type { LeaseRecord, StoredLease, SwapOutcome } from './lease-record.ts';
 import {
+  heardForMs,
   heirLease,
   initialLease,
   type LeaseEffect,
@@ -27,6 +28,9 @@ export const MODEL_POLICY: LeasePolicy = {
   slackMs: 0,
   renewEveryMs: 1,
 };
+/** A shadow lets its primary be silent for so long at least: two ticks of the store for the fastest of clocks. */
+export const SILENCE_MIN_MS = 6;
+export const HEARD_UNTIL_MS = NOW_MS + heardForMs(SILENCE_MIN_MS, MODEL_POLICY);
 const OLDEST_MS = NOW_MS - 2 * MODEL_POLICY.holdTtlMs;
 export const NAMES = ['A', 'B'] as const;
 
@@ -44,6 +48,8 @@ export interface Run {
    * repetitions, or frames that were long on their way. -1: nothing at all.
    */
   readonly cap: number | undefined;
+  /** Up to which it has released, where it is looked at whether it does so after another one acts. */
+  readonly left: number;
 }
 
 export interface Copy {
@@ -67,6 +73,8 @@ export interface Host {
   readonly copy: Copy | undefined;
   readonly saved: Saved | undefined;
   readonly gate: 'nothing' | 'acknowledged' | 'everything';
+  /** As shadow: when it heard its primary last. Undefined: it tells a loss, rightly or wrongly, whenever it likes. */
+  readonly heardMs: number | undefined;
 }
 
 export type Message =
@@ -111,6 +119,8 @@ export interface Budget {
   readonly suspensions: number;
   /** Shadows that are let go. */
   readonly dismissals: number;
+  /** Heartbeats that are heard, and the word of that. */
+  readonly heartbeats: number;
   /** Keepers that are killed and followed by another one on the same host, which finds the VM standing still. */
   readonly heirs: number;
 }
@@ -137,6 +147,8 @@ export interface Rules {
   readonly step: typeof stepLease;
   readonly outputRight: typeof outputRight;
   readonly mayAcknowledge: typeof mayAcknowledge;
+  /** Whether a shadow may say that it hears its primary. */
+  readonly mayVouch: (lease: LeaseState) => boolean;
   /** Whether a host goes on from the state that lies there. */
   readonly isNewest: (lease: LeaseState, saved: Saved) => boolean;
   /** How far a host's clock goes in one tick of the store. */
@@ -146,6 +158,7 @@ export interface Rules {
 export const RULES: Rules = {
   ...{ step: stepLease, outputRight, mayAcknowledge, rates: [2, 2] },
   isNewest: ({ suspended }, { token }) => suspended === token,
+  mayVouch: ({ phase, isPeerLost }) => phase === 'shadow' && !isPeerLost,
 };
 
 export class Violation extends Error {}
@@ -177,6 +190,12 @@ export class Player {
 
   get rules(): Rules {
     return this.#rules;
+  }
+
+  /** A heartbeat is heard, and the word of that, without a delay: each would make it good for a shorter time. */
+  hearHeartbeat(index: number, copy: number): void {
+    this.setHost(1 - index, { heardMs: NOW_MS });
+    this.tell(index, { kind: 'shadow-heard', copy, untilMs: HEARD_UNTIL_MS });
   }
 
   renewHold(): void {
@@ -302,7 +321,7 @@ export class Player {
       const { run } = this.host(other);
       if (run !== undefined) this.setHost(other, { run: { ...run, cap: run.cap ?? cap } });
     }
-    const run: Run = { line, open, acknowledged: 0, known: 0, copy: undefined, cap: undefined };
+    const run: Run = { line, open, acknowledged: 0, known: 0, copy: undefined, cap: undefined, left: 0 };
     this.setHost(index, { run, copy: undefined, saved: undefined });
     this.change({ line, released: open - 1 });
   }
@@ -346,14 +365,21 @@ export class Player {
     const { rates } = this.#rules;
     const wire = this.#world.wire.map((message) => older(message, rates));
     this.change({ wire, holdTicks: Math.max(0, this.#world.holdTicks - 1) });
-    for (const index of [0, 1])
-      this.setHost(index, { lease: olderLease(this.host(index).lease, rates[index] ?? 0) });
+    for (const index of [0, 1]) {
+      const { lease, heardMs } = this.host(index);
+      const byMs = rates[index] ?? 0;
+      this.setHost(index, {
+        lease: olderLease(lease, byMs),
+        heardMs: heardMs === undefined ? undefined : aged(heardMs, byMs),
+      });
+    }
     for (const index of [0, 1]) if (this.host(index).condition === 'up') this.tell(index, { kind: 'tick' });
   }
 
   crash(index: number): void {
     const lease = initialLease(NAMES[index] ?? '', { mayStartCold: true });
-    this.setHost(index, { condition: 'down', lease, run: undefined, copy: undefined, gate: 'nothing' });
+    const nothing = { run: undefined, copy: undefined, heardMs: undefined } as const;
+    this.setHost(index, { condition: 'down', lease, ...nothing, gate: 'nothing' });
     this.change({ wire: this.#withoutSender(index) });
   }
 
@@ -386,15 +412,18 @@ export class Player {
       if (gate !== right)
         throw new Violation(`${NAMES[index]} was told to release ${gate}, its right is ${right}`);
       acting.push(`${lease.token}`);
-      this.#release(index, { run, right });
+      this.#release(index, { run, right, isVouched: lease.heard?.copy === run.copy });
     }
     if (acting.length === 2 && acting[0] === acting[1])
       throw new Violation(`two hosts act under token ${acting[0]}`);
   }
 
-  #release(index: number, { run, right }: { run: Run; right: 'acknowledged' | 'everything' }): void {
+  #release(index: number, { run, right, isVouched }: Releasing): void {
     const name = NAMES[index];
     const epoch = right === 'everything' ? run.open : run.acknowledged;
+    if (isVouched && run.line !== this.#world.line && epoch > run.left)
+      throw new Violation(`${name} releases epoch ${epoch} after another host has begun to act`);
+    if (isVouched) this.setHost(index, { run: { ...run, left: Math.max(run.left, epoch) } });
     if (run.line === this.#world.line) this.change({ released: Math.max(this.#world.released, epoch) });
     if (run.cap === undefined) return;
     if (run.cap === -1 || right === 'everything')
@@ -402,6 +431,13 @@ export class Player {
     if (epoch > run.cap)
       throw new Violation(`${name} releases epoch ${epoch}, the host that has the right knows ${run.cap}`);
   }
+}
+
+interface Releasing {
+  readonly run: Run;
+  readonly right: 'acknowledged' | 'everything';
+  /** By a shadow that hears this host, so that nothing at all may leave after that acts. */
+  readonly isVouched: boolean;
 }
 
 function older(message: Message, rates: readonly [number, number]): Message {
@@ -413,9 +449,10 @@ function older(message: Message, rates: readonly [number, number]): Message {
 }
 
 function olderLease(lease: LeaseState, byMs: number): LeaseState {
-  const { pending, heldSinceMs, renewalSentMs } = lease;
+  const { pending, heldSinceMs, renewalSentMs, heard } = lease;
   return {
     ...lease,
+    heard: heard === undefined ? undefined : { ...heard, untilMs: aged(heard.untilMs, byMs) },
     heldSinceMs: heldSinceMs === undefined ? undefined : aged(heldSinceMs, byMs),
     renewalSentMs: aged(renewalSentMs, byMs),
     pending: pending === undefined ? undefined : { ...pending, sentAtMs: aged(pending.sentAtMs, byMs) },

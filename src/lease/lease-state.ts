@@ -53,6 +53,11 @@ export interface LeaseState {
   /** As shadow: the copy held here. As primary: the copy that its shadow holds. */
   readonly copy: number | undefined;
   readonly shadowHost: string | undefined;
+  /**
+   * As primary: the keeper of this copy has said that it heard this host, and takes nothing over before this time; later it
+   * may have. Undefined where it says no such thing: then it notices a loss by the end of its connection alone.
+   */
+  readonly heard: { readonly copy: number; readonly untilMs: number } | undefined;
   /** In `closing`: the shadow holds everything once it acknowledges this epoch. */
   readonly joinEpoch: number | undefined;
   readonly isPeerLost: boolean;
@@ -121,6 +126,8 @@ export type LeaseFact =
   /** The shadow has promised not to act, and let this copy go. */
   | { readonly kind: 'shadow-dismissed'; readonly copy: number }
   | { readonly kind: 'epoch-acknowledged'; readonly copy: number; readonly epoch: number }
+  /** Its keeper has heard this host, and takes nothing over before this time. */
+  | { readonly kind: 'shadow-heard'; readonly copy: number; readonly untilMs: number }
   | { readonly kind: 'read'; readonly stored: StoredLease }
   | { readonly kind: 'read-failed' }
   | { readonly kind: 'swap-answered'; readonly expectedRevision: number; readonly outcome: SwapOutcome }
@@ -176,6 +183,7 @@ export function initialLease(self: string, { mayStartCold }: { mayStartCold: boo
     revision: 0,
     copy: undefined,
     shadowHost: undefined,
+    heard: undefined,
     joinEpoch: undefined,
     isPeerLost: false,
     isDismissed: false,
@@ -209,6 +217,25 @@ export function mayGetShadow({ phase, body, pending, savedState }: LeaseState): 
 /** How old a right may get before its holder stops: shorter than the store waits, however slow the holder's clock. */
 export function ageLimitMs({ holdTtlMs, clockRateBound, slackMs }: LeasePolicy): number {
   return holdTtlMs * (1 - clockRateBound) - slackMs;
+}
+
+/**
+ * For how long a shadow takes nothing over after something was sent that it heard, when it lets this host be silent for
+ * `silenceMinMs` at least: shorter than that, however slow the clock here and however fast the one there.
+ */
+export function heardForMs(
+  silenceMinMs: number,
+  { clockRateBound }: Pick<LeasePolicy, 'clockRateBound'>,
+): number {
+  return ((silenceMinMs * (1 - clockRateBound)) / (1 + clockRateBound)) * (1 - SLACK_SHARE);
+}
+
+/**
+ * Whether the shadow may have taken over without this host's having heard of it: this host stood still, or the shadow cannot
+ * be heard. What it acknowledged it has, and lets out itself.
+ */
+export function isInDoubt({ heard, copy }: LeaseState, { nowMs }: { nowMs: number }): boolean {
+  return heard !== undefined && heard.copy === copy && nowMs >= heard.untilMs;
 }
 
 /** When the right of this host ends unless it is renewed; undefined where it does not end by itself. */
@@ -245,7 +272,8 @@ export function outputRight(
     case 'joining':
     case 'in-sync':
     case 'claiming':
-      return state.isDismissed ? 'everything' : 'acknowledged';
+      if (state.isDismissed) return 'everything';
+      return isInDoubt(state, { nowMs }) ? 'nothing' : 'acknowledged';
     default:
       return 'nothing';
   }

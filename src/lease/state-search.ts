@@ -38,7 +38,7 @@ export function search(start: World, { rules, statesMax, visit }: SearchOptions)
       const trace = [...traceOf(nodes, index), '(what is looked at from here)', `▸ ${thrown.message}`];
       return { statesCount: nodes.length, isComplete: false, trace };
     }
-    for (const { label, play } of movesOf(node.world)) {
+    for (const { label, play } of movesOf(node.world, rules)) {
       const player = new Player(node.world, rules);
       try {
         play(player);
@@ -136,9 +136,9 @@ class KeyMaker {
     return `${parts.join(',')};${figures.join(',')};${messages.join(',')}`;
   }
 
-  #hostKey({ lease, condition, run, copy, saved, gate }: Host): string {
+  #hostKey({ lease, condition, run, copy, saved, gate, heardMs = 0 }: Host): string {
     const body = run === undefined ? '' : this.#number(run);
-    return `${this.#number(lease as LeaseState)}.${condition}.${gate}.${body}.${[copy, saved].map((part) => (part === undefined ? '' : this.#number(part))).join('.')}`;
+    return `${this.#number(lease as LeaseState)}.${condition}.${gate}.${heardMs}.${body}.${[copy, saved].map((part) => (part === undefined ? '' : this.#number(part))).join('.')}`;
   }
 
   #number(part: object): number {

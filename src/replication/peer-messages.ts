@@ -117,6 +117,8 @@ const wordsSchema = z.discriminatedUnion('kind', [
     hasRelic: z.boolean(),
     /** Where it listens for heartbeats, for each of its addresses. */
     pulsePorts: z.array(z.int().min(1).max(65_535)).min(1),
+    /** It takes nothing over before it has heard nothing for so long, on any path. */
+    silenceMinMs: z.int().positive(),
     /** Disks of which it has an older copy: it is asked what is in them. */
     heldDisks: z.array(z.string()),
   }),

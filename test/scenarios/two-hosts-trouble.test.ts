@@ -17,10 +17,28 @@ const YEAR_MS = 365 * DAY_MS;
 const NOTICED_MS = 2500;
 const ROOM_BYTES = 512 * 2 ** 20;
 
+/**
+ * A plant: when it is asked to, by a file, the keeper stands still between hearing that an epoch is held elsewhere and letting go
+ * of what waited for it.
+ */
+function standsStill(order: string): string {
+  const failpointUrl = new URL('../../src/base/failpoint.ts', import.meta.url).href;
+  return `
+    const { Failpoints } = await import(${JSON.stringify(failpointUrl)});
+    const { existsSync, rmSync } = await import('node:fs');
+    const order = ${JSON.stringify(order)};
+    Failpoints.prototype.hit = (name) => {
+      if (name !== 'commit.after-acknowledge' || !existsSync(order)) return;
+      rmSync(order);
+      process.kill(process.pid, 'SIGSTOP');
+    };`;
+}
+
 let hosts: TwoHosts;
 let oracle: TwoHostOracle;
 let oddClock: OddClock;
 let room: SmallTmpfs;
+let order: string;
 
 /** Each of these makes the one that is wanted, so that no test depends on where the one before left the VM. */
 async function actingOn(host: HostName): Promise<Roles> {
@@ -80,6 +98,10 @@ describe('a VM with its shadow on a host with clocks, certificates and room of i
       clocks: ({ folder }) => {
         oddClock = new OddClock(folder, { rate: 1.05 });
         return { b: oddClock };
+      },
+      plants: ({ folder }) => {
+        order = join(folder, 'stand-still');
+        return { a: standsStill(order), b: '' };
       },
     });
     room = new SmallTmpfs(ROOM_BYTES, hosts.memoryOf('b'));
@@ -157,6 +179,19 @@ describe('a VM with its shadow on a host with clocks, certificates and room of i
     expect(await identity(roles)).toEqual(before);
     hosts.killHost(roles.here);
     expect(await oracle.settled()).toEqual({ here: roles.there, there: roles.here });
+    await isHarmless();
+  });
+
+  it('sends nothing that its shadow holds, when its keeper goes on after that has taken over', async () => {
+    const { here, there } = await actingOn('a');
+    const pid = hosts.keeperPid(here);
+    writeFileSync(order, '');
+    await hosts.eventually('its keeper to stand still', () => !existsSync(order));
+    await hosts.until(there, 'promoted');
+    // So that frames of the host that acts now are on the network before.
+    await hosts.load.command('PING');
+    process.kill(pid, 'SIGCONT');
+    expect(await oracle.settled()).toEqual({ here: there, there: here });
     await isHarmless();
   });
 
