@@ -80,6 +80,7 @@ const CODES_BY_STATUS: Readonly<Record<number, readonly string[]>> = {
   503: [
     'API_CONSOLES_MAX',
     'API_STREAMS_MAX',
+    'KEEPER_END_UNRECORDED',
     'KEEPER_MIGRATE_TIMEOUT',
     'KEEPER_NO_ANSWER',
     'LEASE_STORE_AWAY',

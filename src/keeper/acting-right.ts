@@ -71,7 +71,7 @@ export interface ActingRight {
    * The same for one that has nothing to go on with but to begin anew: the shadow comes first, for so long as `graceMs` after
    * somebody answers.
    */
-  yieldThenGoAlone(graceMs: number): Promise<'granted' | 'superseded'>;
+  yieldThenGoAlone(graceMs: number, signal?: AbortSignal): Promise<'granted' | 'superseded'>;
   /** Rejects where nobody answers now, or where the right has passed on: before something that cannot be taken back. */
   confirm(): Promise<void>;
   /** Who acts now, as far as somebody answers at once. */

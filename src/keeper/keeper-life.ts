@@ -9,6 +9,7 @@ import type { RunDirectory } from '../control/run-directory.ts';
 import type { StartError } from '../control/start-outcome.ts';
 import type { StopReason } from '../shadow/protection.ts';
 import type { Keeper } from './keeper.ts';
+import type { VmEnd } from './vm-ending.ts';
 
 export const EXIT_FAILED = 1;
 const EXIT_FAULT = 70;
@@ -35,7 +36,7 @@ export class StopSignals {
   /** Nobody has used a VM yet that was given up while it started, unless it has `acted` before, elsewhere. */
   direct(keeper: Keeper, { acted = false } = {}): void {
     this.#keeper = keeper;
-    if (this.#received > 0) void keeper.stop({ graceful: acted });
+    if (this.#received > 0) keeper.stop({ graceful: acted }).catch(() => {});
   }
 
   /** Of the keeper there is nothing more to expect. */
@@ -53,7 +54,11 @@ export class StopSignals {
     );
     const graceful = this.#received === 1;
     // What cannot be saved now will not be later: who sends this signal wants an end.
-    this.#keeper?.stop({ graceful }).catch(() => this.#keeper?.stop({ graceful, termination: 'remove' }));
+    this.#keeper
+      ?.stop({ graceful })
+      .catch(() => this.#keeper?.stop({ graceful, termination: 'remove' }))
+      // It has ended all the same, and how is in the log.
+      .catch(() => {});
   }
 }
 
@@ -65,16 +70,16 @@ export function stopOnFaults(signals: StopSignals, directory: RunDirectory, log:
     process.on(event, (fault: unknown) => void stopAfterFault(fault, { signals, directory, log }));
 }
 
-/** Serves the control socket until the VM has ended, and tells the host how that came. Returns why. */
+/** Serves the control socket until the VM has ended, and tells the host how that came. */
 export async function liveOut(
   keeper: Keeper,
   { directory, log, onReady }: { directory: RunDirectory; log: Logger; onReady: () => void },
-): Promise<StopReason> {
+): Promise<VmEnd> {
   await using _control = await listen(keeper, directory, log);
   onReady();
-  const { reason } = await keeper.finished;
-  log.info('keeper ends', { reason });
-  return reason;
+  const end = await keeper.finished;
+  log.info('keeper ends', { ...end });
+  return end;
 }
 
 interface KeeperEnding {

@@ -19,7 +19,6 @@ import {
   type ProtectionEffect,
   type ProtectionEvent,
   type ProtectionState,
-  type StopReason,
   stepProtection,
 } from '../shadow/protection.ts';
 import { openDisks, watchDisks } from './disk-opening.ts';
@@ -33,7 +32,9 @@ import type { KeeperOptions } from './keeper-options.ts';
 import { MemoryArrival } from './memory-arrival.ts';
 import { OwnSnapshots } from './own-snapshots.ts';
 import { PrimaryWatch } from './primary-watch.ts';
+import { RecordPatience } from './record-patience.ts';
 import { isSuperseded, noConsole } from './refusals.ts';
+import { recordEnd } from './remote-site.ts';
 import { RightKeeping } from './right-keeping.ts';
 import type { ShadowLife } from './shadow-life.ts';
 import { isShadowWanted, withShadow } from './shadow-wish.ts';
@@ -44,7 +45,7 @@ import { TakeoverStats } from './takeover-stats.ts';
 import { type BeginningVm, beginVm, boot, prepareBeginning } from './vm-beginning.ts';
 import { describeVm, type KnownVm } from './vm-description.ts';
 import type { VmDisks } from './vm-disks.ts';
-import { endVm } from './vm-ending.ts';
+import { endVm, type VmEnd } from './vm-ending.ts';
 import { VmEvents } from './vm-events.ts';
 import { measureVm } from './vm-measures.ts';
 import { type OrderedVm, VmOrders } from './vm-orders.ts';
@@ -62,7 +63,8 @@ export class Keeper implements KeeperControl {
   readonly #events: VmEvents;
   readonly #guestClock: GuestClock;
   readonly #startedMs: number;
-  readonly #finished = Promise.withResolvers<{ reason: StopReason }>();
+  readonly #finished = Promise.withResolvers<VmEnd>();
+  readonly #patience: RecordPatience;
   readonly #takeovers = new TakeoverStats();
   #links: GuestLinks | undefined;
   #agent: StreamClient | undefined;
@@ -91,6 +93,7 @@ export class Keeper implements KeeperControl {
     const { spec, clock } = options;
     this.#state = { ...INITIAL_PROTECTION, wanted: isShadowWanted(options) };
     this.#startedMs = clock.nowMs();
+    this.#patience = new RecordPatience(clock);
     this.#setting = settingOf({ ...options, spec: withShadow(spec, this.#state.wanted) }, disks);
     const onGuestEvent = (event: QmpEvent) => this.#onGuestEvent(event);
     this.#events = new VmEvents({ ...options, vm: spec.name, onGuestEvent });
@@ -150,7 +153,7 @@ export class Keeper implements KeeperControl {
   }
 
   /** Resolves when nothing of the VM is left. */
-  get finished(): Promise<{ reason: StopReason }> {
+  get finished(): Promise<VmEnd> {
     return this.#finished.promise;
   }
 
@@ -222,6 +225,7 @@ export class Keeper implements KeeperControl {
       const why = next.lost === undefined ? {} : { reason: next.lost };
       this.#publish(next.phase, { ...why, ...traceFacts(this.#onBehalf) });
     }
+    if (next.phase === 'stopping') this.#patience.begin();
     for (const effect of effects) this.#effects.push(effect);
     if (isActing(next) && !isActing(before)) {
       this.#watch?.begin();
@@ -336,7 +340,7 @@ export class Keeper implements KeeperControl {
       ...{ remains: this.#remains, takeovers: this.#takeovers },
       announce: () => this.#links?.announce(),
       waiters: this.#waiters,
-      finished: this.#finished.promise,
+      ...{ finished: this.#finished.promise, patience: this.#patience },
       state: () => this.#state,
       ...{ primary: () => this.#primary, links: () => this.#allLinks },
       loss: () => ({ ...this.#loss, reason: this.#state.lost, trace: this.#onBehalf }),
@@ -422,9 +426,16 @@ export class Keeper implements KeeperControl {
 
   async #stopAll(): Promise<void> {
     await this.#dispose();
+    const { stopReason: reason = 'requested' } = this.#state;
+    const { remote, savedIn, log } = this.#options;
+    const isOnRecord = await recordEnd(remote?.right, {
+      ...{ reason, suspendedIn: savedIn?.suspended, log, patience: this.#patience },
+    });
+    const { mayGoOnAt } = this.#shadow;
+    if (isOnRecord === false) this.#publish('end-unrecorded', mayGoOnAt === undefined ? {} : { mayGoOnAt });
     this.#dispatch({ kind: 'stopped' });
     this.#events[Symbol.dispose]();
-    this.#finished.resolve({ reason: this.#state.stopReason ?? 'requested' });
+    this.#finished.resolve({ reason, isOnRecord });
   }
 
   async #dispose(): Promise<void> {

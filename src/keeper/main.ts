@@ -41,12 +41,12 @@ import { savedStatePaths } from '../control/run-paths.ts';
 import type { StartOutcome } from '../control/start-outcome.ts';
 import { ServiceManager } from '../linux/service-manager.ts';
 import { BoundedLog, jsonLossNote } from '../qemu/bounded-log.ts';
-import type { StopReason } from '../shadow/protection.ts';
 import { assertNoMaintenance } from '../site/maintenance.ts';
 import { Keeper } from './keeper.ts';
 import { EXIT_FAILED, leaveEnd, liveOut, StopSignals, startError, stopOnFaults } from './keeper-life.ts';
 import type { RemoteSite } from './keeper-options.ts';
 import { actsNow, joinSite, leaveSite } from './remote-site.ts';
+import type { VmEnd } from './vm-ending.ts';
 import { prepareHost } from './vm-host.ts';
 
 const clock = systemClock;
@@ -131,7 +131,7 @@ async function keep({ spec, given, wishes }: Kept, keeping: Keeping): Promise<nu
   const restoreFrom = restore === undefined ? undefined : { path: restore, keyFile };
   let failed = false;
   let started = false;
-  let reason: StopReason = 'failed';
+  let end: VmEnd = { reason: 'failed' };
   let remote: RemoteSite | undefined;
   const savedIn = stateDirectory === undefined ? undefined : savedStatePaths(stateDirectory, spec.name);
   try {
@@ -164,14 +164,15 @@ async function keep({ spec, given, wishes }: Kept, keeping: Keeping): Promise<nu
       reportStart({ ok: true, pid: process.pid });
       manager.ready(`keeps ${spec.name}`);
     };
-    reason = await liveOut(keeper, { directory, log, onReady });
+    end = await liveOut(keeper, { directory, log, onReady });
     manager.stopping();
-    failed = reason === 'failed';
+    failed = end.reason === 'failed';
   } finally {
+    const { reason } = end;
     const movedTo = await actsNow(remote, reason);
     // A right that nothing came of is given back, unless what it is for is left to the next keeper.
     if (started || !directory.holdsHeritage)
-      await leaveSite(remote, { reason, suspendedIn: savedIn?.suspended, log });
+      await leaveSite(remote, { ...end, suspendedIn: savedIn?.suspended, log, clock });
     if (endPath !== undefined) leaveEnd(endPath, { reason, host: movedTo, directory, log });
     // Who asks why a VM is gone finds its logs.
     if (failed) directory.leaveLogs();

@@ -263,15 +263,15 @@ export class RecordedRight implements ActingRight {
     return this.#isSuperseded ? 'superseded' : 'granted';
   }
 
-  async yieldThenGoAlone(graceMs: number): Promise<'granted' | 'superseded'> {
+  async yieldThenGoAlone(graceMs: number, signal?: AbortSignal): Promise<'granted' | 'superseded'> {
     const { clock } = this.#options;
     const readings = this.#readings;
     // The driver reads now and then, and at once when the store says that something is new.
-    await this.#waiters.until(() => this.#readings > readings || this.#isSuperseded);
+    await this.#waiters.until(() => this.#readings > readings || this.#isSuperseded, signal);
     const grace = Promise.withResolvers<void>();
     const cancel = clock.after(graceMs, grace.resolve);
     await Promise.race([grace.promise, this.#waiters.until(() => this.#isSuperseded)]).finally(cancel);
-    return await this.goAlone();
+    return await this.goAlone(signal);
   }
 
   async confirm(): Promise<void> {

@@ -148,6 +148,19 @@ export function hasGoneOn(cause: unknown): boolean {
   return cause instanceof KeeperError && GONE_ON.includes(cause.code);
 }
 
+/** The VM has ended, and others do not know: `shadowHost` has a shadow that may take it over. */
+export function endUnrecorded(vm: string, shadowHost: string | undefined): KeeperError {
+  const message = `${vm} has ended here, but that is not on record: the store of leases did not answer`;
+  const hint =
+    shadowHost === undefined
+      ? 'Until it does, and the right of this host has ended, no other host starts the VM.'
+      : `Its shadow on ${shadowHost} could not be told either, and takes the VM over as soon as it can. Stop it there as well: \`understudy stop ${vm}\`.`;
+  return new KeeperError('KEEPER_END_UNRECORDED', message, {
+    hint,
+    facts: { vm, ...(shadowHost !== undefined && { shadowHost }) },
+  });
+}
+
 export function isSuperseded(cause: unknown): boolean {
   return cause instanceof KeeperError && cause.code === 'KEEPER_SUPERSEDED';
 }

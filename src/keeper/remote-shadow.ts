@@ -19,6 +19,7 @@ import { SPARE_SLOTS } from './admission.ts';
 import type { ClaimedByLink } from './guest-links.ts';
 import type { Instance } from './instance.ts';
 import { PeerPulse, type SilenceBounds } from './peer-pulse.ts';
+import type { RecordPatience } from './record-patience.ts';
 import { peerLost, superseded } from './refusals.ts';
 import { RemoteErrands } from './remote-errands.ts';
 import { type FillingOptions, RemoteFilling } from './remote-filling.ts';
@@ -53,6 +54,8 @@ export interface RemoteShadowOptions {
   readonly directory: string;
   readonly clock: Clock;
   readonly failpoints: Failpoints;
+  /** With who waits for the record of who acts. */
+  readonly patience: RecordPatience;
   /** Neither side can rely on the other any more. */
   readonly onLost: (error: string) => void;
   /** Addresses that the guest has claimed until now. */
@@ -66,7 +69,10 @@ export interface RemoteShadowOptions {
 export type HandOver =
   | { readonly kind: 'acts'; readonly tookMs: number; readonly token: number }
   | { readonly kind: 'free'; readonly error: string }
-  | { readonly kind: 'superseded' };
+  /** It acts, or has: that is on record, whatever it said. */
+  | { readonly kind: 'superseded'; readonly error: string }
+  /** The VM is ended, and nobody could say whether the shadow acts or will. */
+  | { readonly kind: 'unknown'; readonly error: string };
 
 /** The shadow of a VM on another host, as the keeper of the VM sees it. */
 export class RemoteShadow implements Shadow {
@@ -259,14 +265,16 @@ export class RemoteShadow implements Shadow {
       return { kind: 'acts', tookMs: words.tookMs, token: words.token };
     } catch (cause) {
       this.#options.link.forgo();
-      const outcome = this.#mayTakeOver ? await right.yieldThenGoAlone(TAKE_OVER_GRACE_MS) : 'granted';
-      this.#mayTakeOver = false;
-      return outcome === 'granted' ? { kind: 'free', error: messageOf(cause) } : { kind: 'superseded' };
+      const error = messageOf(cause);
+      if (!this.#mayTakeOver) return { kind: 'free', error };
+      const outcome = await this.#orUnknown((signal) => right.yieldThenGoAlone(TAKE_OVER_GRACE_MS, signal));
+      return outcome === 'granted' ? { kind: 'free', error } : { kind: outcome, error };
     }
   }
 
   /**
-   * Ends it. Resolves when it is certain that it does not take over.
+   * Ends it. Resolves when it is certain that it does not take over, or when the VM ends and nobody waits for that any
+   * longer: then it still may.
    * @throws KeeperError KEEPER_SUPERSEDED: it has
    */
   async [Symbol.asyncDispose](): Promise<void> {
@@ -304,10 +312,18 @@ export class RemoteShadow implements Shadow {
     }
   }
 
-  async #goAlone(): Promise<'granted' | 'superseded'> {
+  async #goAlone(): Promise<'granted' | 'superseded' | 'unknown'> {
     // Whatever comes of it: this shadow is not heard any more under another right.
     this.#options.link.forgo();
-    const outcome = await this.#options.right.goAlone();
+    return await this.#orUnknown((signal) => this.#options.right.goAlone(signal));
+  }
+
+  /** Asks who acts, for as long as anybody waits for the answer. */
+  async #orUnknown(
+    ask: (signal: AbortSignal) => Promise<'granted' | 'superseded'>,
+  ): Promise<'granted' | 'superseded' | 'unknown'> {
+    const outcome = await this.#options.patience.wait(ask);
+    if (outcome === undefined) return 'unknown';
     this.#mayTakeOver = false;
     return outcome;
   }

@@ -1,6 +1,5 @@
 import type { HostResources } from '../allocation/shadow-choice.ts';
 import type { Clock } from '../base/clock.ts';
-import { messageOf } from '../base/errors.ts';
 import type { Failpoints } from '../base/failpoint.ts';
 import type { Logger } from '../base/logger.ts';
 import { loadSiteConfig, type SiteConfig, siteConfigPath } from '../config/site-config.ts';
@@ -24,11 +23,12 @@ import { dialLasting } from './lasting-peer.ts';
 import { dialPeer, hostsOf, portOf, SecurePeerLink } from './peer-door.ts';
 import type { SilenceBounds } from './peer-pulse.ts';
 import { isGone, openPresence } from './presence.ts';
+import { RecordPatience } from './record-patience.ts';
 import { RecordedRight, type RightOptions } from './recorded-right.ts';
 import { hasGoneOn, peerLost } from './refusals.ts';
 import { ShadowPlaces } from './shadow-places.ts';
+import type { VmEnd } from './vm-ending.ts';
 
-const RELEASE_DEADLINE_MS = 10_000;
 const LOOK_DEADLINE_MS = 1000;
 /** The other host starts a process meanwhile. */
 const PLACE_DEADLINE_MS = 20_000;
@@ -108,18 +108,31 @@ async function giveHeritageUp({ directory, clock }: JoiningVm): Promise<void> {
  */
 export async function leaveSite(
   remote: RemoteSite | undefined,
-  { reason, suspendedIn, log }: LeavingVm,
+  { isOnRecord, clock, ...vm }: LeavingVm & Pick<VmEnd, 'isOnRecord'> & Pick<SiteOptions, 'clock'>,
 ): Promise<void> {
   if (remote === undefined) return;
   await using right = remote.right;
-  if (goesOnElsewhere(reason)) return;
+  // Its keeper has tried already where it came that far.
+  if (isOnRecord !== undefined) return;
+  const patience = new RecordPatience(clock);
+  patience.begin();
+  await recordEnd(right, { ...vm, patience });
+}
+
+/** False: the store of leases did not answer. Undefined: there is nothing to be written down. */
+export async function recordEnd(
+  right: ActingRight | undefined,
+  { reason, suspendedIn, log, patience }: LeavingVm & { readonly patience: RecordPatience },
+): Promise<boolean | undefined> {
+  if (right === undefined || goesOnElsewhere(reason)) return undefined;
   // Also where a start failed that was to go on from it. Who keeps no states cannot tell.
   const keepsState = suspendedIn === undefined || SavedState.isThere(suspendedIn);
-  try {
-    await right.release({ keepsState, signal: AbortSignal.timeout(RELEASE_DEADLINE_MS) });
-  } catch (cause) {
-    log.warn('it is not on record that the VM has ended', { error: messageOf(cause) });
-  }
+  const isDone = await patience.wait(async (signal) => {
+    await right.release({ keepsState, signal });
+    return true;
+  });
+  if (isDone === undefined) log.warn('it is not on record that the VM has ended');
+  return isDone ?? false;
 }
 
 interface LeavingVm {

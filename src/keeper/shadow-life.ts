@@ -62,6 +62,7 @@ export class ShadowLife {
   readonly #loans = new Loans();
   #nextEpoch: EpochId = FIRST_EPOCH;
   #committed: EpochId = NO_EPOCH;
+  #mayGoOnAt: string | undefined;
 
   constructor(options: ShadowLifeOptions) {
     this.#options = options;
@@ -89,6 +90,11 @@ export class ShadowLife {
 
   get nextEpoch(): EpochId {
     return this.#nextEpoch;
+  }
+
+  /** The host of one that was ended, and could neither be told so nor kept from taking over. */
+  get mayGoOnAt(): string | undefined {
+    return this.#mayGoOnAt;
   }
 
   /** The VM goes on from this epoch, which another keeper has committed. */
@@ -154,6 +160,7 @@ export class ShadowLife {
     await shadow.halt();
     this.#countOn(shadow);
     await shadow[Symbol.asyncDispose]();
+    if (shadow instanceof RemoteShadow && shadow.mayTakeOver) this.#mayGoOnAt = shadow.describe().host;
     this.#options.onChange();
   }
 

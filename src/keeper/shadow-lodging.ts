@@ -9,6 +9,7 @@ import { ControlServer } from '../control/control-server.ts';
 import { KeeperError } from '../control/keeper-error.ts';
 import { keepRelic, takeRelic } from '../control/relic.ts';
 import { RunDirectory } from '../control/run-directory.ts';
+import { NO_EPOCH } from '../epoch/epoch-id.ts';
 import { instancePaths } from '../qemu/instance-paths.ts';
 import { encodeWords, MESSAGE, type PeerWords } from '../replication/peer-messages.ts';
 import { ShadowDisks } from '../replication/shadow-disks.ts';
@@ -19,11 +20,12 @@ import { Instance } from './instance.ts';
 import { settingOf } from './instance-setting.ts';
 import { Keeper } from './keeper.ts';
 import { EXIT_FAILED, liveOut, type StopSignals } from './keeper-life.ts';
-import type { KeeperOptions, PromisedShadow } from './keeper-options.ts';
+import type { KeeperOptions, PromisedShadow, RemoteSite } from './keeper-options.ts';
 import { hostsOf } from './peer-door.ts';
 import { PeerPulse } from './peer-pulse.ts';
+import { RecordPatience } from './record-patience.ts';
 import { RecordedRight, type RightOptions, type TakenOver } from './recorded-right.ts';
-import { keepsRelics, leaveSite, remoteSite, rightOptions, silenceOf } from './remote-site.ts';
+import { keepsRelics, leaveSite, recordEnd, remoteSite, rightOptions, silenceOf } from './remote-site.ts';
 import { ShadowControl } from './shadow-control.ts';
 import { type CopyOfDisk, openCopies } from './shadow-disk-opening.ts';
 import { ShadowErrands } from './shadow-errands.ts';
@@ -31,6 +33,7 @@ import { type AskedShadow, checkTwin } from './shadow-hello.ts';
 import { type ShadowEnd, ShadowKeeper } from './shadow-keeper.ts';
 import { ShadowSession } from './shadow-session.ts';
 import { type ServedDisks, VmDisks } from './vm-disks.ts';
+import { VmEvents } from './vm-events.ts';
 import { prepareHost, type VmHost } from './vm-host.ts';
 
 /** As in lease-record.ts. */
@@ -257,18 +260,39 @@ export class ShadowLodging implements AsyncDisposable {
     // What it holds is older than what has left since.
     if (how === 'anew') await session[Symbol.asyncDispose]();
     const options: KeeperOptions = { ...this.#options(log), remote };
-    const keeper = await this.#act(how === 'anew' ? options : { ...options, promised }, signals);
+    let keeper: Keeper;
+    try {
+      keeper = await this.#act(how === 'anew' ? options : { ...options, promised }, signals);
+    } catch (cause) {
+      await this.#giveBack(remote, { cause, log });
+      throw cause;
+    }
     const words: PeerWords = {
       ...{ kind: 'acts', token: right.token, tookMs: this.#clock.nowMs() - noticedAtMs },
     };
     await link.send(MESSAGE.words, [encodeWords(words)]).catch(() => {});
     link.close();
-    const reason = await liveOut(keeper, { directory: this.directory, log, onReady: () => {} });
-    await leaveSite(remote, { reason, log });
-    if (reason !== 'failed') return 0;
+    const ended = await liveOut(keeper, { directory: this.directory, log, onReady: () => {} });
+    await leaveSite(remote, { ...ended, log, clock: this.#clock });
+    if (ended.reason !== 'failed') return 0;
     // Who asks why the VM is gone finds its logs.
     this.directory.leaveLogs();
     return EXIT_FAILED;
+  }
+
+  /** The VM cannot act here. Whoever is told to may start it, at once and on any host; it is for a person to look why. */
+  async #giveBack(remote: RemoteSite, { cause, log }: { cause: unknown; log: Logger }): Promise<void> {
+    const { spec, peer } = this.#asked;
+    const clock = this.#clock;
+    const patience = new RecordPatience(clock);
+    patience.begin();
+    const isOnRecord = await recordEnd(remote.right, { reason: 'failed', log, patience });
+    await leaveSite(remote, { reason: 'failed', isOnRecord, log, clock });
+    const watched = { vm: spec.name, runDirectory: this.directory, clock, log, onGuestEvent: () => {} };
+    using events = new VmEvents(watched);
+    events.publish('takeover-failed', NO_EPOCH, { from: peer, isOnRecord, ...errorFacts(cause) });
+    // Who asks why the VM is gone finds its logs.
+    this.directory.leaveLogs();
   }
 
   /** A shadow that cannot take over is no reason to let the VM lie: it begins anew, as it would on its own host. */

@@ -9,6 +9,7 @@ import { newPulseKey } from '../wire/pulse-datagram.ts';
 import { epochsName } from './inheritance.ts';
 import type { Instance } from './instance.ts';
 import type { RemoteSite } from './keeper-options.ts';
+import type { RecordPatience } from './record-patience.ts';
 import { RemoteShadow, type RemoteShadowOptions } from './remote-shadow.ts';
 import { ShadowSession } from './shadow-session.ts';
 import type { KnownVm } from './vm-description.ts';
@@ -52,6 +53,7 @@ export interface RemoteShadowWishes {
   readonly disks: VmDisks;
   readonly known: Pick<KnownVm, 'token' | 'committed' | 'qemu' | 'accel'>;
   readonly onLost: (error: string) => void;
+  readonly patience: RecordPatience;
   readonly publish: (kind: string, facts: Readonly<Record<string, unknown>>) => void;
   readonly claimed: RemoteShadowOptions['claimed'];
 }

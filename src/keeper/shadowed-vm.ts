@@ -8,6 +8,7 @@ import type { Instance, InstanceSetting } from './instance.ts';
 import type { KeeperOptions } from './keeper-options.ts';
 import type { MemoryArrival } from './memory-arrival.ts';
 import { lossReasonOf } from './primary-watch.ts';
+import type { RecordPatience } from './record-patience.ts';
 import type { Shadow } from './shadow.ts';
 import { type EpochsOf, ShadowLife } from './shadow-life.ts';
 import { openLocalShadow, openRemoteShadow } from './shadow-opening.ts';
@@ -31,6 +32,8 @@ export interface ShadowedVm {
   readonly known: () => KnownVm;
   readonly primary: () => Instance | undefined;
   readonly links: () => readonly GuestLink[];
+  /** With who waits for the record of who acts. */
+  readonly patience: RecordPatience;
   /** Addresses that the guest has claimed until now. */
   readonly claimed: () => ClaimedByLink;
   readonly startStandby: (signal: AbortSignal) => Promise<Instance>;
@@ -86,8 +89,8 @@ async function openShadow(
   const { remote } = vm.options;
   // As long as it has ended there is nothing that a shadow could follow.
   await remote?.right.regained(signal);
-  const { disks, publish, claimed, startStandby } = vm;
-  const parts = { ...vm.options, ...vm.setting, disks, publish, claimed, onLost };
+  const { disks, publish, claimed, startStandby, patience } = vm;
+  const parts = { ...vm.options, ...vm.setting, disks, publish, claimed, patience, onLost };
   if (remote === undefined) return await openLocalShadow({ ...parts, startStandby }, signal);
   const shadow = await openRemoteShadow({ ...parts, remote, known: vm.known() }, signal);
   vm.publish('shadow-placed', { ...remote.places.status });

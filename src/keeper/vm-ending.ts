@@ -1,6 +1,14 @@
 import { dropRelic, keepRelic } from '../control/relic.ts';
+import type { StopReason } from '../shadow/protection.ts';
 import type { GuestLinks } from './guest-links.ts';
 import type { Instance } from './instance.ts';
+
+/** How a VM came to its end, when nothing is left of it here. */
+export interface VmEnd {
+  readonly reason: StopReason;
+  /** Others know, so that none starts it who was not told to. Undefined where nobody has to, or tried. */
+  readonly isOnRecord?: boolean | undefined;
+}
 
 export interface VmEnding {
   readonly links: GuestLinks | undefined;

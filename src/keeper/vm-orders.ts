@@ -14,7 +14,6 @@ import {
   type LossReason,
   type ProtectionEvent,
   type ProtectionState,
-  type StopReason,
 } from '../shadow/protection.ts';
 import { admit } from './admission.ts';
 import { testFailover, testRemotely } from './failover-test.ts';
@@ -22,9 +21,11 @@ import type { Instance } from './instance.ts';
 import type { KeeperOptions } from './keeper-options.ts';
 import type { MemoryArrival } from './memory-arrival.ts';
 import { askToPowerOff } from './power-button.ts';
+import type { RecordPatience } from './record-patience.ts';
 import {
   cannotSave,
   disksWouldBeWritten,
+  endUnrecorded,
   isStopping,
   noPlaceToSave,
   notProtected,
@@ -38,6 +39,7 @@ import { withShadow } from './shadow-wish.ts';
 import { takeRemoteSnapshot, takeSnapshot, takeStandingSnapshot } from './snapshot-taking.ts';
 import type { SavedKind, StateKeeping } from './state-keeping.ts';
 import type { ServedDisks, VmDisks } from './vm-disks.ts';
+import type { VmEnd } from './vm-ending.ts';
 
 type Facts = Readonly<Record<string, unknown>>;
 
@@ -49,7 +51,8 @@ export interface OrderedVm {
   readonly shadow: ShadowLife;
   readonly memory: MemoryArrival;
   readonly states: StateKeeping;
-  readonly finished: Promise<{ readonly reason: StopReason }>;
+  readonly finished: Promise<VmEnd>;
+  readonly patience: RecordPatience;
   readonly state: () => ProtectionState;
   readonly primary: () => Instance | undefined;
   readonly agent: () => StreamClient | undefined;
@@ -175,10 +178,12 @@ export class VmOrders {
     if (order !== 'remove') await this.#save(order === 'suspend' ? 'suspended' : 'snapshot');
     if (order !== 'suspend') {
       if (graceful) await this.#powerOff(trace);
+      this.#vm.patience.begin({ isForced: !graceful });
       this.#vm.dispatch({ kind: 'stop-requested' });
     }
-    const { reason } = await this.#vm.finished;
+    const { reason, isOnRecord } = await this.#vm.finished;
     if (goesOnElsewhere(reason)) throw superseded(this.#name, 'another host');
+    if (isOnRecord === false) throw endUnrecorded(this.#name, this.#vm.shadow.mayGoOnAt);
   }
 
   async #save(kind: SavedKind): Promise<void> {

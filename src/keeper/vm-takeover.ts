@@ -96,7 +96,11 @@ async function handOver(vm: TakenOverVm, shadow: RemoteShadow): Promise<void> {
       });
       return vm.dispatch({ kind: 'moved' });
     case 'superseded':
+      vm.publish('hand-over-unanswered', { host: shadow.describe().host, error: outcome.error });
       return vm.dispatch({ kind: 'superseded' });
+    // It is being stopped, and that comes next.
+    case 'unknown':
+      return vm.publish('promote-failed', { error: outcome.error, ...traceFacts(trace) });
     case 'free':
       vm.publish('promote-failed', { error: outcome.error, ...traceFacts(trace) });
       await vm.removeOldPrimary();

@@ -17,19 +17,25 @@ const YEAR_MS = 365 * DAY_MS;
 const NOTICED_MS = 2500;
 const ROOM_BYTES = 512 * 2 ** 20;
 
-/**
- * A plant: when it is asked to, by a file, the keeper stands still between hearing that an epoch is held elsewhere and letting go
- * of what waited for it.
- */
-function standsStill(order: string): string {
+/** Files that say what goes wrong in a keeper, see `misbehaving`. */
+interface Orders {
+  /** It stands still between hearing that an epoch is held elsewhere and letting go of what waited for it; once. */
+  readonly standStill: string;
+  /** No QEMU is brought to act. */
+  readonly failToAct: string;
+}
+
+function misbehaving({ standStill, failToAct }: Orders): string {
   const failpointUrl = new URL('../../src/base/failpoint.ts', import.meta.url).href;
   return `
     const { Failpoints } = await import(${JSON.stringify(failpointUrl)});
     const { existsSync, rmSync } = await import('node:fs');
-    const order = ${JSON.stringify(order)};
+    const [standStill, failToAct] = ${JSON.stringify([standStill, failToAct])};
     Failpoints.prototype.hit = (name) => {
-      if (name !== 'commit.after-acknowledge' || !existsSync(order)) return;
-      rmSync(order);
+      const isToAct = name === 'promote.before' || name === 'start.before-cont';
+      if (isToAct && existsSync(failToAct)) throw new Error('planted');
+      if (name !== 'commit.after-acknowledge' || !existsSync(standStill)) return;
+      rmSync(standStill);
       process.kill(process.pid, 'SIGSTOP');
     };`;
 }
@@ -38,7 +44,7 @@ let hosts: TwoHosts;
 let oracle: TwoHostOracle;
 let oddClock: OddClock;
 let room: SmallTmpfs;
-let order: string;
+let orders: Orders;
 
 /** Each of these makes the one that is wanted, so that no test depends on where the one before left the VM. */
 async function actingOn(host: HostName): Promise<Roles> {
@@ -57,6 +63,16 @@ async function withoutShadow({ here, there }: Roles): Promise<VmEvent> {
   const after = await lastSeq(here);
   process.kill(hosts.keeperPid(there), 'SIGKILL');
   return await hosts.until(here, 'shadow-failed', { after });
+}
+
+/** Of a VM that nobody asks whether it answers. */
+async function protectedRoles(): Promise<Roles> {
+  const record = await hosts.eventually('a VM in sync', async () => {
+    const found = await hosts.record();
+    return found?.mode === 'in-sync' ? found : undefined;
+  });
+  const here = record.holder === 'a' ? 'a' : 'b';
+  return { here, there: otherThan(here) };
 }
 
 /** The same keepers, and the same token. */
@@ -100,8 +116,8 @@ describe('a VM with its shadow on a host with clocks, certificates and room of i
         return { b: oddClock };
       },
       plants: ({ folder }) => {
-        order = join(folder, 'stand-still');
-        return { a: standsStill(order), b: '' };
+        orders = { standStill: join(folder, 'stand-still'), failToAct: join(folder, 'fail-to-act') };
+        return { a: misbehaving(orders), b: misbehaving(orders) };
       },
     });
     room = new SmallTmpfs(ROOM_BYTES, hosts.memoryOf('b'));
@@ -185,8 +201,8 @@ describe('a VM with its shadow on a host with clocks, certificates and room of i
   it('sends nothing that its shadow holds, when its keeper goes on after that has taken over', async () => {
     const { here, there } = await actingOn('a');
     const pid = hosts.keeperPid(here);
-    writeFileSync(order, '');
-    await hosts.eventually('its keeper to stand still', () => !existsSync(order));
+    writeFileSync(orders.standStill, '');
+    await hosts.eventually('its keeper to stand still', () => !existsSync(orders.standStill));
     await hosts.until(there, 'promoted');
     // So that frames of the host that acts now are on the network before.
     await hosts.load.command('PING');
@@ -233,5 +249,37 @@ describe('a VM with its shadow on a host with clocks, certificates and room of i
     await expect(hosts.start(here)).rejects.toThrow('KEEPER_SUPERSEDED');
     await hosts.until(other, 'protected');
     expect(oracle.judgeActing()).toEqual([]);
+  });
+
+  it('ends for who stops it though etcd is away, who is told that its shadow may go on; and that does', async () => {
+    const { here, there } = await protectedRoles();
+    const before = await hosts.record();
+    const after = await lastSeq(here);
+    hosts.signalEtcd('SIGSTOP');
+    await hosts.cutPeers();
+    // From here on its keeper waits for who acts.
+    await hosts.until(here, 'shadow-lost', { after });
+    await expect(hosts.cli(here, 'stop', hosts.vm, '--force')).rejects.toThrow(
+      new RegExp(`KEEPER_END_UNRECORDED[^]*shadow on ${there}`),
+    );
+    expect(hosts.qemuPids(here)).toEqual([]);
+    hosts.signalEtcd('SIGCONT');
+    await hosts.until(there, 'promoted');
+    expect(await hosts.record()).toMatchObject({ holder: there, token: (before?.token ?? 0) + 1 });
+    await hosts.mend();
+    await hosts.until(there, 'protected');
+  });
+
+  it('is free for whoever is told to start it when the shadow that took it over cannot act', async () => {
+    const { here, there } = await protectedRoles();
+    writeFileSync(orders.failToAct, '');
+    hosts.killHost(here);
+    const { facts } = await hosts.until(there, 'takeover-failed');
+    expect(facts).toMatchObject({ from: here, isOnRecord: true, error: 'planted' });
+    expect(await hosts.record()).toMatchObject({ holder: there, mode: 'ended' });
+    expect(await hosts.cli(there, 'events', hosts.vm)).toContain('takeover-failed');
+    rmSync(orders.failToAct);
+    await hosts.start(here);
+    expect(await hosts.record()).toMatchObject({ holder: here, mode: 'alone' });
   });
 });
