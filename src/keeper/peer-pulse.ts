@@ -72,6 +72,7 @@ export class PeerPulse implements Disposable {
   #state: ReturnType<typeof initialHeartbeat>;
   #sequence = 0;
   #leastRoundTripMs = Number.POSITIVE_INFINITY;
+  #isVouching = true;
   #cancelBeat: () => void = () => {};
   #isOver = false;
 
@@ -160,6 +161,11 @@ export class PeerPulse implements Disposable {
     });
   }
 
+  /** From now on the other side is not told any more that it is heard: nobody waits for it before he acts. */
+  stopVouching(): void {
+    this.#isVouching = false;
+  }
+
   [Symbol.dispose](): void {
     this.#isOver = true;
     this.#cancelBeat();
@@ -202,7 +208,8 @@ export class PeerPulse implements Disposable {
     this.#sequence += 1;
     for (const { index, socket, target, heard } of this.#paths.values()) {
       if (target === undefined || this.#isOver) continue;
-      const echo = heard && { sentMs: heard.sentMs, heldMs: clock.nowMs() - heard.atMs };
+      const vouched = this.#isVouching ? heard : undefined;
+      const echo = vouched && { sentMs: vouched.sentMs, heldMs: clock.nowMs() - vouched.atMs };
       const sentMs = this.#stampMs();
       const pulse: Pulse = { path: index, run: this.#run, sequence: this.#sequence, sentMs, echo };
       socket.send(encodePulse(pulse, { key, side }), target.port, target.host, () => {});

@@ -137,7 +137,7 @@ export class ShadowLodging implements AsyncDisposable {
       heldDisks: this.#copies.filter(({ isHeld }) => isHeld).map(({ name }) => name),
       durable: spec.shadow.commit === 'durable',
       ...{ pulsePorts: pulse.ports, silenceMinMs: silenceMs.min },
-      onOver: () => pulse[Symbol.dispose](),
+      onOver: () => pulse.stopVouching(),
     });
     const keeping = shadow;
     const leave = () => keeping.leave({ kind: 'dismissed' });
@@ -270,7 +270,8 @@ export class ShadowLodging implements AsyncDisposable {
     const words: PeerWords = {
       ...{ kind: 'acts', token: right.token, tookMs: this.#clock.nowMs() - noticedAtMs },
     };
-    await link.send(MESSAGE.words, [encodeWords(words)]).catch(() => {});
+    // Not waited for: who lost patience has taken leave, and takes nothing more.
+    void link.send(MESSAGE.words, [encodeWords(words)]).catch(() => {});
     link.close();
     const ended = await liveOut(keeper, { directory: this.directory, log, onReady: () => {} });
     await leaveSite(remote, { ...ended, log, clock: this.#clock });

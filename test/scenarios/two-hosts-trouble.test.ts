@@ -19,7 +19,7 @@ const ROOM_BYTES = 512 * 2 ** 20;
 
 /** Files that say what goes wrong in a keeper, see `misbehaving`. */
 interface Orders {
-  /** It stands still between hearing that an epoch is held elsewhere and letting go of what waited for it; once. */
+  /** It stands still at the failpoint that the file names; once. */
   readonly standStill: string;
   /** No QEMU is brought to act. */
   readonly failToAct: string;
@@ -29,12 +29,12 @@ function misbehaving({ standStill, failToAct }: Orders): string {
   const failpointUrl = new URL('../../src/base/failpoint.ts', import.meta.url).href;
   return `
     const { Failpoints } = await import(${JSON.stringify(failpointUrl)});
-    const { existsSync, rmSync } = await import('node:fs');
+    const { existsSync, readFileSync, rmSync } = await import('node:fs');
     const [standStill, failToAct] = ${JSON.stringify([standStill, failToAct])};
     Failpoints.prototype.hit = (name) => {
       const isToAct = name === 'promote.before' || name === 'start.before-cont';
       if (isToAct && existsSync(failToAct)) throw new Error('planted');
-      if (name !== 'commit.after-acknowledge' || !existsSync(standStill)) return;
+      if (!existsSync(standStill) || readFileSync(standStill, 'utf8') !== name) return;
       rmSync(standStill);
       process.kill(process.pid, 'SIGSTOP');
     };`;
@@ -201,11 +201,22 @@ describe('a VM with its shadow on a host with clocks, certificates and room of i
   it('sends nothing that its shadow holds, when its keeper goes on after that has taken over', async () => {
     const { here, there } = await actingOn('a');
     const pid = hosts.keeperPid(here);
-    writeFileSync(orders.standStill, '');
+    // An epoch is held there, and what waited for that has not left.
+    writeFileSync(orders.standStill, 'commit.after-acknowledge');
     await hosts.eventually('its keeper to stand still', () => !existsSync(orders.standStill));
     await hosts.until(there, 'promoted');
     // So that frames of the host that acts now are on the network before.
     await hosts.load.command('PING');
+    process.kill(pid, 'SIGCONT');
+    expect(await oracle.settled()).toEqual({ here: there, there: here });
+    await isHarmless();
+  });
+
+  it('is taken over by a shadow that takes so long that its keeper does not wait for it', async () => {
+    const { here, there } = await oracle.settled();
+    const pid = hosts.keeperPid(there);
+    writeFileSync(orders.standStill, 'promote.before');
+    await expect(hosts.cli(here, 'promote', hosts.vm)).rejects.toThrow('KEEPER_SUPERSEDED');
     process.kill(pid, 'SIGCONT');
     expect(await oracle.settled()).toEqual({ here: there, there: here });
     await isHarmless();
