@@ -54,10 +54,17 @@ function signal(pids: readonly number[], name: NodeJS.Signals): void {
   }
 }
 
+/** Two faults at once may both want the same one replaced. */
+let replacing: Promise<void> = Promise.resolve();
+
 /** By one that comes after whatever became of the one before. */
-async function replaceSite(hosts: TwoHosts, host: HostName): Promise<void> {
-  await hosts.endSite(host);
-  await hosts.startSite(host);
+function replaceSite(hosts: TwoHosts, host: HostName): Promise<void> {
+  const replaced = replacing.then(async () => {
+    await hosts.endSite(host);
+    await hosts.startSite(host);
+  });
+  replacing = replaced.catch(() => {});
+  return replaced;
 }
 
 function kill(role: keyof Roles, part: Part, costs: Fault['costs']): Fault {

@@ -288,6 +288,7 @@ describe('a VM with its shadow on a host with clocks, certificates and room of i
     const { facts } = await hosts.until(there, 'takeover-failed');
     expect(facts).toMatchObject({ from: here, isOnRecord: true, error: 'planted' });
     expect(await hosts.record()).toMatchObject({ holder: there, mode: 'ended' });
+    await expect(hosts.cli(there, 'status', hosts.vm)).rejects.toThrow('failed and is not running');
     expect(await hosts.cli(there, 'events', hosts.vm)).toContain('takeover-failed');
     rmSync(orders.failToAct);
     await hosts.start(here);
