@@ -1,6 +1,8 @@
+import { once } from 'node:events';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { connect as connectTls } from 'node:tls';
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import { describe, expect, it, onTestFinished } from 'vitest';
@@ -14,7 +16,13 @@ import { dialPeer, openDoor, SecurePeerLink } from './peer-door.ts';
 const MESSAGES = 600;
 const MESSAGE_BYTES = 256 * 1024;
 
-async function sites(): Promise<{ a: SiteConfig; b: (port: number) => SiteConfig }> {
+interface Sites {
+  readonly a: SiteConfig;
+  readonly b: (port: number) => SiteConfig;
+  readonly pki: CertificateStore;
+}
+
+async function sites(): Promise<Sites> {
   const folder = mkdtempSync(join(tmpdir(), 'us-door-'));
   onTestFinished(() => rmSync(folder, { recursive: true }));
   const pki = new CertificateStore(folder, { wallMs: Date.now });
@@ -37,7 +45,11 @@ async function sites(): Promise<{ a: SiteConfig; b: (port: number) => SiteConfig
       peerTimeoutMinMs: 1000,
     };
   };
-  return { a: siteOf('a', { b: ['127.0.0.1:1'] }), b: (port) => siteOf('b', { a: [`127.0.0.1:${port}`] }) };
+  return {
+    a: siteOf('a', { b: ['127.0.0.1:1'] }),
+    b: (port) => siteOf('b', { a: [`127.0.0.1:${port}`] }),
+    pki,
+  };
 }
 
 async function pairOfLinks(): Promise<{ near: PeerLink; far: PeerLink }> {
@@ -54,6 +66,31 @@ async function pairOfLinks(): Promise<{ near: PeerLink; far: PeerLink }> {
   });
   return { near, far };
 }
+
+describe('a door to other hosts', () => {
+  it('shows a certificate that was renewed since it was opened, and its links stay', async () => {
+    const { a, b, pki } = await sites();
+    const links: PeerLink[] = [];
+    using door = await openDoor(a, { port: 0, onLink: (link) => links.push(new SecurePeerLink(link)) });
+    const signal = AbortSignal.timeout(20_000);
+    const first = new SecurePeerLink((await dialPeer(b(door.port), 'a', { signal })).link);
+    for (const file of [a.certificate, a.key]) rmSync(file);
+    await pki.host('a', ['192.0.2.1']);
+    const shown = connectTls({ host: '127.0.0.1', port: door.port, rejectUnauthorized: false });
+    shown.on('error', () => {});
+    await once(shown, 'secureConnect');
+    expect(shown.getPeerCertificate().subjectaltname).toContain('192.0.2.1');
+    shown.destroy();
+    const second = new SecurePeerLink((await dialPeer(b(door.port), 'a', { signal })).link);
+    for (const link of [first, second]) await link.send(MESSAGE.words, [Buffer.from('still there')]);
+    await expect.poll(() => links.length).toBe(2);
+    for (const link of links) {
+      const { value } = await link.messages()[Symbol.asyncIterator]().next();
+      expect(String(Buffer.from(value.body))).toBe('still there');
+    }
+    for (const link of [first, second, ...links]) link.close();
+  });
+});
 
 describe('a link to the keeper of a shadow', () => {
   it('holds on to no message that was dealt with', async () => {

@@ -2,7 +2,7 @@ import { type Clock, systemClock } from '../base/clock.ts';
 import type { SiteConfig } from '../config/site-config.ts';
 import type { PeerLink, PeerMessage } from '../replication/peer-link.ts';
 import { MESSAGE, MESSAGE_BYTES_MAX } from '../replication/peer-messages.ts';
-import { readCredentials } from '../site/site-credentials.ts';
+import { type CredentialFiles, RenewedCredentials, readCredentials } from '../site/site-credentials.ts';
 import { LastingLink } from '../wire/lasting-link.ts';
 import { dialSecurely, listenSecurely } from '../wire/link-opening.ts';
 import { withResumeLimits } from '../wire/resume-messages.ts';
@@ -58,7 +58,7 @@ export async function dialPeer(
     const deadlineMs = dialDeadlineMs ?? (isLast ? undefined : NEXT_PATH_MS);
     try {
       const link = await dialSecurely({
-        ...openingOf(site),
+        ...openingOf(site, readCredentials(site)),
         ...{ host: known.host, port: port ?? known.port, peer: name, signal },
         ...(deadlineMs !== undefined && { dialDeadlineMs: deadlineMs }),
       });
@@ -83,17 +83,30 @@ export interface DialledLink {
  */
 export async function openDoor(
   site: SiteConfig,
-  { port, onLink }: { port: number; onLink: (link: SecureLink, peer: string) => void },
+  { port, onLink, onTrouble = () => {} }: DoorOptions,
 ): Promise<OpenPort> {
   const peers = Object.keys(site.hosts);
   return await openSamePort(hostsOf(site.listen), {
     port,
-    open: (at) =>
-      listenSecurely({ ...openingOf(site), ...at, peers, onLink: (link) => onLink(link, link.peer) }),
+    open: (at) => {
+      const credentials = new RenewedCredentials(site, onTrouble);
+      return listenSecurely({
+        ...{ ...openingOf(site, credentials.initial), ...at, peers },
+        ...{ onLink: (link) => onLink(link, link.peer), renewed: () => credentials.renewed() },
+        onRefused: ({ code, message }) => code === 'WIRE_CERTIFICATE_UNUSABLE' && onTrouble(message),
+      });
+    },
   });
 }
 
-function openingOf(site: SiteConfig, clock: Clock = systemClock) {
+interface DoorOptions {
+  readonly port: number;
+  readonly onLink: (link: SecureLink, peer: string) => void;
+  /** Renewed credentials cannot be used: why, for people. */
+  readonly onTrouble?: (what: string) => void;
+}
+
+function openingOf(site: SiteConfig, credentials: CredentialFiles, clock: Clock = systemClock) {
   const { host: name, peerTimeoutMs } = site;
   return {
     ...{
@@ -103,7 +116,7 @@ function openingOf(site: SiteConfig, clock: Clock = systemClock) {
       silenceMs: Math.max(SILENCE_MS_MIN, peerTimeoutMs),
       keepaliveMs: KEEPALIVE_MS,
     },
-    ...readCredentials(site),
+    ...credentials,
   };
 }
 

@@ -9,12 +9,11 @@ import { KeeperError } from '../control/keeper-error.ts';
 import { dropRelic } from '../control/relic.ts';
 import type { GivenSpec, RunDirectory } from '../control/run-directory.ts';
 import { leasePolicy } from '../lease/lease-state.ts';
-import type { LeaseStore } from '../lease/lease-store.ts';
 import { bootTimeMs } from '../linux/boot-clock.ts';
 import { decodeWords, encodeWords, MESSAGE, type PeerWords } from '../replication/peer-messages.ts';
 import { SavedState } from '../replication/saved-state.ts';
 import { goesOnElsewhere, type StopReason } from '../shadow/protection.ts';
-import { siteLeaseStore } from '../site/site-lease-store.ts';
+import { holdTtlMs, siteLeaseStore } from '../site/site-lease-store.ts';
 import type { ActingRight } from './acting-right.ts';
 import { roomNeededBytes } from './admission.ts';
 import { digestFiles } from './file-digests.ts';
@@ -155,16 +154,8 @@ export function rightOptions(site: SiteConfig, { spec, clock, log, failpoints }:
   return {
     ...{ vm: spec.name, host: site.host, clock, bootTimeMs, log, failpoints },
     policy: leasePolicy({ holdTtlMs: holdTtlMs(site) }),
-    store: leaseStore(site, { clock }),
+    store: siteLeaseStore(site, { clock, log }),
   };
-}
-
-export function leaseStore(site: SiteConfig, { clock }: { clock: Clock }): LeaseStore {
-  return siteLeaseStore(site, { holdTtlMs: holdTtlMs(site), clock });
-}
-
-function holdTtlMs({ lease }: SiteConfig): number {
-  return lease.holdSeconds * 1000;
 }
 
 /** For how long the other host may not be heard. */

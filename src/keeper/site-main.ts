@@ -18,10 +18,10 @@ import { sweepRelics } from '../control/relic.ts';
 import type { PeerLink } from '../replication/peer-link.ts';
 import { decodeWords, encodeWords, garbled, MESSAGE, type PeerWords } from '../replication/peer-messages.ts';
 import { assertNoMaintenance } from '../site/maintenance.ts';
+import { siteLeaseStore } from '../site/site-lease-store.ts';
 import { hostResources } from './host-resources.ts';
 import { startError } from './keeper-life.ts';
 import { openDoor, portOf, SecurePeerLink } from './peer-door.ts';
-import { leaseStore } from './remote-site.ts';
 
 const SHADOW = fileURLToPath(new URL('./shadow-main.ts', import.meta.url));
 const SWEEP_MS = 3000;
@@ -49,6 +49,7 @@ async function main(): Promise<number> {
     using door = await openDoor(site, {
       port: portOf(site),
       onLink: (link, peer) => void answer(site, { link: new SecurePeerLink(link), peer }),
+      onTrouble: (what) => void process.stderr.write(`renewed credentials cannot be used: ${what}\n`),
     });
     process.stdout.write(`${JSON.stringify({ ok: true, port: door.port })}\n`);
     const sweeping = new AbortController();
@@ -64,7 +65,7 @@ async function main(): Promise<number> {
 
 /** Memory that was put aside is of use only while its VM acts on another host. */
 async function sweepUntilEnd(site: SiteConfig, signal: AbortSignal): Promise<void> {
-  const store = leaseStore(site, { clock });
+  const store = siteLeaseStore(site, { clock });
   while (!signal.aborted) {
     try {
       await sweepRelics(async (vm) => {

@@ -6,11 +6,19 @@ import { LeaseError } from './lease-error.ts';
 const RESPONSE_BYTES_MAX = 1 << 20;
 const CONNECTIONS_MAX = 8;
 
+/** PEM: who signs the nodes' certificates, and what this host shows them. */
+export interface EtcdCredentials {
+  readonly ca: string;
+  readonly certificate: string;
+  readonly key: string;
+}
+
 export interface EtcdAccess {
   /** `https://10.0.0.1:2379`, one for each node. */
   readonly endpoints: readonly string[];
-  /** PEM: who signs the nodes' certificates, and what this host shows them. */
-  readonly tls: { readonly ca: string; readonly certificate: string; readonly key: string };
+  readonly tls: EtcdCredentials;
+  /** Asked before each call: what is to be shown from now on; undefined where nothing has changed. */
+  readonly renewed?: () => EtcdCredentials | undefined;
   /** For a call, over all nodes that are tried. */
   readonly callDeadlineMs: number;
 }
@@ -32,7 +40,7 @@ type TryOutcome = CallOutcome | { readonly kind: 'refused'; readonly cause: Leas
 export class EtcdGateway implements Disposable {
   readonly #endpoints: readonly URL[];
   readonly #access: EtcdAccess;
-  readonly #agent: Agent;
+  #agent: Agent;
   readonly #streams = new Set<ClientRequest>();
   /** The node that answered last is asked first. */
   #first = 0;
@@ -42,15 +50,7 @@ export class EtcdGateway implements Disposable {
     try {
       this.#endpoints = access.endpoints.map((endpoint) => httpsUrl(endpoint));
       if (this.#endpoints.length === 0) throw new Error('no endpoint is given');
-      const { ca, certificate: cert, key } = access.tls;
-      this.#agent = new Agent({
-        keepAlive: true,
-        maxSockets: CONNECTIONS_MAX,
-        ca,
-        cert,
-        key,
-        minVersion: 'TLSv1.2',
-      });
+      this.#agent = agentFor(access.tls);
     } catch (cause) {
       throw new LeaseError('LEASE_STORE_UNUSABLE', `cannot use etcd: ${messageOf(cause)}`, {
         hint: 'Give https:// URLs of all nodes, and PEM files of CA, certificate and key.',
@@ -62,6 +62,7 @@ export class EtcdGateway implements Disposable {
 
   /** @throws LeaseError LEASE_STORE_REFUSED when a node says that the request makes no sense to it */
   async call(path: string, body: unknown): Promise<CallOutcome> {
+    this.#renew();
     const count = this.#endpoints.length;
     const begin = this.#first;
     const tryMs = Math.max(1, Math.floor(this.#access.callDeadlineMs / count));
@@ -93,6 +94,7 @@ export class EtcdGateway implements Disposable {
     body: unknown,
     listener: { readonly line: (text: string) => void; readonly ended: () => void },
   ): Disposable {
+    this.#renew();
     const index = this.#first;
     const sent = request(this.#options(index, path));
     this.#streams.add(sent);
@@ -121,6 +123,16 @@ export class EtcdGateway implements Disposable {
     for (const sent of this.#streams) sent.destroy();
     this.#streams.clear();
     this.#agent.destroy();
+  }
+
+  /** Connections on which the old certificate was shown are used for what is under way, and for nothing after it. */
+  #renew(): void {
+    const next = this.#access.renewed?.();
+    if (next === undefined) return;
+    const before = this.#agent;
+    this.#agent = agentFor(next);
+    before.maxFreeSockets = 0;
+    for (const socket of Object.values(before.freeSockets).flatMap((free) => free ?? [])) socket.destroy();
   }
 
   #options(index: number, path: string) {
@@ -164,6 +176,13 @@ export class EtcdGateway implements Disposable {
       sent.end(JSON.stringify(body));
     });
   }
+}
+
+function agentFor({ ca, certificate: cert, key }: EtcdCredentials): Agent {
+  return new Agent({
+    ...{ keepAlive: true, maxSockets: CONNECTIONS_MAX, minVersion: 'TLSv1.2' },
+    ...{ ca, cert, key },
+  });
 }
 
 function httpsUrl(endpoint: string): URL {

@@ -49,6 +49,18 @@ describe('a store in an etcd of three nodes', () => {
     expect(await store.read('foreign')).toMatchObject({ revision: 0 });
   });
 
+  it('is used with a renewed certificate from the next call on, also by one whose old one has expired', async () => {
+    const expired = await cluster.renewedTls({ issuedYearsAgo: 2 });
+    let renewed: EtcdCluster['tls'] | undefined;
+    await using lasting = cluster.store({ tls: expired, renewed: () => renewed });
+    await expect(lasting.read('vm')).rejects.toMatchObject({ code: 'LEASE_STORE_AWAY' });
+    renewed = await cluster.renewedTls();
+    expect(await lasting.read('renewed')).toMatchObject({ revision: 0 });
+    // The other way: a connection on which another one was shown is of no more use.
+    renewed = expired;
+    await expect(lasting.read('vm')).rejects.toMatchObject({ code: 'LEASE_STORE_AWAY' });
+  });
+
   it('trusts no node whose certificate another CA has signed', async () => {
     const { ca } = await foreignTls();
     await using wary = cluster.store({ tls: { ...cluster.tls, ca } });

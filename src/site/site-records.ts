@@ -3,9 +3,6 @@ import { loadSiteConfig, type SiteConfig, siteConfigPath } from '../config/site-
 import type { LeaseRecord } from '../lease/lease-record.ts';
 import { siteLeaseStore } from './site-lease-store.ts';
 
-/** Nothing is held by whoever only reads; the store wants to know. */
-const HOLD_TTL_MS = 10_000;
-
 /** What is on record of VMs of several hosts, for those who look and do not write. */
 export class SiteRecords {
   readonly host: string;
@@ -24,11 +21,11 @@ export class SiteRecords {
   }
 
   /**
-   * Undefined: no host has ever acted as this VM. Credentials are read each time: they are renewed while daemons run.
+   * Undefined: no host has ever acted as this VM.
    * @throws LeaseError; KeeperError KEEPER_SITE_REFUSED
    */
   async read(vm: string): Promise<LeaseRecord | undefined> {
-    await using store = siteLeaseStore(this.#site, { holdTtlMs: HOLD_TTL_MS, clock: this.#clock });
+    await using store = siteLeaseStore(this.#site, { clock: this.#clock });
     return (await store.read(vm)).record;
   }
 }

@@ -5,7 +5,13 @@ import { afterEach, beforeAll, describe, expect, it } from 'vitest';
 import { type CertificateWish, HostCertificates } from '../../test/kit/host-certificates.ts';
 import { systemClock } from '../base/clock.ts';
 import type { HostCredentials } from './host-identity.ts';
-import { type DialOptions, dialSecurely, type ListenOptions, listenSecurely } from './link-opening.ts';
+import {
+  type DialOptions,
+  DOOR_BOUNDS,
+  dialSecurely,
+  type ListenOptions,
+  listenSecurely,
+} from './link-opening.ts';
 import { WIRE_VERSION } from './message-framing.ts';
 import type { SecureLink } from './secure-link.ts';
 import type { WireError } from './wire-error.ts';
@@ -217,6 +223,41 @@ describe('a host that listens', () => {
     );
     listener.renew(alpha);
     expect((await dial(listener.port)).peer).toBe('alpha');
+  });
+
+  it('looks for a renewed certificate when somebody comes, and keeps its own where that is of no use', async () => {
+    const renewals = [beta, alpha];
+    const expired = await ours.host('alpha', { issuedYearsAgo: 3 });
+    const { port } = await listening({ ...expired, renewed: () => renewals.shift(), onRefused: () => {} });
+    await expect(dial(port)).rejects.toMatchObject({ code: 'WIRE_PEER_EXPIRED' });
+    expect((await dial(port)).peer).toBe('alpha');
+    expect((await dial(port)).peer).toBe('alpha');
+  });
+
+  it('lets others in beside somebody who only connects, and sends away who is one too many', async () => {
+    const { port, refused } = await listening();
+    const { strangersPerAddress: count } = DOOR_BOUNDS;
+    const strangers = Array.from({ length: count }, () => connectTcp({ port, host: '127.0.0.1' }));
+    for (const stranger of strangers) owned.defer(() => void stranger.on('error', () => {}).destroy());
+    await Promise.all(strangers.map((stranger) => once(stranger, 'connect')));
+    await expect(dial(port)).rejects.toMatchObject({ code: 'WIRE_HANDSHAKE_FAILED' });
+    expect((await refused).code).toBe('WIRE_CROWDED');
+    const socket = connectTcp({ port, host: '127.0.0.1', localAddress: '127.0.0.2' });
+    const elsewhere = byHand(port, { cert: beta.certificate, key: beta.key, socket });
+    await once(elsewhere, 'secureConnect');
+    strangers[0]?.destroy();
+    await expect.poll(() => dial(port).then((link) => link.peer, String)).toBe('alpha');
+  });
+
+  it('has so many links of one host, and room for those of another one', async () => {
+    const { port } = await listening({ peers: ['beta', 'gamma'] });
+    const links: SecureLink[] = [];
+    for (let count = 0; count < DOOR_BOUNDS.linksPerPeer; count += 1) links.push(await dial(port));
+    const crowded = { code: 'WIRE_REFUSED', facts: { reason: 'WIRE_CROWDED' } };
+    await expect(dial(port)).rejects.toMatchObject(crowded);
+    expect((await dial(port, await ours.host('gamma'))).peer).toBe('alpha');
+    await links[0]?.close();
+    await expect.poll(() => dial(port).then((link) => link.peer, String)).toBe('alpha');
   });
 
   it('takes nobody by a session of before: who they were may not be who they are', async () => {

@@ -12,10 +12,18 @@ import { WireError } from './wire-error.ts';
 
 const DIAL_DEADLINE_MS = 3000;
 const HANDSHAKE_DEADLINE_MS = 5000;
-/** Connections that have not shown yet who they are. */
-const STRANGERS_MAX = 64;
-/** Links of one host at a time: old ones that nobody has missed yet among them. */
-const LINKS_PER_PEER_MAX = 64;
+/**
+ * What is there at a time at an address where hosts come in. Whoever is one too many is sent away, and those who are there
+ * already are left alone: a host that does not do as it should is in nobody's way but its own.
+ */
+export const DOOR_BOUNDS = {
+  /** Connections that have not shown yet who they are, each for HANDSHAKE_DEADLINE_MS at most. */
+  strangers: 64,
+  /** Of these, from one address: others get in beside somebody who only connects. */
+  strangersPerAddress: 16,
+  /** Links of one host: old ones that nobody has missed yet among them. */
+  linksPerPeer: 64,
+} as const;
 /** How long a refusal may take to leave. */
 const FAREWELL_MS = 1000;
 
@@ -40,6 +48,8 @@ export interface ListenOptions extends Opening {
   readonly peers: readonly string[];
   /** Somebody has shown to be one of `peers`. The link is its receiver's to close. */
   readonly onLink: (link: SecureLink) => void;
+  /** Asked when somebody comes: what is to be shown from now on; undefined where nothing has changed. */
+  readonly renewed?: () => Omit<HostCredentials, 'name'> | undefined;
   /** Somebody came and was sent away. */
   readonly onRefused?: (error: WireError, from: { readonly address: string }) => void;
 }
@@ -102,7 +112,7 @@ export async function listenSecurely(options: ListenOptions): Promise<SecureList
     handshakeTimeout: options.handshakeDeadlineMs ?? HANDSHAKE_DEADLINE_MS,
     noDelay: true,
   });
-  server.maxConnections = STRANGERS_MAX + LINKS_PER_PEER_MAX * peers.length;
+  server.maxConnections = DOOR_BOUNDS.strangers + DOOR_BOUNDS.linksPerPeer * peers.length;
   const listener = new SecureListener(server, options);
   // Connections that could not be taken, for lack of descriptors: those who come try again.
   server.on('error', () => {});
@@ -122,6 +132,8 @@ export class SecureListener implements Disposable {
   readonly #options: ListenOptions;
   /** Connections that are no links yet, by where they come from. */
   readonly #strangers = new Map<string, Socket>();
+  /** How many there are of each host. */
+  readonly #links = new Map<string, number>();
 
   constructor(server: Server, options: ListenOptions) {
     this.#server = server;
@@ -160,6 +172,17 @@ export class SecureListener implements Disposable {
   }
 
   #meet(raw: Socket): void {
+    const { remoteAddress: address } = raw;
+    const ofAddress = [...this.#strangers.values()].filter(({ remoteAddress }) => remoteAddress === address);
+    if (
+      this.#strangers.size >= DOOR_BOUNDS.strangers ||
+      ofAddress.length >= DOOR_BOUNDS.strangersPerAddress
+    ) {
+      this.#refused(crowded('too many connections that have not shown who they are'), raw);
+      raw.destroy();
+      return;
+    }
+    this.#renewIfNew(raw);
     const origin = originOf(raw);
     this.#strangers.set(origin, raw);
     raw.once('close', () => this.#strangers.delete(origin));
@@ -170,7 +193,8 @@ export class SecureListener implements Disposable {
     const options = this.#options;
     const origin = originOf(socket);
     const target = `somebody from ${origin}`;
-    const handshake = { options, expected: options.peers, target, isSecure: true };
+    const admit = (peer: string) => this.#admit(peer, socket);
+    const handshake = { options, expected: options.peers, target, isSecure: true, admit };
     const link = await shakeHands(socket, handshake).catch((thrown) => {
       if (!(thrown instanceof WireError)) throw thrown;
       this.#refused(thrown, socket);
@@ -178,6 +202,26 @@ export class SecureListener implements Disposable {
     if (link === undefined) return;
     this.#strangers.delete(origin);
     options.onLink(link);
+  }
+
+  /** Before anything is set aside for it. @throws WireError WIRE_CROWDED */
+  #admit(peer: string, socket: TLSSocket): void {
+    const count = this.#links.get(peer) ?? 0;
+    if (count >= DOOR_BOUNDS.linksPerPeer) throw crowded(`${count} links of ${peer}`);
+    this.#links.set(peer, count + 1);
+    socket.once('close', () => this.#links.set(peer, (this.#links.get(peer) ?? 0) - 1));
+  }
+
+  /** What cannot be used is passed over: with the old one somebody may get in yet. */
+  #renewIfNew(raw: Socket): void {
+    const next = this.#options.renewed?.();
+    if (next === undefined) return;
+    try {
+      this.renew(next);
+    } catch (thrown) {
+      if (!(thrown instanceof WireError)) throw thrown;
+      this.#refused(thrown, raw);
+    }
   }
 
   #refused(error: WireError, { remoteAddress = '' }: Socket): void {
@@ -193,6 +237,8 @@ interface Handshake {
   readonly target: string;
   /** On the side that listens TLS is there already. */
   readonly isSecure: boolean;
+  /** Throws where there is no room for one more of this host. */
+  readonly admit?: (peer: string) => void;
 }
 
 /** Who is at the other end, and does that host want to talk to this one, in this version? */
@@ -205,6 +251,7 @@ async function shakeHands(socket: TLSSocket, handshake: Handshake): Promise<Secu
   const check = () => {
     try {
       const peer = peerOf(socket, { expected, ownName });
+      handshake.admit?.(peer);
       resolve(new SecureLink(socket, { ...options, peer }));
     } catch (thrown) {
       sendAway(socket, { error: thrown, clock });
@@ -238,6 +285,13 @@ function sendAway(socket: TLSSocket, { error, clock }: { error: unknown; clock: 
     'close',
     clock.after(FAREWELL_MS, () => socket.destroy()),
   );
+}
+
+function crowded(what: string): WireError {
+  return new WireError('WIRE_CROWDED', `there is no room for one more connection: ${what}`, {
+    hint: 'It is tried again. If that goes on, see what that host opens connections for.',
+    facts: { what },
+  });
 }
 
 interface Deadline {

@@ -15,6 +15,7 @@ export type WireErrorCode =
   | 'WIRE_PEER_NOT_A_HOST'
   | 'WIRE_PEER_NAME'
   | 'WIRE_REFUSED'
+  | 'WIRE_CROWDED'
   | 'WIRE_OVERRUN'
   | 'WIRE_SILENT'
   | 'WIRE_LOST'

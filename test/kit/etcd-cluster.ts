@@ -9,6 +9,7 @@ import { EtcdLeaseStore } from '../../src/lease/etcd-lease-store.ts';
 import { freePort } from '../../src/net/free-port.ts';
 import { type Issued, issue, makeAuthority, readAuthority } from '../../src/pki/certificate.ts';
 
+const YEAR_MS = 365 * 24 * 3_600_000;
 const START_DEADLINE_MS = 30_000;
 const ASK_AGAIN_MS = 50;
 /** Short, so that a leader that dies is replaced soon; not so short that a busy machine makes leaders change. */
@@ -84,6 +85,14 @@ export class EtcdCluster implements AsyncDisposable {
   /** What a host needs to use it. */
   get tls() {
     return { ca: this.#ca.certificate, certificate: this.#client.certificate, key: this.#client.key };
+  }
+
+  /** Another certificate for a host: those of before stay good as well. */
+  async renewedTls({ issuedYearsAgo = 0 } = {}): Promise<EtcdCluster['tls']> {
+    const wallMs = Date.now() - issuedYearsAgo * YEAR_MS;
+    const ca = await readAuthority(this.#ca);
+    const issued = await issue({ name: 'host', isServer: false, years: 1 }, { ca, wallMs });
+    return { ca: this.#ca.certificate, ...issued };
   }
 
   store(options: Partial<ConstructorParameters<typeof EtcdLeaseStore>[0]> = {}): EtcdLeaseStore {

@@ -1,0 +1,58 @@
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { describe, expect, it, onTestFinished } from 'vitest';
+import { HostCertificates } from '../../test/kit/host-certificates.ts';
+import { type CredentialFiles, RenewedCredentials } from './site-credentials.ts';
+
+async function world() {
+  const folder = mkdtempSync(join(tmpdir(), 'us-credentials-'));
+  onTestFinished(() => rmSync(folder, { recursive: true }));
+  const certificates = await HostCertificates.make();
+  const [old, next] = [await certificates.host('a'), await certificates.host('a')];
+  const files = { ca: join(folder, 'ca'), certificate: join(folder, 'crt'), key: join(folder, 'key') };
+  const put = (change: Partial<CredentialFiles>) => {
+    for (const name of ['ca', 'certificate', 'key'] as const)
+      if (change[name] !== undefined) writeFileSync(files[name], change[name]);
+  };
+  put(old);
+  const troubles: string[] = [];
+  const credentials = new RenewedCredentials(files, (reason) => troubles.push(reason));
+  return { credentials, put, old, next, files, troubles };
+}
+
+describe('credentials that are renewed while they are used', () => {
+  it('are those of before until certificate and key belong together, and then the new ones, once', async () => {
+    const { credentials, put, old, next, troubles } = await world();
+    expect(credentials.initial).toMatchObject({ certificate: old.certificate, key: old.key });
+    expect(credentials.renewed()).toBeUndefined();
+    put({ certificate: next.certificate });
+    expect([credentials.renewed(), credentials.renewed()]).toEqual([undefined, undefined]);
+    put({ key: next.key });
+    const { name: _, ...expected } = next;
+    expect(credentials.renewed()).toEqual(expected);
+    expect(credentials.renewed()).toBeUndefined();
+    // Somebody has put the key there after the certificate: told once, and over.
+    expect(troubles).toHaveLength(1);
+  });
+
+  it.each([
+    ['is nothing of the kind', { certificate: 'nonsense' }],
+    ['is a CA of nobody', { ca: '' }],
+  ])('are those of before where what is there %s', async (_, change) => {
+    const { credentials, put, old, troubles } = await world();
+    put(change);
+    expect(credentials.renewed()).toBeUndefined();
+    put(old);
+    expect(credentials.renewed()).toBeUndefined();
+    expect(troubles).toHaveLength(1);
+  });
+
+  it('are those of before while a file is away', async () => {
+    const { credentials, files, put, next } = await world();
+    rmSync(files.key);
+    expect(credentials.renewed()).toBeUndefined();
+    put(next);
+    expect(credentials.renewed()).toMatchObject({ key: next.key });
+  });
+});
