@@ -21,36 +21,36 @@ export async function openCopyTarget(
   { imagePath, journalPath }: { readonly imagePath: string; readonly journalPath: string },
   of: Omit<DiskCopyOptions, 'isNew'>,
 ): Promise<CopyTarget> {
-  const image = statSync(imagePath, { throwIfNoEntry: false });
-  const isNew = image === undefined;
-  if (!isNew && !image.isFile()) throw copyForeign(`${imagePath} is no plain file`);
+  const found = statSync(imagePath, { throwIfNoEntry: false });
+  if (found !== undefined && !found.isFile()) throw copyForeign(`${imagePath} is no plain file`);
+  const isNew = found === undefined;
   if (!isNew && statSync(journalPath, { throwIfNoEntry: false }) === undefined)
     throw copyForeign(`${imagePath} is no copy of any disk`);
+  await using opening = new AsyncDisposableStack();
+  const lock = (device: FileDevice) => {
+    opening.use(device);
+    if (!device.tryLock()) throw copyForeign(`${imagePath} is used by somebody`);
+    return device;
+  };
+  // Before its journal says that it is of no use until the copy is whole: somebody may be using it.
+  const present = isNew ? undefined : lock(await FileDevice.open(imagePath));
   const journal = await openJournalFile(journalPath);
-  try {
-    const openDevice = async () => {
-      await sized(imagePath, { sizeBytes: of.diskBytes, isNew });
-      const device = await FileDevice.open(imagePath);
-      if (device.tryLock()) return device;
-      await device.close();
-      throw copyForeign(`${imagePath} is used by somebody`);
-    };
-    return { image: await JournaledImage.openCopy({ journal, openDevice }, { ...of, isNew }), isNew };
-  } catch (cause) {
-    await journal.close();
-    throw cause;
-  }
+  opening.defer(() => journal.close());
+  if (!journal.tryLock()) throw copyForeign(`${imagePath} is being copied already`);
+  const openDevice = async () => {
+    const device = present ?? lock(await created(imagePath));
+    await device.resize(of.diskBytes);
+    return device;
+  };
+  const image = await JournaledImage.openCopy({ journal, openDevice }, { ...of, isNew });
+  opening.move();
+  return { image, isNew };
 }
 
-async function sized(
-  path: string,
-  { sizeBytes, isNew }: { sizeBytes: number; isNew: boolean },
-): Promise<void> {
-  await using file = await open(path, isNew ? 'wx+' : 'r+', 0o600);
-  if ((await file.stat()).size !== sizeBytes) await file.truncate(sizeBytes);
-  await file.sync();
-  if (!isNew) return;
+async function created(path: string): Promise<FileDevice> {
+  const device = await FileDevice.create(path);
   // The name has to be on the disk as well.
   await using folder = await open(dirname(path), 'r');
   await folder.sync();
+  return device;
 }

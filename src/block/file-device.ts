@@ -1,4 +1,4 @@
-import { close, fdatasync, fstatSync, open, read, write } from 'node:fs';
+import { close, fdatasync, fstatSync, ftruncate, open, read, write } from 'node:fs';
 import { promisify } from 'node:util';
 import { assert } from '../base/assert.ts';
 import { MIB } from '../base/units.ts';
@@ -16,6 +16,7 @@ import {
 const openFile = promisify(open);
 const syncFile = promisify(fdatasync);
 const closeFile = promisify(close);
+const resizeFile = promisify(ftruncate);
 
 /** Bytes whose locks say what QEMU does with an image, and what it suffers others to do (block/file-posix.c). */
 const QEMU_LOCK_AT = 100;
@@ -34,20 +35,36 @@ const PUNCH_STEP_BYTES = 64 * MIB;
  * disk nor a flush holds up the process.
  */
 export class FileDevice implements BlockDevice, AsyncDisposable {
-  readonly sizeBytes: number;
   readonly fastZero = false;
   readonly #fd: number;
+  #sizeBytes: number;
   #closed: Promise<void> | undefined;
 
   private constructor(fd: number, sizeBytes: number) {
     this.#fd = fd;
-    this.sizeBytes = sizeBytes;
+    this.#sizeBytes = sizeBytes;
   }
 
   /** @throws Error of Node: it cannot be opened */
   static async open(path: string, options: { readonly readOnly?: boolean } = {}): Promise<FileDevice> {
     const fd = await openFile(path, options.readOnly ? 'r' : 'r+');
     return new FileDevice(fd, fstatSync(fd).size);
+  }
+
+  /** An image without a byte, which was not there. @throws Error of Node: it cannot be made */
+  static async create(path: string): Promise<FileDevice> {
+    return new FileDevice(await openFile(path, 'wx+', 0o600), 0);
+  }
+
+  get sizeBytes(): number {
+    return this.#sizeBytes;
+  }
+
+  /** Before anything else uses it. That is on disk when this resolves. */
+  async resize(sizeBytes: number): Promise<void> {
+    if (sizeBytes !== this.#sizeBytes) await resizeFile(this.#fd, sizeBytes);
+    this.#sizeBytes = sizeBytes;
+    await this.flush();
   }
 
   /** Until it is closed nobody else may use the image, as far as they ask: QEMU and its tools do. False: somebody does. */

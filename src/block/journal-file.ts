@@ -1,6 +1,7 @@
 import { constants, existsSync, realpathSync } from 'node:fs';
 import { type FileHandle, open } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
+import { tryLockBytes } from '../linux/byte-lock.ts';
 import { LinuxError } from '../linux/linux-error.ts';
 
 /** What a journal needs of a file. What was written may be lost, in any part and order, until `sync` has resolved. */
@@ -12,6 +13,11 @@ export interface JournalFile {
   truncate(sizeBytes: number): Promise<void>;
   sync(): Promise<void>;
   close(): Promise<void>;
+}
+
+interface LockableJournal extends JournalFile {
+  /** Until it is closed no other copy is made with it. False: one is. */
+  tryLock(): boolean;
 }
 
 /** writev(2) takes no more at a time. */
@@ -30,7 +36,7 @@ export function journalPathOf(imagePath: string): string {
 }
 
 /** Opens a journal, or makes an empty one whose name is on disk too. @throws Error of Node */
-export async function openJournalFile(path: string): Promise<JournalFile> {
+export async function openJournalFile(path: string): Promise<LockableJournal> {
   let handle: FileHandle;
   try {
     // Whoever may write to the folder must not make us write to another file.
@@ -48,6 +54,7 @@ export async function openJournalFile(path: string): Promise<JournalFile> {
     truncate: (sizeBytes) => handle.truncate(sizeBytes),
     sync: () => handle.datasync(),
     close: () => handle.close(),
+    tryLock: () => tryLockBytes(handle.fd, 0, { lengthBytes: 1 }),
   };
 }
 

@@ -77,11 +77,21 @@ export function holdProcess(identity: ProcessIdentity): PidFd | undefined {
 
 /** Processes that have a file below `directory` mapped into their memory. */
 export function processesMapping(directory: string): ProcessIdentity[] {
+  return idsOfMapping(` ${directory}/`)
+    .map(identityOf)
+    .filter((identity) => identity !== undefined);
+}
+
+/** Whether a process has this file mapped into its memory, by whatever name it was mapped. */
+export function isMapped(path: string): boolean {
+  return idsOfMapping(` ${path}\n`).length > 0;
+}
+
+function idsOfMapping(text: string): number[] {
   return readdirSync('/proc')
     .filter((entry) => /^\d+$/.test(entry))
-    .filter((pid) => readProc(`${pid}/maps`).includes(` ${directory}/`))
-    .map((pid) => identityOf(Number(pid)))
-    .filter((identity) => identity !== undefined);
+    .filter((pid) => readProc(`${pid}/maps`).includes(text))
+    .map(Number);
 }
 
 /** Changes with every start of the machine. */

@@ -1,7 +1,9 @@
 import {
+  closeSync,
   existsSync,
   mkdirSync,
   mkdtempSync,
+  openSync,
   readdirSync,
   rmSync,
   symlinkSync,
@@ -12,6 +14,7 @@ import {
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { systemClock as clock } from '../base/clock.ts';
+import { Mapping } from '../linux/mapping.ts';
 import { dropAllRelics, keepRelic, listRelics, sweepRelics, takeRelic } from './relic.ts';
 import { RunDirectory } from './run-directory.ts';
 
@@ -60,6 +63,17 @@ describe('memory that is put aside', () => {
     expect(left()).toEqual([]);
   });
 
+  it('is not taken while somebody has it mapped, and that of another VM is taken meanwhile', () => {
+    for (const vm of ['used', 'free']) leave(vm);
+    const [path = ''] = left().filter((name) => name.endsWith('used.ram'));
+    const fd = openSync(join(root, 'memory', path), 'r');
+    using _user = Mapping.ofFile(fd, BYTES, { writable: false });
+    closeSync(fd);
+    expect(takeRelic('free', { to, memoryBytes: BYTES })).toBe(true);
+    expect(takeRelic('used', { to, memoryBytes: BYTES })).toBe(false);
+    expect(left()).toEqual([]);
+  });
+
   it('is left alone in a directory that somebody else may have prepared', async () => {
     const elsewhere = join(root, 'elsewhere');
     mkdirSync(elsewhere);
@@ -80,6 +94,15 @@ describe('memory that is put aside', () => {
     expect(listRelics().map(({ vm }) => vm)).toEqual(['wanted']);
     expect([dropAllRelics(), dropAllRelics()]).toEqual([true, false]);
     expect(left()).toEqual([]);
+  });
+
+  it('goes when it is old and any keeper begins, where nobody sweeps', async () => {
+    for (const vm of ['young', 'old']) leave(vm);
+    const [path = ''] = left().filter((name) => name.endsWith('old.ram'));
+    utimesSync(join(root, 'memory', path), 0, 0);
+    const keeper = await RunDirectory.open('other', { clock });
+    expect(listRelics().map(({ vm }) => vm)).toEqual(['young']);
+    keeper.remove();
   });
 
   it('comes from the last QEMU of a killed keeper where the VM has its shadow next, and nowhere else', async () => {

@@ -2,7 +2,7 @@ import { existsSync, lchownSync, lstatSync, renameSync, rmSync, utimesSync } fro
 import { join } from 'node:path';
 import { errnoNameOf } from '../linux/linux-error.ts';
 import { entriesOf, makeOwnDirectory, removeIfEmpty } from './own-directory.ts';
-import { processesMapping } from './process-identity.ts';
+import { isMapped } from './process-identity.ts';
 import { memoryRoot } from './run-paths.ts';
 
 /** Nobody comes back to it after that. */
@@ -60,8 +60,7 @@ export function takeRelic(vm: string, { to, memoryBytes }: { to: string; memoryB
   if (!isOurs()) return false;
   try {
     const found = lstatSync(relicPath(vm));
-    const isOpen = processesMapping(relicDirectory()).length > 0;
-    if (found.isFile() && found.size === memoryBytes && !isOpen) {
+    if (found.isFile() && found.size === memoryBytes && !isMapped(relicPath(vm))) {
       renameSync(relicPath(vm), to);
       removeIfEmpty(relicDirectory());
       return true;
@@ -100,9 +99,13 @@ export function dropAllRelics(): boolean {
 
 /** Those that nobody comes back to: too old, or `isOver` says so. */
 export async function sweepRelics(isOver: (vm: string) => Promise<boolean>): Promise<void> {
-  for (const { vm, ageMs } of listRelics()) {
-    if (ageMs > RELIC_AGE_MS_MAX || (await isOver(vm))) dropRelic(vm);
-  }
+  dropOldRelics();
+  for (const { vm } of listRelics()) if (await isOver(vm)) dropRelic(vm);
+}
+
+/** Those that are too old, for whoever comes by: what sweeps them all the time may have ended. */
+export function dropOldRelics(): void {
+  for (const { vm, ageMs } of listRelics()) if (ageMs > RELIC_AGE_MS_MAX) dropRelic(vm);
 }
 
 function ageOf(path: string, nowMs: number): number | undefined {

@@ -20,7 +20,7 @@ import {
   signalNow,
   standsStill,
 } from './process-identity.ts';
-import { dropRelic } from './relic.ts';
+import { dropOldRelics, dropRelic } from './relic.ts';
 import { type RunPaths, runPaths, runRoot, SPEC_FILE } from './run-paths.ts';
 
 const givenSpecSchema = z.object({ text: z.string(), source: z.string() });
@@ -102,6 +102,7 @@ export class RunDirectory implements Disposable {
   ): Promise<RunDirectory> {
     assert(VM_NAME.test(name), `a VM's name: ${name}`);
     makeOwnDirectory(runRoot(), { othersMayPass });
+    dropOldRelics();
     const lock = await NameLock.take(name, { clock, othersMayPass });
     try {
       const heir = heirOf(name, { spec: inheritAs, tokenAbove });

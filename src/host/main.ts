@@ -31,6 +31,7 @@ import {
 import type { HostConfig } from '../config/host-config-schema.ts';
 import { keepersAreUnits, startKeeperUnit, systemdRuns } from '../control/keeper-unit.ts';
 import { makeOwnDirectory } from '../control/own-directory.ts';
+import { dropOldRelics } from '../control/relic.ts';
 import { hostSocket, runRoot, stateDirectory } from '../control/run-paths.ts';
 import { groupIdOf } from '../linux/group.ts';
 import { ServiceManager } from '../linux/service-manager.ts';
@@ -92,6 +93,7 @@ async function main(): Promise<number> {
     for (const path of [specDirectory, endDirectory]) makeDirectory(path, { mode: 0o700 });
     // The socket lies in there by default.
     makeOwnDirectory(runRoot(), { othersMayPass: socketAccess.groupId !== undefined });
+    dropOldRelics();
     using manager = ServiceManager.of(process.env, { clock, log });
     await using host = new Host({
       databasePath: join(state, 'host.db'),

@@ -2,16 +2,17 @@ import type { Clock } from '../base/clock.ts';
 import type { Failpoints } from '../base/failpoint.ts';
 import type { SiteConfig } from '../config/site-config.ts';
 import type { PeerLink } from '../replication/peer-link.ts';
-import { LastingLink, type Resumed } from '../wire/lasting-link.ts';
+import { isRefusal, LastingLink, type Resumed } from '../wire/lasting-link.ts';
 import type { LinkClaim } from '../wire/resume-messages.ts';
 import type { SecureLink } from '../wire/secure-link.ts';
-import { dialPeer, hostsOf, openDoor, SecurePeerLink } from './peer-door.ts';
-import { isGone } from './presence.ts';
-import { peerLost } from './refusals.ts';
+import { dialAll, dialPeer, hostsOf, openDoor, SecurePeerLink } from './peer-door.ts';
+import { Presence } from './presence.ts';
 import type { OpenPort } from './same-port.ts';
 
 /** A first packet that is lost is sent again after a second; a new connection is quicker. */
 const REDIAL_DEADLINE_MS = 250;
+/** For the addresses of the other host to show which of them lead there. */
+const MEETING_MS = 3000;
 
 export interface LastingPeer {
   readonly clock: Clock;
@@ -38,9 +39,12 @@ export async function dialLasting(
 ): Promise<DialledPeer> {
   const first = await dialPeer(site, name, { port, signal });
   let { path } = first;
+  const led = new Set([path]);
   const dial = async (given: AbortSignal) => {
-    const again = await dialPeer(site, name, { port, signal: given, dialDeadlineMs: REDIAL_DEADLINE_MS });
+    const again = await dialAll(site, name, { port, signal: given, dialDeadlineMs: REDIAL_DEADLINE_MS });
+    if (!('link' in again)) throw telling(again.failures, led);
     path = again.path;
+    led.add(path);
     return again.link;
   };
   const link = new SecurePeerLink(
@@ -49,6 +53,12 @@ export async function dialLasting(
     }),
   );
   return { link, path: () => path };
+}
+
+/** That an address refuses which never led to it does not mean that it has ended. */
+function telling(failures: readonly unknown[], led: ReadonlySet<number>): unknown {
+  const told = failures.filter((_, path) => led.has(path));
+  return told.find((failure) => !isRefusal(failure)) ?? told[0];
 }
 
 /** What the first words of the other side say about whom to go on with. */
@@ -67,6 +77,7 @@ export class ShadowDoor implements Disposable {
   #door: OpenPort | undefined;
   #link: LastingLink | undefined;
   #known: Known | undefined;
+  #presence: Presence | undefined;
 
   /** @throws see {@link openDoor} */
   static async open(
@@ -96,9 +107,12 @@ export class ShadowDoor implements Disposable {
     return this.#first.promise;
   }
 
-  /** Before this nobody can take the link up again. */
+  /** Before this nobody can take the link up again. They were said just now, by who is there for sure. */
   know(known: Known): void {
     this.#known = known;
+    const hosts = hostsOf(this.#site.hosts[this.#peer] ?? []);
+    this.#presence = new Presence({ hosts, port: known.presencePort });
+    void this.#presence.meet(AbortSignal.timeout(MEETING_MS));
   }
 
   [Symbol.dispose](): void {
@@ -113,7 +127,7 @@ export class ShadowDoor implements Disposable {
     const lasting = new LastingLink(link, {
       ...{ ...this.#options, silenceMs: this.#site.peerTimeoutMs },
       claim: () => this.#claim(),
-      reach: { role: 'waits', isGone: (signal) => this.#isPeerGone(signal) },
+      reach: { role: 'waits', isGone: async (signal) => (await this.#presence?.isGone(signal)) ?? false },
     });
     this.#link = lasting;
     // Whoever comes after the end learns from the kernel that there is nothing to go on with.
@@ -125,12 +139,5 @@ export class ShadowDoor implements Disposable {
     const { copy, rightToken } = this.#known ?? {};
     if (copy === undefined || rightToken === undefined) return undefined;
     return { stream: BigInt(copy), token: BigInt(rightToken) };
-  }
-
-  async #isPeerGone(signal: AbortSignal): Promise<boolean> {
-    const addresses = this.#site.hosts[this.#peer];
-    if (addresses === undefined) throw peerLost(this.#peer, 'site.yaml does not name it');
-    if (this.#known === undefined) return false;
-    return await isGone({ hosts: hostsOf(addresses), port: this.#known.presencePort }, signal);
   }
 }

@@ -1,63 +1,24 @@
 import { once } from 'node:events';
-import { mkdtempSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { rmSync } from 'node:fs';
 import { connect as connectTls } from 'node:tls';
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import { describe, expect, it, onTestFinished } from 'vitest';
 import { MIB } from '../base/units.ts';
-import type { SiteConfig } from '../config/site-config.ts';
-import { CertificateStore } from '../pki/certificate-store.ts';
 import type { PeerLink } from '../replication/peer-link.ts';
 import { MESSAGE } from '../replication/peer-messages.ts';
 import { dialPeer, openDoor, SecurePeerLink } from './peer-door.ts';
+import { twoHosts } from './site-fixture.ts';
 
 const MESSAGES = 600;
 const MESSAGE_BYTES = 256 * 1024;
 
-interface Sites {
-  readonly a: SiteConfig;
-  readonly b: (port: number) => SiteConfig;
-  readonly pki: CertificateStore;
-}
-
-async function sites(): Promise<Sites> {
-  const folder = mkdtempSync(join(tmpdir(), 'us-door-'));
-  onTestFinished(() => rmSync(folder, { recursive: true }));
-  const pki = new CertificateStore(folder, { wallMs: Date.now });
-  await pki.init();
-  for (const name of ['a', 'b']) await pki.host(name, []);
-  const siteOf = (host: string, hosts: Record<string, string[]>): SiteConfig => {
-    const files = {
-      certificate: join(folder, `${host}.crt`),
-      key: join(folder, `${host}.key`),
-      ca: join(folder, 'ca.crt'),
-    };
-    const lease = { holdSeconds: 10, etcd: { endpoints: [], ...files } };
-    return {
-      host,
-      listen: ['127.0.0.1:1'],
-      ...files,
-      hosts,
-      lease,
-      peerTimeoutMs: 5000,
-      peerTimeoutMinMs: 1000,
-    };
-  };
-  return {
-    a: siteOf('a', { b: ['127.0.0.1:1'] }),
-    b: (port) => siteOf('b', { a: [`127.0.0.1:${port}`] }),
-    pki,
-  };
-}
-
 async function pairOfLinks(): Promise<{ near: PeerLink; far: PeerLink }> {
-  const { a, b } = await sites();
+  const { a, b } = await twoHosts();
   const { promise, resolve } = Promise.withResolvers<PeerLink>();
   const door = await openDoor(a, { port: 0, onLink: (link) => resolve(new SecurePeerLink(link)) });
   onTestFinished(() => door[Symbol.dispose]());
-  const dialled = await dialPeer(b(door.port), 'a', { signal: AbortSignal.timeout(20_000) });
+  const dialled = await dialPeer(b(`127.0.0.1:${door.port}`), 'a', { signal: AbortSignal.timeout(20_000) });
   const near = new SecurePeerLink(dialled.link);
   const far = await promise;
   onTestFinished(() => {
@@ -69,11 +30,11 @@ async function pairOfLinks(): Promise<{ near: PeerLink; far: PeerLink }> {
 
 describe('a door to other hosts', () => {
   it('shows a certificate that was renewed since it was opened, and its links stay', async () => {
-    const { a, b, pki } = await sites();
+    const { a, b, pki } = await twoHosts();
     const links: PeerLink[] = [];
     using door = await openDoor(a, { port: 0, onLink: (link) => links.push(new SecurePeerLink(link)) });
     const signal = AbortSignal.timeout(20_000);
-    const first = new SecurePeerLink((await dialPeer(b(door.port), 'a', { signal })).link);
+    const first = new SecurePeerLink((await dialPeer(b(`127.0.0.1:${door.port}`), 'a', { signal })).link);
     for (const file of [a.certificate, a.key]) rmSync(file);
     await pki.host('a', ['192.0.2.1']);
     const shown = connectTls({ host: '127.0.0.1', port: door.port, rejectUnauthorized: false });
@@ -81,7 +42,7 @@ describe('a door to other hosts', () => {
     await once(shown, 'secureConnect');
     expect(shown.getPeerCertificate().subjectaltname).toContain('192.0.2.1');
     shown.destroy();
-    const second = new SecurePeerLink((await dialPeer(b(door.port), 'a', { signal })).link);
+    const second = new SecurePeerLink((await dialPeer(b(`127.0.0.1:${door.port}`), 'a', { signal })).link);
     for (const link of [first, second]) await link.send(MESSAGE.words, [Buffer.from('still there')]);
     await expect.poll(() => links.length).toBe(2);
     for (const link of links) {

@@ -44,14 +44,24 @@ export function portOf({ listen: [first = ''] }: SiteConfig): number {
  * A link to a host of the site, which has shown that it is that host; by default to the process that answers for it.
  * @throws KeeperError KEEPER_PEER_LOST, KEEPER_SITE_REFUSED; WireError
  */
-export async function dialPeer(
+export async function dialPeer(site: SiteConfig, name: string, wishes: DialWishes): Promise<DialledLink> {
+  const tried = await dialAll(site, name, wishes);
+  if ('link' in tried) return tried;
+  throw tried.failures[0];
+}
+
+/**
+ * One address after the other, until one leads to the host; else why none of them does, in their order.
+ * @throws KeeperError KEEPER_PEER_LOST, KEEPER_SITE_REFUSED
+ */
+export async function dialAll(
   site: SiteConfig,
   name: string,
-  { port, signal, dialDeadlineMs }: { port?: number; signal: AbortSignal; dialDeadlineMs?: number },
-): Promise<DialledLink> {
+  { port, signal, dialDeadlineMs }: DialWishes,
+): Promise<DialledLink | { readonly failures: readonly unknown[] }> {
   const addresses = site.hosts[name];
   if (addresses === undefined) throw peerLost(name, 'site.yaml does not name it');
-  let failure: unknown;
+  const failures: unknown[] = [];
   for (const [path, address] of addresses.entries()) {
     const known = splitAddress(address);
     const isLast = path === addresses.length - 1;
@@ -65,10 +75,16 @@ export async function dialPeer(
       return { link, path };
     } catch (cause) {
       signal.throwIfAborted();
-      failure ??= cause;
+      failures.push(cause);
     }
   }
-  throw failure;
+  return { failures };
+}
+
+interface DialWishes {
+  readonly port?: number | undefined;
+  readonly signal: AbortSignal;
+  readonly dialDeadlineMs?: number | undefined;
 }
 
 export interface DialledLink {

@@ -18,7 +18,7 @@ import { FIXTURE_FACTS, FIXTURE_PAGES } from '../snapshot/snapshot-fixture.ts';
 import { snapshotReadOut } from '../snapshot/snapshot-writer.ts';
 import { READ_AHEAD_PAGES } from './errand-messages.ts';
 import { RemoteErrands } from './remote-errands.ts';
-import { ShadowErrands } from './shadow-errands.ts';
+import { ERRANDS_MAX, ShadowErrands } from './shadow-errands.ts';
 import type { ShadowSession } from './shadow-session.ts';
 
 let directory: string;
@@ -211,6 +211,28 @@ describe('what a shadow on another host holds', () => {
     const most = () => world.here.take({ type: MESSAGE.read, body: head });
     expect(() => [most(), most()]).toThrow('more pages than were asked for');
     world.cut();
+  });
+
+  it('is looked at by so many at a time, and who is one too many is told, and nothing ends', async () => {
+    await using world = new World();
+    const held = Promise.withResolvers<void>();
+    world.failpoints.arm('read-out.begun', () => held.promise);
+    const abort = new AbortController();
+    const ask = () => world.here.test({ expectsAgent: false, signal: abort.signal });
+    const sink = { writePages: async () => {} };
+    const waiting = [
+      world.here.readOut(sink, { signal: abort.signal, onProgress: () => {} }),
+    ] as Promise<unknown>[];
+    while (waiting.length < ERRANDS_MAX) waiting.push(ask());
+    for (const each of waiting) each.catch(() => {});
+    await expect(ask()).rejects.toMatchObject({
+      code: 'KEEPER_PEER_REFUSED',
+      facts: { reason: 'KEEPER_ERRANDS_FULL' },
+    });
+    abort.abort(new Error('enough'));
+    held.resolve();
+    const { epoch } = await world.snapshot(join(directory, 'after.usnap'));
+    expect(world.history.has(epoch)).toBe(true);
   });
 
   it('says why it cannot be tried out', async () => {

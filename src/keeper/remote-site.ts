@@ -21,7 +21,7 @@ import type { ConnectedPeer, ConnectOptions, RemoteSite } from './keeper-options
 import { dialLasting } from './lasting-peer.ts';
 import { dialPeer, hostsOf, portOf, SecurePeerLink } from './peer-door.ts';
 import type { SilenceBounds } from './peer-pulse.ts';
-import { isGone, openPresence } from './presence.ts';
+import { openPresence, Presence } from './presence.ts';
 import { RecordPatience } from './record-patience.ts';
 import { RecordedRight, type RightOptions } from './recorded-right.ts';
 import { hasGoneOn, peerLost } from './refusals.ts';
@@ -193,7 +193,7 @@ export function remoteSite(site: SiteConfig, vm: SitedVm): RemoteSite {
 /** Where nobody would sweep it away no memory is left behind. */
 export async function keepsRelics(site: SiteConfig): Promise<boolean> {
   const at = { hosts: hostsOf(site.listen), port: portOf(site) };
-  return !(await isGone(at, AbortSignal.timeout(LOOK_DEADLINE_MS)));
+  return !(await new Presence(at).isGone(AbortSignal.timeout(LOOK_DEADLINE_MS)));
 }
 
 function placesOf(site: SiteConfig, { spec, clock }: SitedVm): ShadowPlaces {

@@ -4,6 +4,7 @@ import type { Failpoints } from '../base/failpoint.ts';
 import type { Logger } from '../base/logger.ts';
 import { PAGE_BYTES } from '../base/units.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
+import { KeeperError } from '../control/keeper-error.ts';
 import { epochId } from '../epoch/epoch-id.ts';
 import { Mapping } from '../linux/mapping.ts';
 import type { PeerLink } from '../replication/peer-link.ts';
@@ -25,8 +26,8 @@ import type { ShadowSession } from './shadow-session.ts';
 import { withShadow } from './shadow-wish.ts';
 import type { ServedDisks } from './vm-disks.ts';
 
-/** Errands that are known at a time: one is carried out. */
-const WAITING_MAX = 4;
+/** Errands that are known at a time: one is carried out. One too many is refused. */
+export const ERRANDS_MAX = 4;
 /** Progress is told at these steps of it. */
 const SHARE_STEP = 0.05;
 
@@ -96,8 +97,11 @@ export class ShadowErrands {
   /** One after the other: what nobody waits for any more may take a moment to end. */
   #begin(errand: number, work: (loan: Loan<ShadowSession>, reading: Reading) => Promise<void>): void {
     if (this.#isOver) return;
-    if (this.#present.size >= WAITING_MAX || this.#present.has(errand))
-      throw garbled('an errand in the middle of others');
+    if (this.#present.has(errand)) throw garbled('an errand in the middle of others');
+    if (this.#present.size >= ERRANDS_MAX) {
+      void this.#say({ kind: 'failed', errand, ...told(tooMany()) });
+      return;
+    }
     const present = { abort: new AbortController(), reading: new Reading() };
     this.#present.set(errand, present);
     // How it ends is said to the other side, where there still is one.
@@ -241,6 +245,12 @@ class LinkSink implements PageSink, Disposable {
   [Symbol.dispose](): void {
     this.#out[Symbol.dispose]();
   }
+}
+
+function tooMany(): KeeperError {
+  return new KeeperError('KEEPER_ERRANDS_FULL', `the shadow is asked for ${ERRANDS_MAX} things already`, {
+    hint: 'Ask again when a snapshot or a test of the failover has come to its end.',
+  });
 }
 
 function told(cause: unknown): { code: string; message: string; hint?: string } {

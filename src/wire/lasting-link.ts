@@ -440,7 +440,7 @@ export class LastingLink {
 }
 
 /** A process that has ended is answered for by its kernel. */
-function isRefusal(thrown: unknown): boolean {
+export function isRefusal(thrown: unknown): boolean {
   for (let error = thrown; error instanceof Error; error = error.cause) {
     if ((error as NodeJS.ErrnoException).code === 'ECONNREFUSED') return true;
   }
