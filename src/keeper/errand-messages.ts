@@ -1,6 +1,6 @@
 import { z } from 'zod';
 import { failoverReportSchema } from '../control/failover-report.ts';
-import { garbled } from '../replication/peer-messages.ts';
+import { clipped, garbled, refusalShape } from '../replication/peer-messages.ts';
 
 /**
  * What a keeper asks that of its shadow on another host to do with what it holds, beside taking epochs. An errand has a
@@ -30,13 +30,7 @@ const wordsSchema = z.discriminatedUnion('kind', [
   z.object({ kind: z.literal('share'), errand: count, share: z.number().min(0).max(1) }),
   /** All of it has been sent. */
   z.object({ kind: z.literal('read'), errand: count, epoch: count, heldMs: z.number() }),
-  z.object({
-    kind: z.literal('failed'),
-    errand: count,
-    code: z.string(),
-    message: z.string(),
-    hint: z.string().optional(),
-  }),
+  z.object({ kind: z.literal('failed'), errand: count, ...refusalShape }),
   /** Nobody waits for it any more. */
   z.object({ kind: z.literal('forget'), errand: count }),
 ]);
@@ -44,7 +38,8 @@ const wordsSchema = z.discriminatedUnion('kind', [
 export type ErrandWords = z.output<typeof wordsSchema>;
 
 export function encodeErrand(words: ErrandWords): Uint8Array {
-  return Buffer.from(JSON.stringify(words), 'utf8');
+  const said = words.kind === 'failed' ? { ...words, ...clipped(words) } : words;
+  return Buffer.from(JSON.stringify(said), 'utf8');
 }
 
 /** @throws ReplicationError REPLICATION_PEER_GARBLED */

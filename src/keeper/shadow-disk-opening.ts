@@ -1,10 +1,17 @@
+import { statSync } from 'node:fs';
+import { dirname } from 'node:path';
+import { formatBytes } from '../base/units.ts';
 import { openCopyTarget } from '../block/copy-target.ts';
 import { journalPathOf } from '../block/journal-file.ts';
 import { disksOf, needsEpochs, type SpecDisk } from '../config/spec-disks.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
 import { KeeperError } from '../control/keeper-error.ts';
+import { freeBytesOf } from '../linux/file.ts';
 import type { PeerWords } from '../replication/peer-messages.ts';
 import type { ShadowDisk } from '../replication/shadow-disks.ts';
+
+/** Of `st_blocks`: stat(2). */
+const BLOCK_BYTES = 512;
 
 type Hello = Extract<PeerWords, { kind: 'hello' }>;
 
@@ -28,6 +35,7 @@ export async function openCopies(spec: VmSpec, { disks }: Hello): Promise<CopyOf
   const lacking = disksOf(spec).find(({ id, disk }) => needsEpochs(disk) && !names.has(id));
   if (lacking !== undefined)
     throw refused(`its disk ${lacking.id} is written to and would not be copied`, COMPARE_RELEASES);
+  assertDiskRoom(wanted.map(({ sizeBytes, disk }) => ({ sizeBytes, path: disk.disk.path })));
   await using opening = new AsyncDisposableStack();
   const copies: CopyOfDisk[] = [];
   for (const { name, identity, sizeBytes, token, disk } of wanted) {
@@ -41,6 +49,39 @@ export async function openCopies(spec: VmSpec, { disks }: Hello): Promise<CopyOf
   }
   opening.move();
   return copies;
+}
+
+/**
+ * Whether what the guest may come to write fits, before anything is made. A file system that fills up ends every shadow on it.
+ * @throws KeeperError KEEPER_HOST_NO_ROOM; Error of Node: there is no such folder
+ */
+export function assertDiskRoom(
+  disks: readonly { readonly path: string; readonly sizeBytes: number }[],
+): void {
+  const needs = disks.map(({ path, sizeBytes }) => ({
+    folder: dirname(path),
+    neededBytes: Math.max(0, sizeBytes - heldBytes(path)),
+  }));
+  const byDevice = Map.groupBy(needs, ({ folder }) => statSync(folder).dev);
+  for (const onDevice of byDevice.values()) {
+    const [{ folder } = { folder: '/' }] = onDevice;
+    const neededBytes = onDevice.reduce((sum, each) => sum + each.neededBytes, 0);
+    const freeBytes = freeBytesOf(folder);
+    if (neededBytes <= freeBytes) continue;
+    throw new KeeperError(
+      'KEEPER_HOST_NO_ROOM',
+      `${folder} has ${formatBytes(freeBytes)} free, and the disks of the shadow need ${formatBytes(neededBytes)}`,
+      {
+        hint: 'Make room there: what a guest may come to write has to fit, holes and zeros too.',
+        facts: { folder, freeBytes, neededBytes },
+      },
+    );
+  }
+}
+
+/** Of an image that is there already. */
+function heldBytes(path: string): number {
+  return (statSync(path, { throwIfNoEntry: false })?.blocks ?? 0) * BLOCK_BYTES;
 }
 
 function copiable(spec: VmSpec, name: string): SpecDisk {

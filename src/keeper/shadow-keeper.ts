@@ -89,6 +89,7 @@ export class ShadowKeeper {
   #lastSignMs: number;
   /** Until it is known what becomes of it nothing is built on it. */
   #hasRelic: boolean;
+  #isComparing = false;
 
   constructor(options: ShadowKeeperOptions) {
     this.#options = options;
@@ -203,12 +204,14 @@ export class ShadowKeeper {
     switch (words.kind) {
       case 'discard':
         // Of memory that has an epoch nothing would be left but the belief in it.
-        if (!this.#hasRelic) throw garbled('that it gives up what is not there');
+        if (!this.#hasRelic || this.#isComparing) throw garbled('that it gives up what is not there');
         this.#options.session.image.memory.discardAll();
         this.#hasRelic = false;
         return false;
       case 'compare':
-        if (!this.#hasRelic) throw garbled('that it compares what is not there');
+        // Once: each time all of its memory is read.
+        if (!this.#hasRelic || this.#isComparing) throw garbled('that it compares what is not there');
+        this.#isComparing = true;
         // Not waited for: the other side may be waiting for this one in the same way.
         void this.#compare(Buffer.from(words.secret, 'hex'));
         return false;

@@ -61,21 +61,23 @@ export class ShadowLodging implements AsyncDisposable {
   /** @throws what keeps the shadow from being taken in; nothing is left then */
   static async open(site: SiteConfig, asked: AskedShadow, { clock, signal }: Lodger): Promise<ShadowLodging> {
     const { spec, hello } = asked;
+    const log = silentLogger;
+    const right = rightOptions(site, { spec, clock, log, failpoints: new Failpoints() });
+    // Before anything here is touched: what a keeper left of that name may be all that there is of a VM.
+    await checkHolder(right, asked);
     const directory = await RunDirectory.open(spec.name, {
       ...{ clock, othersMayPass: spec.qemu.user !== undefined, tokenAbove: hello.token, keepsRelic: true },
     });
     try {
-      admit(spec);
+      // On record first, so that of two that come at once each sees the other.
       directory.record({ spec });
+      admit(spec);
       directory.keepSpec(hello.spec);
       if (hello.generationId !== undefined) directory.adoptGeneration(hello.generationId);
-      const log = silentLogger;
       const host = await prepareHost(spec, {
         ...{ cacheDir: cacheDirectory(), directory: directory.path, clock, log, signal },
       });
       await checkTwin(asked, host);
-      const right = rightOptions(site, { spec, clock, log, failpoints: new Failpoints() });
-      await checkHolder(right, asked);
       const copies = await openCopies(spec, hello);
       const lodging = new ShadowLodging({ site, asked, directory, host, clock, right, copies });
       try {

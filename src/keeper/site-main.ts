@@ -15,6 +15,7 @@ import { systemClock as clock } from '../base/clock.ts';
 import { messageOf } from '../base/errors.ts';
 import { loadSiteConfig, type SiteConfig, siteConfigPath } from '../config/site-config.ts';
 import { sweepRelics } from '../control/relic.ts';
+import { RunDirectory } from '../control/run-directory.ts';
 import type { PeerLink } from '../replication/peer-link.ts';
 import { decodeWords, encodeWords, garbled, MESSAGE, type PeerWords } from '../replication/peer-messages.ts';
 import { assertNoMaintenance } from '../site/maintenance.ts';
@@ -22,6 +23,7 @@ import { siteLeaseStore } from '../site/site-lease-store.ts';
 import { hostResources } from './host-resources.ts';
 import { startError } from './keeper-life.ts';
 import { openDoor, portOf, SecurePeerLink } from './peer-door.ts';
+import { type Place, PlaceBook } from './place-book.ts';
 
 const SHADOW = fileURLToPath(new URL('./shadow-main.ts', import.meta.url));
 const SWEEP_MS = 3000;
@@ -34,6 +36,14 @@ const outcomeSchema = z.union([
     error: z.object({ code: z.string(), message: z.string(), hint: z.string().optional() }),
   }),
 ]);
+
+const places = new PlaceBook({
+  clock,
+  kept: () =>
+    RunDirectory.list()
+      .filter(({ keeper }) => keeper === 'alive')
+      .map(({ name }) => name),
+});
 
 type Placed = Extract<PeerWords, { kind: 'placed' | 'refused' }>;
 
@@ -104,24 +114,27 @@ function resourcesFor(site: SiteConfig, vm: string): PeerWords {
 
 async function place(words: PeerWords | undefined, peer: string): Promise<Placed> {
   if (words?.kind !== 'place') throw garbled('something else than a request for a place');
+  const { vm } = words;
+  if (!VM_NAME.test(vm))
+    return { kind: 'refused', code: 'KEEPER_PEER_REFUSED', message: 'that is no name of a VM' };
   try {
-    assertNoMaintenance(words.vm);
+    assertNoMaintenance(vm);
+    return await placeShadow(places.take(vm, peer));
   } catch (thrown) {
     const { code, message, hint } = startError(thrown);
     return { kind: 'refused', code, message, ...(typeof hint === 'string' && { hint }) };
   }
-  return await placeShadow(words.vm, peer);
 }
 
 /** A keeper of its own, which lives on when this process ends. */
-async function placeShadow(vm: string, peer: string): Promise<Placed> {
-  if (!VM_NAME.test(vm))
-    return { kind: 'refused', code: 'KEEPER_PEER_REFUSED', message: 'that is no name of a VM' };
+async function placeShadow(place: Place): Promise<Placed> {
+  const { vm, peer } = place;
   const child = spawn(process.execPath, [SHADOW, '--vm', vm, '--peer', peer], {
     ...{ detached: true, cwd: '/', stdio: ['ignore', 'pipe', 'ignore'] },
   });
   // What kept it from being started shows as its end.
   child.on('error', () => {});
+  child.on('close', () => place[Symbol.dispose]());
   try {
     const lines = createInterface({ input: child.stdout });
     const first = await Promise.race([

@@ -49,7 +49,33 @@ const EPOCH_BYTES = 8;
 const RUN_BYTES = 8;
 const CONTINUES = 1;
 
+/** How much there may be of anything in words; all of a message has at most MESSAGE_BYTES_MAX. */
+export const WORDS_BOUNDS = {
+  /** Names, versions, codes. */
+  nameChars: 256,
+  /** Sentences for people. Longer ones are cut. */
+  textChars: 4096,
+  /** The specification of a VM. */
+  specChars: 512 * 1024,
+  /** Disks that are copied; nics. */
+  devices: 64,
+  /** Addresses of a host; those that a guest has claimed for one nic. */
+  addresses: 32,
+  /** Files that a QEMU is started from. */
+  files: 16,
+  labels: 256,
+  /** VMs of a host. */
+  vms: 10_000,
+  /** Tokens and numbers of copies and epochs: what is not far from where numbers end leaves room for those that follow. */
+  counter: 2 ** 48,
+} as const;
+
+const { addresses: ADDRESSES_MAX, devices: DEVICES_MAX } = WORDS_BOUNDS;
+
 const count = z.int().nonnegative();
+const counter = count.max(WORDS_BOUNDS.counter);
+const name = z.string().max(WORDS_BOUNDS.nameChars);
+const text = z.string().max(WORDS_BOUNDS.textChars);
 const digest = z.string().regex(/^[0-9a-f]{64}$/);
 
 const word = z.string().max(64);
@@ -63,88 +89,88 @@ const resourcesSchema = z.object({
   shadows: count,
   vms: z
     .array(z.object({ name: word, antiAffinity: z.array(word).max(64).readonly() }))
-    .max(10_000)
+    .max(WORDS_BOUNDS.vms)
     .readonly(),
-  labels: z.record(word, word),
+  labels: recordOf(word, word, WORDS_BOUNDS.labels),
   isInMaintenance: z.boolean(),
 });
 
 const diskSchema = z.object({
-  name: z.string(),
+  name,
   sizeBytes: count,
   /** The same for all copies of the disk. */
   identity: z.string().regex(/^[0-9a-f]{32}$/),
   /** Of what is written to it. */
-  token: count,
+  token: counter,
 });
+
+/** Why something was not done, as it is told to the other side. */
+export const refusalShape = { code: name, message: text, hint: text.optional() };
+/** IPv4 or IPv6. */
+const address = z.string().regex(/^(?:[0-9a-f]{8}|[0-9a-f]{32})$/);
 
 const wordsSchema = z.discriminatedUnion('kind', [
   /** To the host itself: a keeper for the shadow of this VM is wanted. */
-  z.object({ kind: z.literal('place'), vm: z.string() }),
+  z.object({ kind: z.literal('place'), vm: name }),
   /** It listens at this port of the same address. */
   z.object({ kind: z.literal('placed'), port: z.int().min(1).max(65_535) }),
   /** The first words of a primary. */
   z.object({
     kind: z.literal('hello'),
     protocol: z.int(),
-    vm: z.string(),
+    vm: name,
     /** Number of this copy of the VM: a shadow that is made anew has another one. */
-    copy: count,
+    copy: counter,
     /** The specification as the primary's keeper was given it. */
-    spec: z.object({ text: z.string(), source: z.string() }),
-    token: count,
+    spec: z.object({ text: z.string().max(WORDS_BOUNDS.specChars), source: text }),
+    token: counter,
     /** Of the right that it acts under, as it is on record: with the copy it is shown by who takes a broken link up again. */
-    rightToken: count,
+    rightToken: counter,
     /** Here it can be seen whether the process lives. */
     presencePort: z.int().min(1).max(65_535),
     /** The guest's VMGenID: a takeover is no return to the past. */
     generationId: z.uuid().optional(),
     /** The next epoch. */
-    epoch: count,
-    qemuVersion: z.string(),
+    epoch: counter,
+    qemuVersion: name,
     accel: z.enum(['kvm', 'tcg']),
     /** What a QEMU is started from has to be the same on both hosts: file by file. */
-    files: z.record(z.string(), digest),
+    files: recordOf(name, digest, WORDS_BOUNDS.files),
     /** Heartbeats over datagrams are told by this key, in hexadecimal digits. */
     pulseKey: z.string().regex(/^[0-9a-f]{64}$/),
     /** Those that are copied, in the order in which they are numbered. */
-    disks: z.array(diskSchema).max(64),
+    disks: z.array(diskSchema).max(DEVICES_MAX),
   }),
   /** The answer to it: a standby has been started and waits for memory. */
   z.object({
-    ...{ kind: z.literal('welcome'), host: z.string(), instance: count },
+    ...{ kind: z.literal('welcome'), host: name, instance: count },
     /** Its memory is older memory of the VM. It is told what to do with it before anything else. */
     hasRelic: z.boolean(),
     /** Where it listens for heartbeats, for each of its addresses. */
-    pulsePorts: z.array(z.int().min(1).max(65_535)).min(1),
+    pulsePorts: z.array(z.int().min(1).max(65_535)).min(1).max(ADDRESSES_MAX),
     /** It takes nothing over before it has heard nothing for so long, on any path. */
     silenceMinMs: z.int().positive(),
     /** Disks of which it has an older copy: it is asked what is in them. */
-    heldDisks: z.array(z.string()),
+    heldDisks: z.array(name).max(DEVICES_MAX),
   }),
   /** Begin with nothing. */
   z.object({ kind: z.literal('discard') }),
   /** Say what is there, in hashes under this secret; and that was all. */
   z.object({ kind: z.literal('compare'), secret: z.string().regex(/^[0-9a-f]{384}$/) }),
   z.object({ kind: z.literal('compared') }),
-  z.object({
-    kind: z.literal('refused'),
-    code: z.string(),
-    message: z.string(),
-    hint: z.string().optional(),
-  }),
+  z.object({ kind: z.literal('refused'), ...refusalShape }),
   /** All of this epoch is here. */
-  z.object({ kind: z.literal('held'), epoch: count }),
+  z.object({ kind: z.literal('held'), epoch: counter }),
   /** It is on record who may take over, and under which token the primary acts. */
-  z.object({ kind: z.literal('in-sync'), token: count }),
+  z.object({ kind: z.literal('in-sync'), token: counter }),
   /** Addresses that the guest of each nic has claimed, to be announced by whoever acts. */
   z.object({
     kind: z.literal('claimed'),
-    links: z.record(z.string(), z.array(z.string().regex(/^(?:[0-9a-f]{8}|[0-9a-f]{32})$/)).max(32)),
+    links: recordOf(name, z.array(address).max(ADDRESSES_MAX), DEVICES_MAX),
   }),
   /** The primary is dead, by its keeper's own hand or word: act, under this token. */
-  z.object({ kind: z.literal('take-over'), token: count, reason: z.string(), trace: z.string().optional() }),
-  z.object({ kind: z.literal('acts'), token: count, tookMs: z.number() }),
+  z.object({ kind: z.literal('take-over'), token: counter, reason: text, trace: name.optional() }),
+  z.object({ kind: z.literal('acts'), token: counter, tookMs: z.number() }),
   /** The shadow is not wanted any more. */
   z.object({ kind: z.literal('dismiss') }),
   /** It will not take over. */
@@ -152,14 +178,30 @@ const wordsSchema = z.discriminatedUnion('kind', [
   /** The host of the shadow shall be free of it: have another one elsewhere, or none, and dismiss this one. */
   z.object({ kind: z.literal('leave') }),
   /** To the host itself: what it has left for a shadow of this VM. */
-  z.object({ kind: z.literal('ask-resources'), vm: z.string() }),
+  z.object({ kind: z.literal('ask-resources'), vm: name }),
   z.object({ kind: z.literal('resources'), resources: resourcesSchema }),
 ]);
 
 export type PeerWords = z.infer<typeof wordsSchema>;
 
+function recordOf<Value extends z.ZodType>(key: z.ZodType<string, string>, value: Value, entriesMax: number) {
+  return z.record(key, value).refine((record) => Object.keys(record).length <= entriesMax);
+}
+
 export function encodeWords(words: PeerWords): Uint8Array {
-  return Buffer.from(JSON.stringify(words), 'utf8');
+  const said = words.kind === 'refused' ? { ...words, ...clipped(words) } : words;
+  return Buffer.from(JSON.stringify(said), 'utf8');
+}
+
+interface Told {
+  readonly message: string;
+  readonly hint?: string | undefined;
+}
+
+/** What is said to people may be as long as a log; the other side takes so much of it. */
+export function clipped({ message, hint }: Told): Told {
+  const most = WORDS_BOUNDS.textChars;
+  return { message: message.slice(0, most), ...(hint !== undefined && { hint: hint.slice(0, most) }) };
 }
 
 /** @throws ReplicationError REPLICATION_PEER_GARBLED */
@@ -269,6 +311,6 @@ function viewOf(body: Uint8Array): DataView {
 
 function takeEpoch(view: DataView): EpochId {
   const epoch = view.getBigUint64(0, true);
-  if (epoch > BigInt(Number.MAX_SAFE_INTEGER)) throw garbled('an epoch of no number');
+  if (epoch > BigInt(WORDS_BOUNDS.counter)) throw garbled('an epoch of no number');
   return epochId(Number(epoch));
 }
