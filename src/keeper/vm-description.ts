@@ -66,7 +66,7 @@ export function describeVm(vm: KnownVm): VmStatus {
     ...(vm.remote?.places.status !== undefined && { placement: vm.remote.places.status }),
     dirtyLog: primary?.dirtyLog.method ?? spec.shadow.dirtyLog,
     ...(vm.right !== undefined && { lease: describeRight(vm.right) }),
-    ...pathsOf(vm),
+    ...describePaths(vm),
     primary: primary === undefined ? null : { instance: primary.number, pid: primary.pid },
     shadow: shadow === undefined ? null : { ...describeShadow(shadow), copiedShare: shadow.copiedShare },
     epochs: {
@@ -90,7 +90,16 @@ export function describeVm(vm: KnownVm): VmStatus {
   };
 }
 
-function pathsOf({ shadow, paths = shadow?.describe().paths }: KnownVm): Pick<VmStatus, 'paths'> {
+/** Ways to the other host: those that are known, else those that its shadow knows. */
+export function pathsOf({
+  shadow,
+  paths = shadow?.describe().paths,
+}: Pick<KnownVm, 'shadow' | 'paths'>): KnownVm['paths'] {
+  return paths;
+}
+
+function describePaths(vm: KnownVm): Pick<VmStatus, 'paths'> {
+  const paths = pathsOf(vm);
   return paths === undefined ? {} : { paths };
 }
 

@@ -3,7 +3,7 @@ import type { Measured, VmMetrics } from '../control/vm-metrics.ts';
 import type { GuestLink, GuestLinkStats } from '../net/guest-link.ts';
 import type { ActingRight } from './acting-right.ts';
 import type { Shadow } from './shadow.ts';
-import type { KnownVm } from './vm-description.ts';
+import { type KnownVm, pathsOf } from './vm-description.ts';
 
 /** What is measured of a VM, for those who ask again and again. */
 export function measureVm({ spec, state, shadow, epochs, ...vm }: KnownVm): VmMetrics {
@@ -34,13 +34,13 @@ export function measureVm({ spec, state, shadow, epochs, ...vm }: KnownVm): VmMe
     detectMs: measured(vm.takeovers.detectMs),
     fenceMs: measured(vm.takeovers.fenceMs),
     replyMs: measured(vm.takeovers.replyMs),
-    ...pathsOf(vm.paths ?? shadow?.describe().paths),
+    ...measurePaths(pathsOf({ shadow, ...vm })),
     ...(vm.right !== undefined && { lease: leaseOf(vm.right) }),
     ...(vm.snapshots !== undefined && { snapshots: vm.snapshots }),
   };
 }
 
-function pathsOf(paths: KnownVm['paths']): Pick<VmMetrics, 'paths'> {
+function measurePaths(paths: KnownVm['paths']): Pick<VmMetrics, 'paths'> {
   if (paths === undefined) return {};
   return {
     paths: paths.map(({ address, state, rttMs, jitterMs, received, lost }) => ({

@@ -26,8 +26,7 @@ let beta: HostCredentials;
 let owned: AsyncDisposableStack;
 
 beforeAll(async () => {
-  const certificates = await HostCertificates.make();
-  [alpha, beta] = [await certificates.host('alpha'), await certificates.host('beta')];
+  [alpha, beta] = await HostCertificates.ofTwo();
 });
 
 beforeEach(() => {

@@ -321,6 +321,8 @@ export class LastingLink {
   async #answer(link: number, body: Uint8Array): Promise<void> {
     await this.#options.failpoints.hit('resume.before-answer');
     const { claim, point } = readKnock(body);
+    // What the link is already cannot take its own place.
+    if (this.#isPresent(link)) throw misused('a knock in the middle of a link');
     if (!this.#noteUsedThere(link, point.sequence)) return;
     const right = this.#options.claim();
     const isOurs = right !== undefined && claim.stream === right.stream && claim.token === right.token;

@@ -34,6 +34,12 @@ export class HostCertificates {
     return new HostCertificates(issued, await readAuthority(issued));
   }
 
+  /** Of two hosts of one CA, `alpha` and `beta`. */
+  static async ofTwo(): Promise<readonly [HostCredentials, HostCredentials]> {
+    const certificates = await HostCertificates.make();
+    return [await certificates.host('alpha'), await certificates.host('beta')];
+  }
+
   async host(name: string, wish: CertificateWish = {}): Promise<HostCredentials> {
     const { dns = [name, 'localhost'], unit, isServer = true, issuedYearsAgo = 0 } = wish;
     const subject = {
