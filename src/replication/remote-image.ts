@@ -117,11 +117,15 @@ export class RemoteImage implements EpochStore, AsyncDisposable {
     this.giveBack(slot);
   }
 
-  /** The other side holds this epoch. It says so in the order in which epochs were sent. */
+  /**
+   * The other side holds this epoch. It says so in the order in which epochs were sent.
+   * @throws ReplicationError REPLICATION_PEER_GARBLED: it is of no use any more
+   */
   noteHeld(epoch: EpochId): void {
     if (epoch !== this.#unheld[0]) {
-      this.fail(garbled(`that it holds epoch ${epoch} out of turn`));
-      return;
+      const cause = garbled(`that it holds epoch ${epoch} out of turn`);
+      this.fail(cause);
+      throw cause;
     }
     this.#unheld.shift();
     this.#held = epoch;

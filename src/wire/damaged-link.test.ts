@@ -46,8 +46,7 @@ async function damagedWay(port: number, atByte: number): Promise<number> {
 
 /** Sends all messages that way, as far as that goes, and returns what was handed out at its end, and how it ended there. */
 async function sent(atByte: number) {
-  const certificates = await HostCertificates.make();
-  const [alpha, beta] = [await certificates.host('alpha'), await certificates.host('beta')];
+  const [alpha, beta] = await HostCertificates.ofTwo();
   const came = Promise.withResolvers<SecureLink>();
   const address = { host: '127.0.0.1', port: 0 };
   const listener = await listenSecurely({
