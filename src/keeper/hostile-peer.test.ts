@@ -1,7 +1,7 @@
 import { mkdtempSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import fc from 'fast-check';
-import { describe, expect, it } from 'vitest';
+import { describe, expect, it, onTestFinished } from 'vitest';
 import { systemClock as clock } from '../base/clock.ts';
 import { Failpoints } from '../base/failpoint.ts';
 import { silentLogger as log } from '../base/logger.ts';
@@ -178,7 +178,7 @@ const messages = fc.array(
 
 describe('a host of the site that does not do as it should', () => {
   it('brings a shadow to acknowledge nothing, and its keeper to an end at most, whatever it says', async () => {
-    const hosts = await twoHosts();
+    const hosts = await twoHosts(onTestFinished);
     const ends = new Set<string>();
     await fc.assert(
       fc.asyncProperty(fc.boolean(), messages, async (isTold, said) => {
@@ -197,7 +197,7 @@ describe('a host of the site that does not do as it should', () => {
   });
 
   it('cannot have memory compared twice, which reads all of it', async () => {
-    const hosts = await twoHosts();
+    const hosts = await twoHosts(onTestFinished);
     await using stage = await Stage.set(hosts);
     const body = encodeWords({ kind: 'compare', secret: 'ab'.repeat(192) });
     for (let times = 0; times < 2; times += 1) await stage.say({ type: MESSAGE.words, body });
@@ -210,7 +210,7 @@ describe('a host of the site that does not do as it should', () => {
     ['sends a message out of its order', { type: MESSAGE.words, body: new Uint8Array(1), sequence: 9n }],
     ['sends a count of another length', { type: RESUME_TYPE.used, body: new Uint8Array(3) }],
   ])('loses the link when it %s', async (_, message) => {
-    const hosts = await twoHosts();
+    const hosts = await twoHosts(onTestFinished);
     await using stage = await Stage.set(hosts);
     await stage.attacker.send(message);
     expect((await stage.ended).kind).toBe('useless');
@@ -218,7 +218,7 @@ describe('a host of the site that does not do as it should', () => {
   });
 
   it('ends its own link when it knocks elsewhere with a position that it cannot have, and that of nobody else', async () => {
-    const hosts = await twoHosts();
+    const hosts = await twoHosts(onTestFinished);
     await using stage = await Stage.set(hosts);
     await using stranger = await dialBadly(hosts, stage.door.port);
     stranger.deliver(() => {});

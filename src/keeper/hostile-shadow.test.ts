@@ -1,7 +1,7 @@
 import { mkdtempSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import fc from 'fast-check';
-import { describe, expect, it } from 'vitest';
+import { describe, expect, it, onTestFinished } from 'vitest';
 import { systemClock as clock } from '../base/clock.ts';
 import { Failpoints } from '../base/failpoint.ts';
 import { MIB } from '../base/units.ts';
@@ -118,7 +118,7 @@ const said = fc.oneof(
 
 describe('the shadow of a host that does not do as it should', () => {
   it('is lost at most, once, whatever it says, and holds nothing that was not sent to it', async () => {
-    const hosts = await twoHosts();
+    const hosts = await twoHosts(onTestFinished);
     let losses = 0;
     await fc.assert(
       fc.asyncProperty(fc.array(said, { minLength: 1, maxLength: 8 }), async (messages) => {
@@ -136,7 +136,7 @@ describe('the shadow of a host that does not do as it should', () => {
   });
 
   it('is lost when it says to hold an epoch that was not sent to it', async () => {
-    await using stage = await Stage.set(await twoHosts());
+    await using stage = await Stage.set(await twoHosts(onTestFinished));
     await stage.liar.send(MESSAGE.words, [encodeWords({ kind: 'held', epoch: epochId(1) })]);
     await expect.poll(() => stage.losses).toHaveLength(1);
   });

@@ -1,4 +1,4 @@
-import { describe, expect, it } from 'vitest';
+import { describe, expect, it, onTestFinished } from 'vitest';
 import { UnsteadyNetwork } from '../../test/kit/unsteady-network.ts';
 import { systemClock as clock } from '../base/clock.ts';
 import { Failpoints } from '../base/failpoint.ts';
@@ -14,7 +14,7 @@ const REFUSING = '127.0.0.4:1';
 
 describe('the link between the keepers of a VM and of its shadow', () => {
   it('goes on when the connection breaks while an address that never led there refuses', async () => {
-    const { a, b } = await twoHosts();
+    const { a, b } = await twoHosts(onTestFinished);
     const failpoints = new Failpoints();
     const resumed: Resumed[] = [];
     const ignored = () => {};

@@ -14,7 +14,7 @@ const MESSAGES = 600;
 const MESSAGE_BYTES = 256 * 1024;
 
 async function pairOfLinks(): Promise<{ near: PeerLink; far: PeerLink }> {
-  const { a, b } = await twoHosts();
+  const { a, b } = await twoHosts(onTestFinished);
   const { promise, resolve } = Promise.withResolvers<PeerLink>();
   const door = await openDoor(a, { port: 0, onLink: (link) => resolve(new SecurePeerLink(link)) });
   onTestFinished(() => door[Symbol.dispose]());
@@ -30,7 +30,7 @@ async function pairOfLinks(): Promise<{ near: PeerLink; far: PeerLink }> {
 
 describe('a door to other hosts', () => {
   it('shows a certificate that was renewed since it was opened, and its links stay', async () => {
-    const { a, b, pki } = await twoHosts();
+    const { a, b, pki } = await twoHosts(onTestFinished);
     const links: PeerLink[] = [];
     using door = await openDoor(a, { port: 0, onLink: (link) => links.push(new SecurePeerLink(link)) });
     const signal = AbortSignal.timeout(20_000);

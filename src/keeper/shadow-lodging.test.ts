@@ -25,7 +25,7 @@ describe('room for the shadow of a VM of another host', () => {
     mkdirSync(killed.memoryPath, { recursive: true });
     writeFileSync(memory, 'all that there is of a VM');
     killed.leaveHeritage();
-    const { a } = await twoHosts();
+    const { a } = await twoHosts(onTestFinished);
     const etcd = { ...a.lease.etcd, endpoints: ['https://127.0.0.1:1'] };
     const site = { ...a, lease: { ...a.lease, etcd } };
     const spec = parseVmSpec(SPEC, { source: 'one.yaml' });

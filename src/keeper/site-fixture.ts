@@ -1,7 +1,6 @@
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { onTestFinished } from 'vitest';
 import type { SiteConfig } from '../config/site-config.ts';
 import { CertificateStore } from '../pki/certificate-store.ts';
 
@@ -12,10 +11,10 @@ export interface TwoHosts {
   readonly pki: CertificateStore;
 }
 
-/** What is in site.yaml of two hosts on loopback, with certificates of one CA. Gone when the test is. */
-export async function twoHosts(): Promise<TwoHosts> {
+/** What is in site.yaml of two hosts on loopback, with certificates of one CA. `onEnd` is given what removes them. */
+export async function twoHosts(onEnd: (remove: () => void) => void): Promise<TwoHosts> {
   const folder = mkdtempSync(join(tmpdir(), 'us-door-'));
-  onTestFinished(() => rmSync(folder, { recursive: true }));
+  onEnd(() => rmSync(folder, { recursive: true }));
   const pki = new CertificateStore(folder, { wallMs: Date.now });
   await pki.init();
   for (const name of ['a', 'b']) await pki.host(name, []);
