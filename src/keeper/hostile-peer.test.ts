@@ -191,7 +191,7 @@ describe('a host of the site that does not do as it should', () => {
         expect(stage.heard).not.toContain('held');
         expect(stage.image.committed).toBe(0);
       }),
-      { numRuns: 20 },
+      { numRuns: 12 },
     );
     expect([...ends]).toContain('useless');
   });

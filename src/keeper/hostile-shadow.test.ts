@@ -130,7 +130,7 @@ describe('the shadow of a host that does not do as it should', () => {
         expect(stage.losses.filter((loss) => !loss.includes('free of it'))).toHaveLength(1);
         expect(stage.shadow.mayTakeOver).toBe(false);
       }),
-      { numRuns: 10 },
+      { numRuns: 6 },
     );
     expect(losses).toBeGreaterThan(0);
   });
