@@ -1,41 +1,62 @@
-import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { describe, expect, it, onTestFinished } from 'vitest';
+import { beforeEach, describe, expect, it, onTestFinished } from 'vitest';
 import { MIB } from '../base/units.ts';
 import { parseVmSpec } from '../config/vm-spec.ts';
 import { freeBytesOf } from '../linux/file.ts';
 import { assertDiskRoom, openCopies } from './shadow-disk-opening.ts';
 
-function folderOfTest(): string {
-  const folder = mkdtempSync(join(tmpdir(), 'us-room-'));
+type Hello = Parameters<typeof openCopies>[1];
+
+let folder: string;
+beforeEach(() => {
+  folder = mkdtempSync('/dev/shm/understudy-copies-');
   onTestFinished(() => rmSync(folder, { recursive: true }));
-  return folder;
+});
+
+/** Of a VM with two disks that it writes to, and the first words of a host that has these of them. */
+function asked(names: readonly string[], sizeBytes = MIB) {
+  const disks = [0, 1].map((index) => `{path: ${folder}/${index}.raw, format: raw}`);
+  const yaml = `name: a\nmemory: 64M\nboot: {kernel: k}\ndisks: [${disks.join(', ')}]\n`;
+  const said = names.map((name) => ({ name, sizeBytes, identity: 'a'.repeat(32), token: 1 }));
+  return { spec: parseVmSpec(yaml, { source: 'a.yaml' }), hello: { disks: said } as unknown as Hello };
 }
 
-describe('room for the disks of a shadow', () => {
-  it('is for all of them together, and what they have already counts', () => {
-    const folder = folderOfTest();
-    const most = freeBytesOf(folder);
-    const disk = (name: string, sizeBytes: number) => ({ path: join(folder, name), sizeBytes });
-    expect(() => assertDiskRoom([disk('one', most / 4), disk('two', most / 4)])).not.toThrow();
-    const noRoom = expect.objectContaining({ code: 'KEEPER_HOST_NO_ROOM' });
-    expect(() => assertDiskRoom([disk('one', most), disk('two', most)])).toThrow(noRoom);
-    writeFileSync(join(folder, 'held'), Buffer.alloc(4 * MIB, 1));
-    expect(() => assertDiskRoom([disk('held', 4 * MIB)])).not.toThrow();
+describe('copies of the disks of a VM that acts on another host', () => {
+  it('are made where there is nothing yet', async () => {
+    const { spec, hello } = asked(['disk0', 'disk1']);
+    const copies = await openCopies(spec, hello);
+    expect(copies.map(({ name, isHeld }) => ({ name, isHeld }))).toEqual([
+      { name: 'disk0', isHeld: false },
+      { name: 'disk1', isHeld: false },
+    ]);
+    for (const { image } of copies) await image.close();
   });
 
-  it('is looked for before anything is made', async () => {
-    const folder = folderOfTest();
-    const path = join(folder, 'root.img');
-    const spec = parseVmSpec(
-      `name: one\nvcpus: 1\nmemory: 64MiB\nboot: {disk: {path: ${path}, format: raw}}\nshadow: {hosts: [a, b]}\n`,
-      { source: 'one.yaml' },
-    );
-    const disk = { name: 'boot', identity: 'ab'.repeat(16), token: 1, sizeBytes: 2 ** 52 };
-    await expect(openCopies(spec, { disks: [disk] } as never)).rejects.toMatchObject({
+  it.each([
+    ['lacks one that the guest writes to', ['disk0'], /disk1 is written to and would not be copied/],
+    ['has one twice', ['disk0', 'disk1', 'disk1'], /a disk twice/],
+    ['has one that the VM does not have', ['disk0', 'disk1', 'disk2'], /"disk2" is none/],
+  ])('are refused to a host that %s, before there is anything', async (_, names, problem) => {
+    const { spec, hello } = asked(names);
+    await expect(openCopies(spec, hello)).rejects.toThrow(problem);
+    expect(readdirSync(folder)).toEqual([]);
+  });
+
+  it('are refused where they do not fit, all of them together, before there is anything', async () => {
+    const { spec, hello } = asked(['disk0', 'disk1'], 2 ** 50);
+    const noRoom = expect.objectContaining({
       code: 'KEEPER_HOST_NO_ROOM',
+      hint: expect.stringMatching(/\S/),
     });
-    expect(existsSync(path)).toBe(false);
+    await expect(openCopies(spec, hello)).rejects.toEqual(noRoom);
+    expect(readdirSync(folder)).toEqual([]);
+    const freeBytes = freeBytesOf(folder);
+    const disk = (name: string, sizeBytes: number) => ({ path: join(folder, name), sizeBytes });
+    expect(() => assertDiskRoom([disk('one', freeBytes), disk('two', freeBytes)])).toThrow(noRoom);
+    expect(() => assertDiskRoom([disk('one', freeBytes / 4), disk('two', freeBytes / 4)])).not.toThrow();
+    // What an image has already is no more to be found.
+    writeFileSync(join(folder, 'held'), Buffer.alloc(MIB, 1));
+    expect(() => assertDiskRoom([disk('held', MIB), disk('one', freeBytes / 4)])).not.toThrow();
   });
 });
