@@ -23,6 +23,8 @@ export interface Candidate {
   readonly resources: HostResources | 'unasked' | undefined;
   /** It turned this shadow away a short while ago, or could not be reached. */
   readonly hasRefused: boolean;
+  /** Why it is left alone for a while: it failed the VM, and would do so again. */
+  readonly failure?: string | undefined;
 }
 
 /** The shadow that looks for a place. */
@@ -36,8 +38,8 @@ export interface WantedPlace {
   readonly labels: Readonly<Record<string, string>>;
 }
 
-/** `maintenance` and `no-room` are not asked for a place. */
-export type Verdict = 'fits' | 'unasked' | 'unknown' | 'refused' | 'no-room' | 'maintenance';
+/** `failing`, `maintenance` and `no-room` are not asked for a place. */
+export type Verdict = 'fits' | 'unasked' | 'unknown' | 'refused' | 'failing' | 'no-room' | 'maintenance';
 
 /** A candidate, and all that its place in the order was made from. */
 export interface RankedHost {
@@ -50,9 +52,19 @@ export interface RankedHost {
   /** Of memory or of CPU time, whichever is less, once the shadow is there: 0 … 1. Null where that is not known. */
   readonly freeShare: number | null;
   readonly shadows: number | null;
+  /** Of one that is `failing`. */
+  readonly failure?: string;
 }
 
-const ORDER: readonly Verdict[] = ['fits', 'unasked', 'unknown', 'refused', 'no-room', 'maintenance'];
+const ORDER: readonly Verdict[] = [
+  'fits',
+  'unasked',
+  'unknown',
+  'refused',
+  'failing',
+  'no-room',
+  'maintenance',
+];
 
 /**
  * The candidates, best first: those that have room; among them those without a VM to keep away from, then those with the
@@ -64,10 +76,12 @@ export function rankHosts(candidates: readonly Candidate[], wanted: WantedPlace)
 }
 
 export function mayBeAsked({ verdict }: RankedHost): boolean {
-  return verdict !== 'no-room' && verdict !== 'maintenance';
+  return verdict !== 'failing' && verdict !== 'no-room' && verdict !== 'maintenance';
 }
 
-function judge({ host, resources, hasRefused }: Candidate, wanted: WantedPlace): RankedHost {
+function judge({ host, resources, hasRefused, failure }: Candidate, wanted: WantedPlace): RankedHost {
+  if (failure !== undefined)
+    return { host, verdict: 'failing', failure, conflicts: [], shared: [], freeShare: null, shadows: null };
   if (resources === undefined || resources === 'unasked') {
     const verdict = hasRefused ? 'refused' : (resources ?? 'unknown');
     return { host, verdict, conflicts: [], shared: [], freeShare: null, shadows: null };
@@ -118,9 +132,9 @@ function compare(one: RankedHost, other: RankedHost): number {
 }
 
 /** Why a host is where it is in the order, in words for people. */
-export function explainRank({ verdict, conflicts, shared, freeShare, shadows }: RankedHost): string {
+export function explainRank({ verdict, failure, conflicts, shared, freeShare, shadows }: RankedHost): string {
   const facts = [
-    WORDS[verdict],
+    failure === undefined ? WORDS[verdict] : `${WORDS[verdict]}: ${failure}`,
     ...(conflicts.length > 0 ? [`houses ${conflicts.join(', ')}, which it keeps away from`] : []),
     ...(shared.length > 0 ? [`same ${shared.join(', ')} as the VM's host`] : []),
     ...(freeShare === null ? [] : [`${Math.round(100 * freeShare)} % left`]),
@@ -134,6 +148,7 @@ const WORDS: Readonly<Record<Verdict, string>> = {
   unasked: 'is the only one',
   unknown: 'did not say what it has',
   refused: 'turned it away a short while ago',
+  failing: 'has a disk that fails',
   'no-room': 'has too little room',
   maintenance: 'is in maintenance',
 };

@@ -1,6 +1,8 @@
 import { statSync } from 'node:fs';
 import { open } from 'node:fs/promises';
 import { dirname } from 'node:path';
+import { errnoNameOf, LinuxError } from '../linux/linux-error.ts';
+import { copyFailed } from './disk-failures.ts';
 import { copyForeign, type DiskCopyOptions } from './disk-journal.ts';
 import { FileDevice } from './file-device.ts';
 import { openJournalFile } from './journal-file.ts';
@@ -12,13 +14,30 @@ export interface CopyTarget {
   readonly isNew: boolean;
 }
 
+interface TargetPaths {
+  readonly imagePath: string;
+  readonly journalPath: string;
+}
+
 /**
  * Opens the raw image that becomes a copy of a disk, or makes it. One that is there already is taken only where its journal
  * says that it is an older copy of the same disk; its content stays, so that only what differs has to be sent.
- * @throws BlockError BLOCK_COPY_FOREIGN, BLOCK_JOURNAL_UNFIT, BLOCK_TOKEN_STALE: nothing was written; Error of Node
+ * @throws BlockError BLOCK_COPY_FOREIGN, BLOCK_JOURNAL_UNFIT, BLOCK_TOKEN_STALE: nothing was written; BLOCK_DISK_FAILED;
+ * Error of Node
  */
 export async function openCopyTarget(
-  { imagePath, journalPath }: { readonly imagePath: string; readonly journalPath: string },
+  paths: TargetPaths,
+  of: Omit<DiskCopyOptions, 'isNew'>,
+): Promise<CopyTarget> {
+  try {
+    return await openTarget(paths, of);
+  } catch (cause) {
+    throw isOfStorage(cause) ? copyFailed(cause) : cause;
+  }
+}
+
+async function openTarget(
+  { imagePath, journalPath }: TargetPaths,
   of: Omit<DiskCopyOptions, 'isNew'>,
 ): Promise<CopyTarget> {
   const found = statSync(imagePath, { throwIfNoEntry: false });
@@ -43,8 +62,23 @@ export async function openCopyTarget(
     return device;
   };
   const image = await JournaledImage.openCopy({ journal, openDevice }, { ...of, isNew });
+  await image.assertWritable();
   opening.move();
   return { image, isNew };
+}
+
+/** What a disk says that is full or broken; all else is a matter of names and permissions. */
+const OF_STORAGE: readonly (string | undefined)[] = [
+  'EIO',
+  'ENOSPC',
+  'EDQUOT',
+  'EROFS',
+  'ENXIO',
+  'EREMOTEIO',
+];
+
+function isOfStorage(cause: unknown): boolean {
+  return OF_STORAGE.includes(cause instanceof LinuxError ? cause.errnoName : errnoNameOf(cause));
 }
 
 async function created(path: string): Promise<FileDevice> {

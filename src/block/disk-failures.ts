@@ -9,6 +9,14 @@ export function diskFailed(cause: unknown): BlockError {
   });
 }
 
+/** Of the same side. The guest is told, unless it goes on elsewhere. */
+export function diskUnreadable(cause: unknown): BlockError {
+  return new BlockError('BLOCK_DISK_FAILED', `a disk cannot be read: ${messageOf(cause)}`, {
+    hint: 'Mend the disk of this host. The other side has all that was committed.',
+    cause,
+  });
+}
+
 /** Of the side of the shadow. */
 export function copyFailed(cause: unknown): BlockError {
   const message = `the copy of a disk cannot be written any more: ${messageOf(cause)}`;

@@ -1,4 +1,5 @@
 import { assert } from '../base/assert.ts';
+import { MIB } from '../base/units.ts';
 import { NO_EPOCH } from '../epoch/epoch-id.ts';
 import { BlockError } from './block-error.ts';
 import { endOf } from './disk-write.ts';
@@ -21,6 +22,7 @@ import type { JournalFile } from './journal-file.ts';
 /** Two heads in turn at the beginning, so that one is whole whenever the other is being written. */
 const HEADS = 2;
 const ENTRIES_AT = 4096;
+const PROBE_BYTES = MIB;
 
 /**
  * The redo log of an image. Epochs are appended and synced before the image is touched; when they are in the image, a
@@ -186,6 +188,14 @@ export class DiskJournal {
     await this.#file.truncate(ENTRIES_AT);
     await this.#file.sync();
     this.#kept = undefined;
+  }
+
+  /** Of one that was restarted: some entries find room, and can be synced. @throws what the file throws */
+  async assertWritable(): Promise<void> {
+    // Zeros are no entry.
+    await this.#file.write(ENTRIES_AT, [new Uint8Array(PROBE_BYTES)]);
+    await this.#file.sync();
+    await this.#file.truncate(ENTRIES_AT);
   }
 
   close(): Promise<void> {

@@ -318,6 +318,23 @@ test('a disk whose image cannot be written fails all that follows, and says so o
   expect(next.image[0]).toBe(1);
 });
 
+test('a disk whose image cannot be read says so before its guest is told, and goes on', async () => {
+  const log = new PowerLog(NOTHING);
+  const image = await imageOn(log);
+  const read = image.device.read.bind(image.device);
+  image.device.read = () => Promise.reject(Object.assign(new Error('bad sector'), { code: 'EIO' }));
+  const story: unknown[] = [];
+  const disk = await diskOn(log, { image, onUnreadable: ({ code }) => story.push(code) });
+  const asking = [disk.read(0, bytes(1, 0)), disk.write(1, bytes(1, 7))];
+  for (const asked of asking) await asked.catch(({ code }) => story.push(code));
+  expect(story).toEqual(['BLOCK_DISK_FAILED', 'BLOCK_DISK_FAILED', 'EIO', 'EIO']);
+  image.device.read = read;
+  await disk.write(1, bytes(1, 7));
+  const found = bytes(2, 0);
+  await disk.read(0, found);
+  expect([...found]).toEqual([0, 7]);
+});
+
 test('tells where it has zeros and holes, and where the image below has them', async () => {
   const disk = await diskOn(new PowerLog(NOTHING));
   await disk.write(0, bytes(10, 1));

@@ -5,7 +5,7 @@ import { type EpochId, epochId, NO_EPOCH, nextEpoch } from '../epoch/epoch-id.ts
 import type { EpochParticipant } from '../epoch/participant.ts';
 import type { BlockDevice, DiskExtent, WriteOptions, ZeroOptions } from './block-device.ts';
 import type { BlockError } from './block-error.ts';
-import { diskClosed, diskFailed } from './disk-failures.ts';
+import { diskClosed, diskFailed, diskUnreadable } from './disk-failures.ts';
 import { DiskOverlay, merged, type Segment } from './disk-overlay.ts';
 import { type Aligned, aligned, ownMemory } from './disk-range.ts';
 import { DiskView } from './disk-view.ts';
@@ -33,6 +33,8 @@ export interface EpochDiskOptions {
   readonly onCutWanted: () => void;
   /** The image cannot be written any more. Every request fails from now on. */
   readonly onFailed: (failure: BlockError) => void;
+  /** The image cannot be read in some place. The guest is told so as soon as this returns. */
+  readonly onUnreadable?: ((failure: BlockError) => void) | undefined;
 }
 
 /** Zeros are noted down block by block; so many at a time, about a millisecond. */
@@ -85,6 +87,11 @@ export class EpochDisk implements BlockDevice, EpochParticipant, AsyncDisposable
     return this.#overlay.heldBytes;
   }
 
+  /** It cannot be written any more. */
+  get hasFailed(): boolean {
+    return this.#failure !== undefined;
+  }
+
   /** Something is on its way to the image. */
   get isWriting(): boolean {
     return this.#writing !== undefined;
@@ -92,7 +99,7 @@ export class EpochDisk implements BlockDevice, EpochParticipant, AsyncDisposable
 
   async read(offset: number, into: Uint8Array): Promise<void> {
     this.#refuseFailed();
-    await this.#view.read(offset, into);
+    await this.#readable(this.#view.read(offset, into));
   }
 
   async write(offset: number, bytes: Uint8Array, { fua = false }: WriteOptions = {}): Promise<void> {
@@ -279,6 +286,15 @@ export class EpochDisk implements BlockDevice, EpochParticipant, AsyncDisposable
     return this.#options.image.device;
   }
 
+  async #readable(reading: Promise<void>): Promise<void> {
+    try {
+      await reading;
+    } catch (thrown) {
+      if (!this.#closed) this.#options.onUnreadable?.(diskUnreadable(thrown));
+      throw thrown;
+    }
+  }
+
   #put(firstBlock: number, bytes: Uint8Array): void {
     this.#overlay.open.put(firstBlock, bytes);
     this.#onWritten?.(firstBlock * BLOCK_BYTES, bytes.length);
@@ -351,7 +367,8 @@ export class EpochDisk implements BlockDevice, EpochParticipant, AsyncDisposable
     let content = this.#overlay.get(block);
     while (content === undefined) {
       const seen = this.#retirements;
-      await this.#base.read(start, whole.subarray(0, Math.min(BLOCK_BYTES, this.sizeBytes - start)));
+      const lengthBytes = Math.min(BLOCK_BYTES, this.sizeBytes - start);
+      await this.#readable(this.#base.read(start, whole.subarray(0, lengthBytes)));
       content = this.#overlay.get(block);
       // Written, committed and in the image, all while it was read: what was read is too old then.
       if (content === undefined && seen === this.#retirements) content = { kind: 'data', bytes: whole };

@@ -77,6 +77,11 @@ export class JournaledImage implements AsyncDisposable {
     return new JournaledImage(await openDevice(), journal);
   }
 
+  /** That a copy can be made at all is found out before much has been sent for it. @throws what the file throws */
+  async assertWritable(): Promise<void> {
+    await this.#journal.assertWritable();
+  }
+
   /** Which disk it is: the same for all its copies. */
   get identity(): string {
     return this.#journal.identity;

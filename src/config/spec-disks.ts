@@ -16,7 +16,10 @@ export function disksOf({ boot, disks }: Pick<VmSpec, 'boot' | 'disks'>): SpecDi
 }
 
 /** Whether a shadow would go on with another content than the memory it has, unless the disk commits with the VM's epochs. */
-export function needsEpochs({ readOnly, unprotectedDisk }: DiskSpec): boolean {
+export function needsEpochs({
+  readOnly,
+  unprotectedDisk,
+}: Pick<DiskSpec, 'readOnly' | 'unprotectedDisk'>): boolean {
   return !readOnly && !unprotectedDisk;
 }
 

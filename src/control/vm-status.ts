@@ -110,13 +110,14 @@ export interface ShadowStatus {
 }
 
 export interface PlacementStatus {
-  readonly host: string;
-  /** When it was chosen, of the day. */
+  /** Null where none took it. */
+  readonly host: string | null;
+  /** When that was decided, of the day. */
   readonly atMs: number;
   /** All that could have been, best first. */
   readonly candidates: readonly {
     readonly host: string;
-    readonly verdict: 'fits' | 'unasked' | 'unknown' | 'refused' | 'no-room' | 'maintenance';
+    readonly verdict: 'fits' | 'unasked' | 'unknown' | 'refused' | 'failing' | 'no-room' | 'maintenance';
     /** VMs there that this one keeps away from. */
     readonly conflicts: readonly string[];
     /** Labels that it has in common with the VM's own host. */

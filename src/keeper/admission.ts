@@ -2,23 +2,35 @@ import { readdirSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { z } from 'zod';
 import { PAGE_BYTES } from '../base/units.ts';
-import type { VmSpec } from '../config/vm-spec-schema.ts';
+import { needsEpochs } from '../config/spec-disks.ts';
+import type { DiskSpec, VmSpec } from '../config/vm-spec-schema.ts';
 import type { KeeperRecord } from '../control/keeper-record.ts';
 import { dropAllRelics } from '../control/relic.ts';
 import { RunDirectory } from '../control/run-directory.ts';
 import { memoryRoot, runPaths } from '../control/run-paths.ts';
 import { assertRoom } from '../memory/guest-memory.ts';
+import { WRITES_BYTES_MAX } from '../replication/epoch-writes.ts';
+import { HELD_BYTES_MAX } from './vm-disk.ts';
 
 /** Staged epochs beyond those in flight: the latest one, and one that waits to be applied. */
 export const SPARE_SLOTS = 2;
 
+type NeededDisk = Pick<DiskSpec, 'readOnly' | 'unprotectedDisk' | 'size'>;
+
 type Needs = Pick<VmSpec, 'memoryBytes'> & {
   readonly shadow: Pick<VmSpec['shadow'], 'enabled' | 'dirtyPagesMax' | 'epochsInFlightMax'>;
+  readonly boot: { readonly disk?: NeededDisk | undefined };
+  readonly disks: readonly NeededDisk[];
 };
 
+const diskSchema = z.object({
+  ...{ readOnly: z.boolean(), unprotectedDisk: z.boolean(), size: z.number().optional() },
+});
 const needsSchema: z.ZodType<Needs> = z.object({
   memoryBytes: z.number(),
   shadow: z.object({ enabled: z.boolean(), dirtyPagesMax: z.number(), epochsInFlightMax: z.number() }),
+  boot: z.object({ disk: diskSchema.optional() }),
+  disks: z.array(diskSchema),
 });
 
 /**
@@ -57,10 +69,17 @@ function needsOf(record: KeeperRecord | undefined): Needs | undefined {
   return needs && { ...needs, shadow: { ...needs.shadow, enabled } };
 }
 
-/** How much memory-backed room a VM may come to need: its memory, its shadow's, and the epochs between them. */
-export function roomNeededBytes({ memoryBytes, shadow }: Needs): number {
+/**
+ * How much memory-backed room a VM may come to need: its memory, its shadow's, and the epochs between them with what is written
+ * to its disks. Any epoch may have as much of that as a disk holds before its guest waits.
+ */
+export function roomNeededBytes({ memoryBytes, shadow, boot, disks }: Needs): number {
   if (!shadow.enabled) return memoryBytes;
-  const epochBytes = Math.min(memoryBytes, shadow.dirtyPagesMax * PAGE_BYTES);
+  const writesBytes = [...(boot.disk === undefined ? [] : [boot.disk]), ...disks]
+    .filter(needsEpochs)
+    .reduce((sum, { size = HELD_BYTES_MAX }) => sum + Math.min(size, HELD_BYTES_MAX), 0);
+  const epochBytes =
+    Math.min(memoryBytes, shadow.dirtyPagesMax * PAGE_BYTES) + Math.min(writesBytes, WRITES_BYTES_MAX);
   return 2 * memoryBytes + (shadow.epochsInFlightMax + SPARE_SLOTS) * epochBytes;
 }
 

@@ -1,11 +1,19 @@
 import { join } from 'node:path';
-import { errorFacts, messageOf } from '../base/errors.ts';
+import { messageOf } from '../base/errors.ts';
+import type { BlockError } from '../block/block-error.ts';
 import { disksOf, servedDisks } from '../config/spec-disks.ts';
 import { type LeftWrites, leftWrites } from '../replication/left-writes.ts';
+import type { FailedDisk } from '../replication/peer-messages.ts';
 import { ReplicationError } from '../replication/replication-error.ts';
-import type { ProtectionEvent } from '../shadow/protection.ts';
+import {
+  hasHeir,
+  type LossReason,
+  type ProtectionEvent,
+  type ProtectionState,
+} from '../shadow/protection.ts';
 import { epochsName } from './inheritance.ts';
 import type { KeeperOptions } from './keeper-options.ts';
+import { RemoteShadow } from './remote-shadow.ts';
 import type { ShadowLife } from './shadow-life.ts';
 import type { Origin } from './vm-beginning.ts';
 import { VmDisks } from './vm-disks.ts';
@@ -32,22 +40,50 @@ export async function openDisks(options: KeeperOptions, origin: Origin): Promise
   );
 }
 
-interface WatchedVm {
-  readonly disks: VmDisks;
-  readonly shadow: ShadowLife;
-  readonly publish: (kind: string, facts?: Readonly<Record<string, unknown>>) => void;
+type Facts = Readonly<Record<string, unknown>>;
+
+export interface WatchedVm {
+  readonly disks: Pick<VmDisks, 'listen'>;
+  readonly shadow: Pick<ShadowLife, 'current' | 'pipeline' | 'freeze'>;
+  readonly state: () => ProtectionState;
+  readonly publish: (kind: string, facts?: Facts) => void;
   readonly dispatch: (event: ProtectionEvent) => void;
+  readonly losePrimary: (reason: LossReason, facts: { readonly disk: FailedDisk }) => void;
 }
 
-/** Disks ask for cuts; and a VM whose disk cannot be written any more has no shadow that could be relied on. */
-export function watchDisks({ disks, shadow, publish, dispatch }: WatchedVm): void {
+/**
+ * Disks ask for cuts. A VM whose disk fails goes on where its shadow has another one. Without such a shadow none can be
+ * relied on once the disk cannot be written; and what cannot be read is the guest's to deal with.
+ */
+export function watchDisks(vm: WatchedVm): void {
+  const { disks, shadow, publish, dispatch } = vm;
   disks.listen({
     onCutWanted: () => shadow.pipeline?.demand(),
     onFailed: (path, failure) => {
-      publish('disk-failed', { path, ...errorFacts(failure) });
-      dispatch({ kind: 'shadow-lost' });
+      const disk = failedDisk(path, failure);
+      publish('disk-failed', disk);
+      if (!goesOnElsewhere(vm, disk)) dispatch({ kind: 'shadow-lost' });
     },
+    onUnreadable: (path, failure) => void goesOnElsewhere(vm, failedDisk(path, failure)),
   });
+}
+
+function failedDisk(path: string, { code, message: error }: BlockError): FailedDisk {
+  return { path, code, error };
+}
+
+/** True when the shadow is about to act, and has disks of its own. */
+function goesOnElsewhere({ shadow, state, losePrimary }: WatchedVm, disk: FailedDisk): boolean {
+  const { current } = shadow;
+  // On this host it would write to the same disk.
+  if (!(current instanceof RemoteShadow)) return false;
+  const { phase } = state();
+  if (phase === 'fencing' || phase === 'promoting') return true;
+  if (!hasHeir(state()) || !current.mayTakeOver) return false;
+  // At once: the guest is about to learn of it, and no epoch may have that in it.
+  shadow.freeze();
+  losePrimary('disk-failed', { disk });
+  return true;
 }
 
 /** Undefined where the VM goes on from anything but the shadow of a killed keeper. */

@@ -91,7 +91,7 @@ class Stage implements AsyncDisposable {
     this.keeper = new ShadowKeeper({
       ...{ ...common, messages: link.messages(), hasRelic: true, heldDisks: ['root'], durable: false },
       errands: new ShadowErrands({ ...common, spec: {} as VmSpec, startTest }),
-      ...{ host: 'a', pulsePorts: [1] },
+      ...{ host: 'a', pulsePorts: [1], silenceMinMs: 300, onOver: () => {} },
     });
     this.attacker.deliver(({ type, body }) => {
       this.heard.push(type === MESSAGE.words ? decodeWords(body).kind : String(type));

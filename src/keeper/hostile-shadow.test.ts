@@ -10,11 +10,13 @@ import type { PeerLink } from '../replication/peer-link.ts';
 import { encodeWords, MESSAGE, PEER_PROTOCOL, type PeerWords } from '../replication/peer-messages.ts';
 import type { ActingRight } from './acting-right.ts';
 import { dialLasting, ShadowDoor } from './lasting-peer.ts';
+import { RecordPatience } from './record-patience.ts';
 import { RemoteShadow } from './remote-shadow.ts';
 import { type TwoHosts, twoHosts } from './site-fixture.ts';
 
 const WELCOME: PeerWords = {
   ...{ kind: 'welcome', host: 'a', instance: 1, hasRelic: false, pulsePorts: [1], heldDisks: [] },
+  silenceMinMs: 300,
 };
 
 /** The keeper of a VM that acts, without the VM, and a host whose shadow says what it likes. */
@@ -51,6 +53,7 @@ class Stage implements AsyncDisposable {
         ...{ link, clock, failpoints, host: 'a', addresses: ['127.0.0.1'], path: () => 0, disks: [] },
         ...{ silenceMs: { min: 5000, max: 5000 }, memoryBytes: MIB, epochsInFlightMax: 1 },
         ...{ right: { token: 3, dismissed: () => {} } as unknown as ActingRight, claimed: () => ({}) },
+        ...{ patience: new RecordPatience(clock), onDiskFailed: () => {} },
         ...{ directory: join(directory, 'outgoing'), onUnwelcome: () => {}, publish: () => {} },
         onLost: (error) => losses.push(error),
         hello: {

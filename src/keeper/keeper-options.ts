@@ -8,6 +8,7 @@ import type { UnsafeLink } from '../net/guest-link.ts';
 import type { Accelerator } from '../qemu/launch-arguments.ts';
 import type { QemuBinary } from '../qemu/qemu-binary.ts';
 import type { PeerLink } from '../replication/peer-link.ts';
+import type { FailedDisk } from '../replication/peer-messages.ts';
 import type { Resumed } from '../wire/lasting-link.ts';
 import type { ActingRight } from './acting-right.ts';
 import type { ClaimedByLink } from './guest-links.ts';
@@ -96,6 +97,8 @@ export interface PromisedShadow extends Omit<TakeoverTimes, 'runsAtMs'> {
   /** Where it acted until now. */
   readonly from: string;
   readonly reason: string;
+  /** Of that host: it was given up for that. */
+  readonly disk: FailedDisk | undefined;
   readonly trace: Trace | undefined;
 }
 

@@ -10,6 +10,7 @@ import type { VmStatus } from '../control/vm-status.ts';
 import type { GuestLink } from '../net/guest-link.ts';
 import type { StreamClient } from '../net/stream-end.ts';
 import type { QmpEvent } from '../qemu/qmp-events.ts';
+import type { FailedDisk } from '../replication/peer-messages.ts';
 import {
   DEFAULT_PROTECTION_POLICY,
   goesOnElsewhere,
@@ -52,6 +53,8 @@ import { type OrderedVm, VmOrders } from './vm-orders.ts';
 import { recordVm } from './vm-record.ts';
 import { type TakenOverVm, takeOver } from './vm-takeover.ts';
 
+const NO_LOSS = { atMs: 0, noticedAtMs: 0, disk: undefined };
+
 type Facts = Readonly<Record<string, unknown>>;
 type Parts = BeginningVm & StateKeepingOptions & Omit<OrderedVm, 'states'> & TakenOverVm;
 
@@ -81,7 +84,7 @@ export class Keeper implements KeeperControl {
   readonly #right: RightKeeping | undefined;
   readonly #ownSnapshots: OwnSnapshots;
   readonly #instances: InstanceSeries;
-  #loss = { atMs: 0, noticedAtMs: 0 };
+  #loss: Pick<ReturnType<TakenOverVm['loss']>, 'atMs' | 'noticedAtMs' | 'disk'> = NO_LOSS;
   /** The request that the present takeover or end was asked for by. */
   #onBehalf: Trace | undefined;
   readonly #effects: EffectQueue;
@@ -301,12 +304,12 @@ export class Keeper implements KeeperControl {
     });
   }
 
-  #losePrimary(reason: LossReason, facts: Facts): void {
+  #losePrimary(reason: LossReason, facts: Facts & { readonly disk?: FailedDisk }): void {
     if (!isActing(this.#state) || this.#effects.isFrozen) return;
     const nowMs = this.#options.clock.nowMs();
     // One that hangs was lost when it last answered, and not when that was noticed.
     const heardMs = this.#primary?.machine.qmp.lastHeardMs ?? nowMs;
-    this.#loss = { atMs: reason === 'hung' ? heardMs : nowMs, noticedAtMs: nowMs };
+    this.#loss = { atMs: reason === 'hung' ? heardMs : nowMs, noticedAtMs: nowMs, disk: facts.disk };
     this.#publish('primary-lost', { reason, ...facts });
     this.#dispatch({ kind: 'primary-lost', reason, nowMs });
   }
@@ -444,10 +447,10 @@ export class Keeper implements KeeperControl {
     const ownSnapshots = this.#ownSnapshots[Symbol.asyncDispose]();
     const primary = this.#primary;
     this.#primary = undefined;
-    const { spec, remote } = this.#options;
+    const { spec, remote, log } = this.#options;
     const isElsewhere = goesOnElsewhere(this.#state.stopReason);
     await endVm({
-      vm: spec.name,
+      ...{ vm: spec.name, isElsewhere, log },
       keepsRelic: async () => isElsewhere && ((await remote?.keepsRelics()) ?? false),
       links: this.#links,
       primary,

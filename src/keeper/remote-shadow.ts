@@ -3,6 +3,7 @@ import type { Clock } from '../base/clock.ts';
 import { messageOf } from '../base/errors.ts';
 import type { Failpoints } from '../base/failpoint.ts';
 import type { Trace } from '../base/trace.ts';
+import type { BlockErrorCode } from '../block/block-error.ts';
 import { KeeperError } from '../control/keeper-error.ts';
 import { epochId } from '../epoch/epoch-id.ts';
 import { bootTimeMs } from '../linux/boot-clock.ts';
@@ -11,7 +12,13 @@ import { type CopiedDisk, DiskCopy } from '../replication/disk-copy.ts';
 import type { EpochPipeline } from '../replication/epoch-pipeline.ts';
 import { PageSender } from '../replication/page-sender.ts';
 import type { PeerLink } from '../replication/peer-link.ts';
-import { decodeWords, encodeWords, MESSAGE, type PeerWords } from '../replication/peer-messages.ts';
+import {
+  decodeWords,
+  encodeWords,
+  type FailedDisk,
+  MESSAGE,
+  type PeerWords,
+} from '../replication/peer-messages.ts';
 import { RemoteImage } from '../replication/remote-image.ts';
 import type { Resumed } from '../wire/lasting-link.ts';
 import type { ActingRight } from './acting-right.ts';
@@ -32,6 +39,8 @@ const HAND_OVER_DEADLINE_MS = 10_000;
 const DISMISS_DEADLINE_MS = 2_000;
 /** A shadow that was in sync has all that the world has seen; here nothing is left of it but a cold start. */
 const TAKE_OVER_GRACE_MS = 10_000;
+
+const DISK_FAILED: BlockErrorCode = 'BLOCK_DISK_FAILED';
 
 type Hello = Extract<PeerWords, { kind: 'hello' }>;
 type Welcome = Extract<PeerWords, { kind: 'welcome' }>;
@@ -60,9 +69,18 @@ export interface RemoteShadowOptions {
   readonly onLost: (error: string) => void;
   /** Addresses that the guest has claimed until now. */
   readonly claimed: () => ClaimedByLink;
+  /** A disk of its host fails. */
+  readonly onDiskFailed: (disk: Omit<FailedDisk, 'path'>) => void;
   /** Its host shall be free of it. */
   readonly onUnwelcome: () => void;
   readonly publish: (kind: string, facts: Readonly<Record<string, unknown>>) => void;
+}
+
+/** Why the VM is handed over, and on behalf of which request. `disk`: of this host, which fails. */
+interface HandingOver {
+  readonly reason: string;
+  readonly disk: FailedDisk | undefined;
+  readonly trace: Trace | undefined;
 }
 
 /** How handing over ended. `free`: the shadow does not act and will not, and this keeper holds the right again. */
@@ -252,12 +270,13 @@ export class RemoteShadow implements Shadow {
   }
 
   /** The QEMU here is dead: the shadow is to act. */
-  async handOver({ reason, trace }: { reason: string; trace: Trace | undefined }): Promise<HandOver> {
+  async handOver({ reason, disk, trace }: HandingOver): Promise<HandOver> {
     const { right } = this.#options;
     try {
       if (!this.#mayTakeOver) throw peerLost(this.#options.host, 'it was not in sync');
       const order: PeerWords = {
         ...{ kind: 'take-over', token: right.token, reason },
+        ...(disk !== undefined && { disk }),
         ...(trace !== undefined && { trace }),
       };
       const words = await this.#ask(order, 'acts', { deadlineMs: HAND_OVER_DEADLINE_MS });
@@ -401,8 +420,13 @@ export class RemoteShadow implements Shadow {
   #take(words: PeerWords): void {
     if (words.kind === 'held') this.#image.noteHeld(epochId(words.epoch));
     else if (words.kind === 'leave') this.#giveRoom();
-    else if (words.kind === 'refused') this.#lose(refused(this.#options.host, words));
+    else if (words.kind === 'refused') this.#refuse(words);
     else this.#answers.get(words.kind)?.resolve(words);
+  }
+
+  #refuse(words: Extract<PeerWords, { kind: 'refused' }>): void {
+    if (words.code === DISK_FAILED) this.#options.onDiskFailed({ code: words.code, error: words.message });
+    this.#lose(refused(this.#options.host, words));
   }
 
   /** It can still be asked to promise that it does not act. */

@@ -1,6 +1,7 @@
 import { mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeEach, describe, expect, it, onTestFinished } from 'vitest';
+import { SmallTmpfs } from '../../test/kit/small-tmpfs.ts';
 import { MIB } from '../base/units.ts';
 import { parseVmSpec } from '../config/vm-spec.ts';
 import { freeBytesOf } from '../linux/file.ts';
@@ -31,6 +32,22 @@ describe('copies of the disks of a VM that acts on another host', () => {
       { name: 'disk1', isHeld: false },
     ]);
     for (const { image } of copies) await image.close();
+  });
+
+  it('are not made where there is no room for a journal, and are as soon as there is', async () => {
+    using tmpfs = new SmallTmpfs(3 * 2 ** 20, folder);
+    const { spec, hello } = asked(['disk0', 'disk1']);
+    tmpfs.fill();
+    await expect(openCopies(spec, hello)).rejects.toMatchObject({
+      code: 'BLOCK_DISK_FAILED',
+      message: expect.stringMatching(/ENOSPC/),
+    });
+    tmpfs.empty();
+    const copies = await openCopies(spec, hello);
+    for (const { image } of copies) {
+      expect(image.isPartial).toBe(true);
+      await image.close();
+    }
   });
 
   it.each([

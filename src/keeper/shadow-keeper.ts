@@ -12,6 +12,7 @@ import {
   decodeWords,
   encodeHashes,
   encodeWords,
+  type FailedDisk,
   garbled,
   MESSAGE,
   type PeerWords,
@@ -61,6 +62,8 @@ export type ShadowEnd =
       readonly kind: 'called';
       readonly token: number;
       readonly reason: string;
+      /** Of the other host: it was given up for that. */
+      readonly disk: FailedDisk | undefined;
       readonly trace: string | undefined;
       readonly atMs: number;
     }
@@ -224,6 +227,7 @@ export class ShadowKeeper {
       case 'take-over':
         this.#end({
           ...{ kind: 'called', token: words.token, reason: words.reason, atMs: this.#options.clock.nowMs() },
+          disk: words.disk,
           trace: isTrace(words.trace) ? words.trace : undefined,
         });
         return true;

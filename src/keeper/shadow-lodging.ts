@@ -255,6 +255,7 @@ export class ShadowLodging implements AsyncDisposable {
       ...{ session, from: peer, claimed, lastSignMs, noticedAtMs, fencedAtMs, instances: this.#instances },
       disks: this.#disks,
       reason: end.kind === 'called' ? end.reason : 'peer-lost',
+      disk: end.kind === 'called' ? end.disk : undefined,
       trace: end.kind === 'called' ? end.trace : undefined,
     };
     // It is the VM's now, and goes with that.

@@ -77,6 +77,7 @@ export async function openRemoteShadow(
       ...{ ...options, link, host, right, disks, memoryBytes: spec.memoryBytes },
       ...{ addresses, path, silenceMs: remote.silenceMs },
       onUnwelcome: () => places.avoid(host),
+      onDiskFailed: (disk) => places.noteFailing(host, disk),
       epochsInFlightMax: spec.shadow.epochsInFlightMax,
       directory: join(memoryDirectory, `outgoing-${copy}`),
       hello: {

@@ -73,6 +73,37 @@ describe('the places of a shadow', () => {
     expect(await find()).toMatchObject({ host: 'b' });
   });
 
+  it('are left alone while a disk fails there, longer each time, and say so', async () => {
+    const failure = { code: 'BLOCK_DISK_FAILED', error: 'no space' };
+    const { made, asked, find } = places({ others: ['b'] });
+    for (const leftAloneMs of [1000, 2000, 4000]) {
+      made.noteFailing('b', failure);
+      await expect(find()).rejects.toMatchObject({ code: 'KEEPER_HOST_FAILING' });
+      const why = 'has a disk that fails: no space (BLOCK_DISK_FAILED)';
+      expect(made.status).toMatchObject({ host: null, candidates: [{ host: 'b', verdict: 'failing', why }] });
+      nowMs += leftAloneMs - 1;
+      await expect(find()).rejects.toMatchObject({ code: 'KEEPER_HOST_FAILING' });
+      expect(asked.splice(0)).toEqual([]);
+      nowMs += 1;
+      expect(await find()).toMatchObject({ host: 'b' });
+      expect(asked.splice(0)).toEqual(['place on b']);
+    }
+    // After a time without a failure it is the first one again; and a person who names the host knows better.
+    nowMs += 600_001;
+    made.noteFailing('b', failure);
+    nowMs += 1000;
+    await find();
+    made.noteFailing('b', failure);
+    made.prefer('b');
+    await find();
+  });
+
+  it('are others where a disk fails on one', async () => {
+    const { made, find } = places({ has: { b: resources(), c: resources({ load: 3 }) } });
+    made.noteFailing('b', { code: 'BLOCK_DISK_FAILED', error: 'no space' });
+    expect(await find()).toMatchObject({ host: 'c' });
+  });
+
   it.each([
     ['KEEPER_HOST_MAINTENANCE', { isInMaintenance: true }],
     ['KEEPER_HOST_NO_ROOM', { roomFreeBytes: 0 }],

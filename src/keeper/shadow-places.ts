@@ -10,9 +10,15 @@ import {
 import type { Clock } from '../base/clock.ts';
 import { KeeperError } from '../control/keeper-error.ts';
 import type { PlacementStatus } from '../control/vm-status.ts';
+import type { FailedDisk } from '../replication/peer-messages.ts';
 
 /** So long a host that turned a shadow away, or was lost, comes after the others. */
 const AVOIDED_MS = 60_000;
+/** One whose disk fails is not asked at all: as long as this the first time, twice as long each further time. */
+const FAILING_MS = 1000;
+const FAILING_MS_MAX = 60_000;
+/** Without a failure for so long, the next one is the first again. */
+const FAILING_FORGET_MS = 600_000;
 const RESOURCES_DEADLINE_MS = 2000;
 
 export interface ShadowPlacesOptions {
@@ -38,6 +44,7 @@ export interface FindOptions<Place> {
 export class ShadowPlaces {
   readonly #options: ShadowPlacesOptions;
   readonly #avoidedUntilMs = new Map<string, number>();
+  readonly #failing = new Map<string, Failing>();
   #preferred: string | undefined;
   #status: PlacementStatus | undefined;
 
@@ -70,12 +77,23 @@ export class ShadowPlaces {
       });
     }
     this.#preferred = host;
-    if (host !== undefined) this.#avoidedUntilMs.delete(host);
+    if (host === undefined) return;
+    this.#avoidedUntilMs.delete(host);
+    this.#failing.delete(host);
   }
 
   /** It has turned the shadow away, or does not want it any more: others come first for a while. */
   avoid(host: string): void {
     this.#avoidedUntilMs.set(host, this.#options.clock.nowMs() + AVOIDED_MS);
+  }
+
+  /** A disk of the VM fails there: as long as that may last, nothing is copied to it. */
+  noteFailing(host: string, { code, error }: Pick<FailedDisk, 'code' | 'error'>): void {
+    const nowMs = this.#options.clock.nowMs();
+    const last = this.#failing.get(host);
+    const times = last === undefined || nowMs - last.atMs > FAILING_FORGET_MS ? 0 : last.times;
+    const forMs = Math.min(FAILING_MS_MAX, FAILING_MS * 2 ** times);
+    this.#failing.set(host, { times: times + 1, atMs: nowMs, untilMs: nowMs + forMs, code, error });
   }
 
   /** The first that takes the shadow, in the order of what they have left. @throws why none does */
@@ -97,6 +115,7 @@ export class ShadowPlaces {
         refusal = cause;
       }
     }
+    this.#status = { host: null, atMs: clock.wallMs(), candidates: ranked.map(described) };
     throw refusal ?? this.#noHost(ranked);
   }
 
@@ -110,11 +129,17 @@ export class ShadowPlaces {
     const known = await Promise.all(
       candidates.map(async (host): Promise<Candidate> => {
         const resources = isOpen ? await askResources(host, late).catch(() => undefined) : 'unasked';
-        return { host, resources, hasRefused: hasRefused(host) };
+        return { host, resources, hasRefused: hasRefused(host), failure: this.#failureOf(host) };
       }),
     );
     signal.throwIfAborted();
     return rankHosts(known, wanted);
+  }
+
+  #failureOf(host: string): string | undefined {
+    const failing = this.#failing.get(host);
+    if (failing === undefined || failing.untilMs <= this.#options.clock.nowMs()) return undefined;
+    return `${failing.error} (${failing.code})`;
   }
 
   #noHost(ranked: readonly RankedHost[]): KeeperError {
@@ -126,6 +151,10 @@ export class ShadowPlaces {
       return new KeeperError('KEEPER_HOST_MAINTENANCE', `no host takes the shadow of ${vm}: ${why}`, {
         ...{ facts, hint: '`understudy maintenance off` there, or name another host in shadow.hosts.' },
       });
+    if (verdicts.has('failing'))
+      return new KeeperError('KEEPER_HOST_FAILING', `no host takes the shadow of ${vm}: ${why}`, {
+        ...{ facts, hint: 'Free space or mend the disk there: it is tried again by itself.' },
+      });
     if (verdicts.has('no-room'))
       return new KeeperError('KEEPER_HOST_NO_ROOM', `no host takes the shadow of ${vm}: ${why}`, {
         ...{ facts, hint: 'Stop or move another VM there, or name another host in shadow.hosts.' },
@@ -134,6 +163,13 @@ export class ShadowPlaces {
       ...{ facts, hint: 'Name one in shadow.hosts and in site.yaml.' },
     });
   }
+}
+
+interface Failing extends Pick<FailedDisk, 'code' | 'error'> {
+  /** Failures, each soon after the one before. */
+  readonly times: number;
+  readonly atMs: number;
+  readonly untilMs: number;
 }
 
 function described(ranked: RankedHost): PlacementStatus['candidates'][number] {

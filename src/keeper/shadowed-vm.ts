@@ -1,6 +1,7 @@
 import { errorFacts, messageOf } from '../base/errors.ts';
 import type { GuestLink } from '../net/guest-link.ts';
 import type { QmpEvent } from '../qemu/qmp-events.ts';
+import type { FailedDisk } from '../replication/peer-messages.ts';
 import type { LossReason, ProtectionEvent, ProtectionState } from '../shadow/protection.ts';
 import type { HeldEvents } from './event-journal.ts';
 import type { ClaimedByLink } from './guest-links.ts';
@@ -45,7 +46,7 @@ export interface ShadowedVm {
   /** The guest runs again after it stood still: its clock is behind. */
   readonly onGoesOn: () => void;
   readonly notePause: (pausedMs: number) => void;
-  readonly losePrimary: (reason: LossReason, facts: Facts) => void;
+  readonly losePrimary: (reason: LossReason, facts: Facts & { readonly disk?: FailedDisk }) => void;
   readonly dispatch: (event: ProtectionEvent) => void;
   readonly publish: (kind: string, facts?: Facts) => void;
   readonly record: () => void;

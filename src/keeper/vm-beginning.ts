@@ -88,9 +88,9 @@ export async function boot(vm: BeginningVm, signal?: AbortSignal): Promise<void>
 /** Until now it acted on another host, and its shadow was kept here. */
 async function become(
   vm: BeginningVm,
-  { session, instances, from, reason, trace, claimed: _, ...times }: PromisedShadow,
+  { session, instances, from, reason, disk, trace, claimed: _, ...times }: PromisedShadow,
 ): Promise<void> {
-  const { clock, failpoints } = vm.options;
+  const { clock, failpoints, remote } = vm.options;
   let reply: FirstReply | undefined;
   vm.countFrom(instances);
   vm.shadow.inherit(session.image.committed);
@@ -105,7 +105,11 @@ async function become(
   const taken = vm.takeovers.add({ ...times, runsAtMs });
   vm.remains.keep({ primary: undefined, session, trace });
   vm.makePrimary(session.standby);
-  vm.publish('promoted', { instance: session.standby.number, from, reason, ...taken, ...traceFacts(trace) });
+  if (disk !== undefined) remote?.places.noteFailing(from, disk);
+  vm.publish('promoted', {
+    ...{ instance: session.standby.number, from, reason, ...(disk !== undefined && { disk }) },
+    ...{ ...taken, ...traceFacts(trace) },
+  });
   reply?.since({ runsAtMs, stats: vm.takeovers }, (replyMs) => vm.publish('replied', { ...taken, replyMs }));
 }
 

@@ -13,7 +13,7 @@ import type { LeftWrites } from '../replication/left-writes.ts';
 import { QcowLayer, type QcowLayerOptions } from './qcow-layer.ts';
 
 /** What a disk may hold in memory for its epoch: a cut is asked for when half of it is taken. */
-const HELD_BYTES_MAX = 64 * MIB;
+export const HELD_BYTES_MAX = 64 * MIB;
 /** What a killed keeper had open is closed by the kernel, or by a process that writes things down before it ends. */
 const LOCK_TRIES = 100;
 const LOCK_RETRY_MS = 100;
@@ -24,6 +24,7 @@ export interface VmDiskOptions extends Omit<QcowLayerOptions, 'disk'> {
   readonly left: LeftWrites | undefined;
   readonly onCutWanted: () => void;
   readonly onFailed: (path: string, failure: BlockError) => void;
+  readonly onUnreadable: (path: string, failure: BlockError) => void;
 }
 
 /** A disk that commits with the epochs of its VM, and all that is below it. */
@@ -57,26 +58,26 @@ export class VmDisk implements AsyncDisposable {
       token: () => Math.max(token(), tokenBefore),
       heldBytesMax: HELD_BYTES_MAX,
       onCutWanted,
-      onFailed: (failure) => options.onFailed(disk.disk.path, failure),
+      ...namedListener(disk, options),
     });
     opening.use(epochs);
-    opening.defer(() => epochs.flush());
+    opening.defer(() => settled(epochs));
     return new VmDisk({ disk, epochs, image, owned: opening.move() });
   }
 
   /** The copy of a disk of a VM that acts elsewhere, for the time when it acts here. `image` belongs to it only then. */
   static ofCopy(
     { disk, image }: { readonly disk: SpecDisk; readonly image: JournaledImage },
-    options: Pick<VmDiskOptions, 'token' | 'onCutWanted' | 'onFailed'>,
+    options: Pick<VmDiskOptions, 'token' | 'onCutWanted' | 'onFailed' | 'onUnreadable'>,
   ): VmDisk {
     const epochs = new EpochDisk({
       ...{ image, mode: 'alone', heldBytesMax: HELD_BYTES_MAX, onCutWanted: options.onCutWanted },
       token: () => Math.max(options.token(), image.position.token),
-      onFailed: (failure) => options.onFailed(disk.disk.path, failure),
+      ...namedListener(disk, options),
     });
     const owned = new AsyncDisposableStack();
     owned.use(epochs);
-    owned.defer(() => epochs.flush());
+    owned.defer(() => settled(epochs));
     return new VmDisk({ disk, epochs, image, owned });
   }
 
@@ -106,6 +107,21 @@ export class VmDisk implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#owned[Symbol.asyncDispose]();
   }
+}
+
+function namedListener(
+  { disk: { path } }: SpecDisk,
+  { onFailed, onUnreadable }: Pick<VmDiskOptions, 'onFailed' | 'onUnreadable'>,
+) {
+  return {
+    onFailed: (failure: BlockError) => onFailed(path, failure),
+    onUnreadable: (failure: BlockError) => onUnreadable(path, failure),
+  };
+}
+
+/** Of one that has failed, somebody was told that already. */
+async function settled(epochs: EpochDisk): Promise<void> {
+  if (!epochs.hasFailed) await epochs.flush();
 }
 
 /** What the image is of, locked; belongs to whoever closes it, but for processes below it. */

@@ -31,15 +31,16 @@ interface Client {
   readonly server: NbdServer;
 }
 
-type DisksListener = Pick<VmDiskOptions, 'onCutWanted' | 'onFailed'>;
+type DisksListener = Pick<VmDiskOptions, 'onCutWanted' | 'onFailed' | 'onUnreadable'>;
 
-const SILENT: DisksListener = { onCutWanted: () => {}, onFailed: () => {} };
+const SILENT: DisksListener = { onCutWanted: () => {}, onFailed: () => {}, onUnreadable: () => {} };
 
 /** Whoever listens by then. */
 function telling(told: { readonly listener: DisksListener }): DisksListener {
   return {
     onCutWanted: () => told.listener.onCutWanted(),
     onFailed: (path, failure) => told.listener.onFailed(path, failure),
+    onUnreadable: (path, failure) => told.listener.onUnreadable(path, failure),
   };
 }
 

@@ -1,3 +1,5 @@
+import { messageOf } from '../base/errors.ts';
+import type { Logger } from '../base/logger.ts';
 import { dropRelic, keepRelic } from '../control/relic.ts';
 import type { StopReason } from '../shadow/protection.ts';
 import type { GuestLinks } from './guest-links.ts';
@@ -17,9 +19,12 @@ export interface VmEnding {
   /** It goes on elsewhere, and what is here may be of use to its next shadow. */
   readonly keepsRelic: () => Promise<boolean>;
   readonly endSaving: () => Promise<void>;
+  /** It goes on elsewhere, with disks of its own: what became of those here is no failure. */
+  readonly isElsewhere: boolean;
   /** What is on its way to the disks arrives there. */
   readonly leaveDisks: () => Promise<void>;
   readonly disks: AsyncDisposable;
+  readonly log: Logger;
   readonly dropShadow: () => Promise<void>;
 }
 
@@ -29,6 +34,8 @@ export async function endVm({
   links,
   primary,
   keepsRelic,
+  isElsewhere,
+  log,
   endSaving,
   leaveDisks,
   disks,
@@ -37,7 +44,14 @@ export async function endVm({
   for (const link of links?.all ?? []) link.detach();
   // In reverse.
   await using ending = new AsyncDisposableStack();
-  ending.use(disks);
+  ending.defer(async () => {
+    try {
+      await disks[Symbol.asyncDispose]();
+    } catch (thrown) {
+      if (!isElsewhere) throw thrown;
+      log.warn('a disk was left as it is', { error: messageOf(thrown) });
+    }
+  });
   ending.defer(() => links?.[Symbol.asyncDispose]());
   ending.defer(() => primary?.[Symbol.asyncDispose]());
   ending.defer(async () => {
@@ -46,7 +60,7 @@ export async function endVm({
     else dropRelic(vm);
   });
   ending.defer(dropShadow);
-  ending.defer(leaveDisks);
+  if (!isElsewhere) ending.defer(leaveDisks);
   ending.defer(endSaving);
   ending.defer(() => primary?.kill());
 }

@@ -3,6 +3,7 @@ import { errorFacts } from '../base/errors.ts';
 import { type Trace, traceFacts } from '../base/trace.ts';
 import type { EpochId } from '../epoch/epoch-id.ts';
 import type { GuestLink } from '../net/guest-link.ts';
+import type { FailedDisk } from '../replication/peer-messages.ts';
 import type { LossReason, ProtectionEvent } from '../shadow/protection.ts';
 import type { Instance } from './instance.ts';
 import type { KeeperOptions } from './keeper-options.ts';
@@ -29,6 +30,8 @@ export interface TakenOverVm {
     atMs: number;
     noticedAtMs: number;
     reason: LossReason | undefined;
+    /** Of this host, if it was given up for that. */
+    disk: FailedDisk | undefined;
     trace: Trace | undefined;
   };
   readonly forgetHeldEvents: () => void;
@@ -85,12 +88,12 @@ function finish(
 
 /** The VM goes on elsewhere, or here anew if its shadow cannot take over. */
 async function handOver(vm: TakenOverVm, shadow: RemoteShadow): Promise<void> {
-  const { atMs, reason, trace } = vm.loss();
-  const outcome = await shadow.handOver({ reason: reason ?? 'planned', trace });
+  const { atMs, reason, disk, trace } = vm.loss();
+  const outcome = await shadow.handOver({ reason: reason ?? 'planned', disk, trace });
   switch (outcome.kind) {
     case 'acts':
       vm.publish('moved', {
-        ...{ host: shadow.describe().host, promoteMs: outcome.tookMs, token: outcome.token },
+        ...{ host: shadow.describe().host, reason, promoteMs: outcome.tookMs, token: outcome.token },
         // With the way of the answer: a little more than what the guest's clients saw.
         ...{ pauseMs: vm.options.clock.nowMs() - atMs, ...traceFacts(trace) },
       });

@@ -109,6 +109,11 @@ export const refusalShape = { code: name, message: text, hint: text.optional() }
 /** IPv4 or IPv6. */
 const address = z.string().regex(/^(?:[0-9a-f]{8}|[0-9a-f]{32})$/);
 
+const failedDiskSchema = z.object({ path: text, code: name, error: text });
+
+/** One that cannot be relied on any more, and why. */
+export type FailedDisk = Readonly<z.infer<typeof failedDiskSchema>>;
+
 const wordsSchema = z.discriminatedUnion('kind', [
   /** To the host itself: a keeper for the shadow of this VM is wanted. */
   z.object({ kind: z.literal('place'), vm: name }),
@@ -169,7 +174,11 @@ const wordsSchema = z.discriminatedUnion('kind', [
     links: recordOf(name, z.array(address).max(ADDRESSES_MAX), DEVICES_MAX),
   }),
   /** The primary is dead, by its keeper's own hand or word: act, under this token. */
-  z.object({ kind: z.literal('take-over'), token: counter, reason: text, trace: name.optional() }),
+  z.object({
+    ...{ kind: z.literal('take-over'), token: counter, reason: text, trace: name.optional() },
+    /** The disk of its host that it was given up for. */
+    disk: failedDiskSchema.optional(),
+  }),
   z.object({ kind: z.literal('acts'), token: counter, tookMs: z.number() }),
   /** The shadow is not wanted any more. */
   z.object({ kind: z.literal('dismiss') }),

@@ -29,7 +29,7 @@ const started: ProtectionEvent[] = [
   { kind: 'shadow-starting' },
   { kind: 'shadow-in-sync' },
 ];
-const lost = (reason: 'exited' | 'panicked', nowMs = 0): ProtectionEvent => ({
+const lost = (reason: 'exited' | 'panicked' | 'disk-failed', nowMs = 0): ProtectionEvent => ({
   kind: 'primary-lost',
   reason,
   nowMs,
@@ -54,6 +54,21 @@ describe('the protection of a VM', () => {
       'fenced: promoting promote',
       'promoted: alone pass-output start-shadow',
     ]);
+  });
+
+  it('is handed over when a disk of its own fails, and stops where nobody takes it: booted anew it would have no other disk', () => {
+    const { transcript, state } = play([lost('disk-failed'), { kind: 'fenced' }], play(started).state);
+    expect(transcript).toEqual(['primary-lost: fencing fence', 'fenced: promoting promote']);
+    expect(play([{ kind: 'moved' }], state).state.stopReason).toBe('moved');
+    const { state: failed } = play([{ kind: 'promote-failed' }], state);
+    expect(failed).toMatchObject({ phase: 'stopping', stopReason: 'failed', restarts: 0 });
+    expect(play([lost('disk-failed'), { kind: 'fenced' }]).state.stopReason).toBe(undefined);
+    // The control: with a disk that works it is booted anew.
+    const exited = play(
+      [lost('exited'), { kind: 'fenced' }, { kind: 'promote-failed' }],
+      play(started).state,
+    );
+    expect(exited.state.phase).toBe('restarting');
   });
 
   it('goes on alone when the shadow dies and waits longer after every failure', () => {

@@ -11,7 +11,15 @@ import { unreachable } from '../base/assert.ts';
  * Only one state lets a QEMU of this VM act at a time, and the way from one acting QEMU to the next always
  * leads through `fencing`: the old one is proven dead before the new one runs.
  */
-export type LossReason = 'exited' | 'qmp-closed' | 'hung' | 'garbled' | 'panicked' | 'planned';
+/** `disk-failed`: it runs, and nothing that its guest writes can be relied on; its shadow has disks of its own. */
+export type LossReason =
+  | 'exited'
+  | 'qmp-closed'
+  | 'hung'
+  | 'garbled'
+  | 'panicked'
+  | 'disk-failed'
+  | 'planned';
 
 /** `moved`: its shadow on another host acts, as it was told to. `superseded`: it does so by itself. */
 export type StopReason = 'requested' | 'powered-off' | 'suspended' | 'failed' | 'moved' | 'superseded';
@@ -141,6 +149,11 @@ export const INITIAL_PROTECTION: ProtectionState = {
 /** A QEMU of the VM runs, and none is being exchanged for another. */
 export function isActing({ phase }: ProtectionState): boolean {
   return phase === 'alone' || phase === 'syncing' || phase === 'protected' || phase === 'saving';
+}
+
+/** Should its QEMU be lost now, its shadow takes over. */
+export function hasHeir({ phase, shadowBehind }: ProtectionState): boolean {
+  return phase === 'protected' || (phase === 'saving' && shadowBehind);
 }
 
 export function isEnding({ phase }: ProtectionState): boolean {
@@ -355,8 +368,7 @@ function losePrimary(
         reason === 'panicked' &&
         state.panicPromotedAtMs !== undefined &&
         nowMs - state.panicPromotedAtMs < policy.panicForgetMs;
-      const couldGoOn = state.phase === 'protected' || (state.phase === 'saving' && state.shadowBehind);
-      if (couldGoOn && !inherits) {
+      if (hasHeir(state) && !inherits) {
         const panicPromotedAtMs = reason === 'panicked' ? nowMs : state.panicPromotedAtMs;
         return {
           next: { ...state, phase: 'fencing', lost: reason, after: 'promote', panicPromotedAtMs },
@@ -392,7 +404,9 @@ function leaveFence(state: ProtectionState): ProtectionStep {
     : restart(state);
 }
 
+/** A disk that has failed would be no other one for a guest that begins anew. */
 function restart(state: ProtectionState): ProtectionStep {
+  if (state.lost === 'disk-failed') return stop(state, 'failed');
   return {
     next: { ...state, phase: 'restarting', after: 'restart', restarts: state.restarts + 1 },
     effects: [{ kind: 'drop-shadow' }, { kind: 'restart' }],

@@ -1,5 +1,5 @@
 import { execFileSync } from 'node:child_process';
-import { mkdtempSync, rmdirSync } from 'node:fs';
+import { closeSync, mkdtempSync, openSync, rmdirSync, rmSync, writeSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
@@ -13,6 +13,26 @@ export class SmallTmpfs implements Disposable {
     this.#isOwn = path === undefined;
     this.path = path ?? mkdtempSync(join(tmpdir(), 'us-tmpfs-'));
     execFileSync('mount', ['-t', 'tmpfs', '-o', `size=${sizeBytes},mode=0755`, 'tmpfs', this.path]);
+  }
+
+  /** Takes all the room that there is, until `empty`. */
+  fill(): void {
+    const fd = openSync(this.#ballast, 'w');
+    try {
+      for (;;) writeSync(fd, Buffer.alloc(2 ** 20));
+    } catch (thrown) {
+      if ((thrown as NodeJS.ErrnoException).code !== 'ENOSPC') throw thrown;
+    } finally {
+      closeSync(fd);
+    }
+  }
+
+  empty(): void {
+    rmSync(this.#ballast);
+  }
+
+  get #ballast(): string {
+    return join(this.path, 'ballast');
   }
 
   [Symbol.dispose](): void {

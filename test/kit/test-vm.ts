@@ -8,6 +8,7 @@ import { systemClock } from '../../src/base/clock.ts';
 import { Failpoints } from '../../src/base/failpoint.ts';
 import { jsonLogger } from '../../src/base/logger.ts';
 import { parseVmSpec } from '../../src/config/vm-spec.ts';
+import type { VmSpec } from '../../src/config/vm-spec-schema.ts';
 import type { ConsoleSession } from '../../src/control/keeper-control.ts';
 import { RunDirectory } from '../../src/control/run-directory.ts';
 import { savedStatePaths } from '../../src/control/run-paths.ts';
@@ -74,6 +75,7 @@ export class TestVm implements AsyncDisposable {
   #keeper: Keeper;
   #runDirectory: RunDirectory;
   readonly #startKeeper: StartKeeper;
+  readonly spec: VmSpec;
   readonly netns: string;
   readonly failpoints: Failpoints;
   readonly #directory: string;
@@ -84,6 +86,7 @@ export class TestVm implements AsyncDisposable {
 
   private constructor(parts: {
     keeper: Keeper;
+    spec: VmSpec;
     startKeeper: StartKeeper;
     runDirectory: RunDirectory;
     netns: string;
@@ -95,6 +98,7 @@ export class TestVm implements AsyncDisposable {
     this.#keeper = parts.keeper;
     this.#runDirectory = parts.runDirectory;
     this.#startKeeper = parts.startKeeper;
+    this.spec = parts.spec;
     this.netns = parts.netns;
     this.failpoints = parts.failpoints;
     this.#directory = parts.runDirectory.path;
@@ -151,6 +155,7 @@ export class TestVm implements AsyncDisposable {
     const load = clients > 0 ? starting.use(await loadIn(netns, clients)) : undefined;
     const vm = new TestVm({
       keeper,
+      spec,
       startKeeper,
       runDirectory,
       netns,

@@ -41,6 +41,7 @@ import { processesOn } from './host-usage.ts';
 import type { OddClock } from './odd-clock.ts';
 import { RemoteConsole } from './remote-console.ts';
 import { ETCD, SiteEtcd } from './site-etcd.ts';
+import { SmallTmpfs } from './small-tmpfs.ts';
 
 const run = promisify(execFile);
 const CLI = fileURLToPath(new URL('../../src/cli/main.ts', import.meta.url));
@@ -67,6 +68,8 @@ export interface TwoHostsOptions {
   readonly spec?: Readonly<Record<string, unknown>>;
   /** A disk that is made with it, of so many bytes. */
   readonly diskBytes?: number;
+  /** So much room for disks on each host. */
+  readonly diskRoomBytes?: number;
 }
 
 let made = 0;
@@ -86,6 +89,7 @@ export class TwoHosts implements AsyncDisposable {
   readonly #sites = new Map<HostName, ChildProcess>();
   readonly #clocks: Partial<Record<HostName, OddClock>>;
   readonly #daemons = new Map<HostName, ChildProcess>();
+  readonly #diskRooms = new Map<HostName, SmallTmpfs>();
   #load: RedisLoad | undefined;
   #runId = '';
 
@@ -249,6 +253,13 @@ export class TwoHosts implements AsyncDisposable {
       .filter((pid) => readFileSync(`/proc/${pid}/comm`, 'utf8').startsWith('qemu'));
   }
 
+  /** What `diskRoomBytes` asked for. */
+  diskRoom(host: HostName): SmallTmpfs {
+    const room = this.#diskRooms.get(host);
+    if (room === undefined) throw new Error('there is as much room for disks as there is');
+    return room;
+  }
+
   /** Undefined while it is not running. */
   sitePid(host: HostName): number | undefined {
     return this.#sites.get(host)?.pid;
@@ -389,7 +400,7 @@ export class TwoHosts implements AsyncDisposable {
       await pki.host(name, [...HOSTS[name].peers]);
       mkdirSync(this.runDirectory(name), { recursive: true, mode: 0o700 });
       mkdirSync(this.memoryOf(name), { mode: 0o700 });
-      mkdirSync(join(this.folder, name, 'disks'));
+      this.#makeDiskRoom(name);
       const other = otherThan(name);
       const site = {
         host: name,
@@ -420,6 +431,14 @@ export class TwoHosts implements AsyncDisposable {
       ...this.#options.spec,
     };
     writeFileSync(join(this.folder, 'vm.yaml'), stringify(spec));
+  }
+
+  #makeDiskRoom(name: HostName): void {
+    const path = join(this.folder, name, 'disks');
+    mkdirSync(path);
+    const { diskRoomBytes } = this.#options;
+    if (diskRoomBytes === undefined) return;
+    this.#diskRooms.set(name, this.#owned.use(new SmallTmpfs(diskRoomBytes, path)));
   }
 
   /** Whatever runs on either host, by what is on record and by the memory that it has open. */

@@ -13,9 +13,12 @@ import {
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { type Clock, systemClock } from '../../src/base/clock.ts';
 import { PAGE_BYTES } from '../../src/base/units.ts';
+import type { KeeperOptions } from '../../src/keeper/keeper-options.ts';
 import { SnapshotFile } from '../../src/snapshot/snapshot-file.ts';
 import { locationOf } from '../../src/snapshot/snapshot-format.ts';
+import { SnapshotStore } from '../../src/snapshot/snapshot-store.ts';
 import { TestVm } from '../kit/test-vm.ts';
 
 /** One guest for all of these: a restore takes it back to where it was. */
@@ -42,9 +45,9 @@ async function askRunId(load = vm.load): Promise<string> {
 }
 
 /** Everything of the VM is killed, and it goes on from the file. */
-async function restore(path: string): Promise<void> {
+async function restore(path: string, options: Partial<KeeperOptions> = {}): Promise<void> {
   await vm.keeper.stop({ graceful: false, termination: 'remove' });
-  await vm.startAgain({ restoreFrom: { path } });
+  await vm.startAgain({ restoreFrom: { path }, ...options });
 }
 
 /** The memory of a VM that goes on from the file. */
@@ -177,6 +180,32 @@ describe('a VM that goes on from a snapshot when everything of it was killed', (
     const load = await vm.newLoad();
     expect(await load.command('GET', 'nonce')).toBe(nonce);
     expect(await askRunId(load)).toBe(runId);
+    await vm.untilProtected();
+  });
+});
+
+describe('a VM with a schedule of snapshots', () => {
+  it('takes one when it is due, and can go on from it like from any other', async () => {
+    let aheadMs = 0;
+    const clock: Clock = {
+      ...systemClock,
+      wallMs: () => systemClock.wallMs() + aheadMs,
+      // Who waits for the next moment sees soon that the clock was set.
+      sleep: (ms, signal) => systemClock.sleep(ms > 10_000 ? 100 : ms, signal),
+    };
+    const directory = join(folder, 'own');
+    const store = new SnapshotStore(directory, vm.spec.name);
+    const schedule = { everyMs: 60_000, keep: 2, daily: 0, onShutdown: false, directory };
+    await restore(first, { clock, spec: { ...vm.spec, snapshots: schedule } });
+    await vm.untilProtected();
+    await (await vm.newLoad()).command('SET', 'later', 'than the first snapshot');
+    const taken = vm.nextEvent('snapshot');
+    aheadMs = schedule.everyMs;
+    await taken;
+    const [newest] = store.list();
+    expect(newest?.outline?.facts).toMatchObject({ reason: 'schedule' });
+    await restore(newest?.path ?? '');
+    expect(await (await vm.newLoad()).command('GET', 'later')).toBe('than the first snapshot');
     await vm.untilProtected();
   });
 });

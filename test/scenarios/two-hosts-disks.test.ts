@@ -1,10 +1,13 @@
-import { readFileSync } from 'node:fs';
-import { describe, expect, it } from 'vitest';
+import { readFileSync, truncateSync } from 'node:fs';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import type { VmEvent } from '../../src/control/vm-event.ts';
 import type { RemoteConsole } from '../kit/remote-console.ts';
-import { TwoHosts } from '../kit/two-hosts.ts';
+import { type HostName, otherThan, TwoHosts } from '../kit/two-hosts.ts';
 
 const SECTOR_BYTES = 512;
 const DISK_BYTES = 8 * 2 ** 20;
+const ROOM_BYTES = 32 * 2 ** 20;
 const WRITTEN_AT_LEAST = 5;
 
 /** Has the guest write its numbers, each to a sector of its own, through to the disk, until /tmp/enough exists. */
@@ -32,15 +35,38 @@ function numbersIn(path: string): number {
   return last;
 }
 
+async function lastSeq(host: HostName): Promise<number> {
+  return (await hosts.events(host)).at(-1)?.seq ?? 0;
+}
+
+let hosts: TwoHosts;
+let console: RemoteConsole;
+
+/** The disk of the host fails that the VM acts on: it goes on where its shadow is. What that says of it. */
+async function movesFor(from: HostName): Promise<VmEvent> {
+  const to = otherThan(from);
+  const promoted = await hosts.until(to, 'promoted');
+  console = hosts.console(to);
+  expect(await hosts.record()).toMatchObject({ holder: to });
+  return promoted;
+}
+
 describe('a VM of two hosts with a disk', () => {
-  it('goes on there with all that its guest was told is written, and comes back the same way', async () => {
-    await using hosts = await TwoHosts.open({ diskBytes: DISK_BYTES });
+  beforeAll(async () => {
+    hosts = await TwoHosts.open({ diskBytes: DISK_BYTES, diskRoomBytes: ROOM_BYTES });
     await hosts.start('a');
-    let console = hosts.console('a');
+    console = hosts.console('a');
     await console.untilShell();
     beginWriting(console);
     await nextWritten(console);
     await hosts.until('a', 'protected');
+  });
+
+  afterAll(async () => {
+    await hosts?.[Symbol.asyncDispose]();
+  });
+
+  it('goes on there with all that its guest was told is written, and comes back the same way', async () => {
     for (const [from, to] of [
       ['a', 'b'],
       ['b', 'a'],
@@ -58,10 +84,57 @@ describe('a VM of two hosts with a disk', () => {
     // The first copy there was made over what it had been the last time.
     const filled = await hosts.status('a');
     expect(filled.shadow).toMatchObject({ host: 'b' });
+  });
+
+  it('goes on alone when the disk of its shadow is full, and has that again when there is room', async () => {
+    const after = await lastSeq('a');
+    hosts.diskRoom('b').fill();
+    const lost = await hosts.until('a', 'shadow-lost', { after });
+    expect(lost.facts.error).toMatch(/copy of a disk.*ENOSPC/);
+    await nextWritten(console);
+    const failing = await hosts.eventually('why there is none', async () =>
+      (await hosts.status('a')).placement?.candidates.find(({ verdict }) => verdict === 'failing'),
+    );
+    expect(failing.why).toMatch(/ENOSPC.*BLOCK_DISK_FAILED/);
+    hosts.diskRoom('b').empty();
+    await hosts.until('a', 'protected', { after });
+    expect(await hosts.record()).toMatchObject({ holder: 'a' });
+  });
+
+  it('goes on where its shadow is when its own disk is full, with no shadow there until there is room', async () => {
+    const told = await nextWritten(console);
+    hosts.diskRoom('a').fill();
+    const { facts } = await movesFor('a');
+    const disk = { path: join(hosts.folder, 'disks/data.img'), code: 'BLOCK_DISK_FAILED' };
+    expect(facts).toMatchObject({ from: 'a', reason: 'disk-failed', disk });
+    await nextWritten(console);
+    expect(numbersIn(hosts.imagePath('b'))).toBeGreaterThanOrEqual(told);
+    const codes: unknown[] = [];
+    await hosts.eventually('both reasons against a shadow there', async () => {
+      const failed = (await hosts.events('b')).filter(({ kind }) => kind === 'shadow-failed');
+      codes.push(...failed.map(({ facts: { code } }) => code));
+      return codes.includes('KEEPER_HOST_FAILING') && codes.includes('KEEPER_PEER_REFUSED');
+    });
+    expect((await hosts.events('b')).map(({ kind }) => kind)).not.toContain('shadow-placed');
+    hosts.diskRoom('a').empty();
+    await hosts.until('b', 'protected');
+  });
+
+  it('goes on where its shadow is when its disk cannot be read, and its guest reads it there', async () => {
+    console.type('(sleep 1; dd if=/dev/vda bs=4096 skip=1500 count=1 of=/dev/null && echo was""read) &');
+    await nextWritten(console);
+    truncateSync(hosts.imagePath('b'));
+    const { facts } = await movesFor('b');
+    expect(facts).toMatchObject({ reason: 'disk-failed', disk: { code: 'BLOCK_DISK_FAILED' } });
+    await console.take(/wasread/);
+    await hosts.until('a', 'protected');
+  });
+
+  it('has all that was ever written when it ends', async () => {
+    const told = await nextWritten(console);
     console.type(': > /tmp/enough');
     await console.take(/finished/);
     await hosts.cli('a', 'stop', hosts.vm);
-    const last = numbersIn(hosts.imagePath('a'));
-    expect(last).toBeGreaterThan(4 * WRITTEN_AT_LEAST);
+    expect(numbersIn(hosts.imagePath('a'))).toBeGreaterThanOrEqual(told);
   });
 });

@@ -1,4 +1,4 @@
-import { closeSync, existsSync, openSync, readdirSync, rmSync, writeFileSync, writeSync } from 'node:fs';
+import { existsSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { systemClock as clock } from '../../src/base/clock.ts';
@@ -87,18 +87,6 @@ function pkiOf(): CertificateStore {
 
 function removeCertificate(host: HostName): void {
   for (const kind of ['crt', 'key']) rmSync(join(hosts.folder, 'pki', `${host}.${kind}`));
-}
-
-/** Takes all the room that there is. */
-function fill(path: string): void {
-  const fd = openSync(path, 'w');
-  try {
-    for (;;) writeSync(fd, Buffer.alloc(2 ** 20));
-  } catch (thrown) {
-    if ((thrown as NodeJS.ErrnoException).code !== 'ENOSPC') throw thrown;
-  } finally {
-    closeSync(fd);
-  }
 }
 
 async function isHarmless(): Promise<void> {
@@ -225,10 +213,10 @@ describe('a VM with its shadow on a host with clocks, certificates and room of i
   it('goes on alone when there is no room left for its epochs there, and is protected when there is', async () => {
     const roles = await actingOn('a');
     const after = await lastSeq('a');
-    fill(join(room.path, 'ballast'));
+    room.fill();
     await hosts.load.command('SET', 'filler', 'x'.repeat(2 ** 20));
     await hosts.until('a', 'shadow-lost', { after });
-    rmSync(join(room.path, 'ballast'));
+    room.empty();
     expect(await oracle.settled()).toEqual(roles);
     await isHarmless();
   });
