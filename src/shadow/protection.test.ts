@@ -62,7 +62,6 @@ describe('the protection of a VM', () => {
     expect(play([{ kind: 'moved' }], state).state.stopReason).toBe('moved');
     const { state: failed } = play([{ kind: 'promote-failed' }], state);
     expect(failed).toMatchObject({ phase: 'stopping', stopReason: 'failed', restarts: 0 });
-    expect(play([lost('disk-failed'), { kind: 'fenced' }]).state.stopReason).toBe(undefined);
     // The control: with a disk that works it is booted anew.
     const exited = play(
       [lost('exited'), { kind: 'fenced' }, { kind: 'promote-failed' }],

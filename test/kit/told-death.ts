@@ -1,6 +1,5 @@
 import { existsSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import type { HostName, TwoHosts } from './two-hosts.ts';
 
 const FAILPOINTS = new URL('../../src/base/failpoint.ts', import.meta.url);
@@ -16,7 +15,7 @@ export function dyingWhenTold(hosts: TwoHosts): Record<HostName, string> {
 
 function plant(path: string): string {
   return `
-    const { Failpoints } = await import(${JSON.stringify(fileURLToPath(FAILPOINTS))});
+    const { Failpoints } = await import(${JSON.stringify(FAILPOINTS.href)});
     const { readFileSync, rmSync } = await import('node:fs');
     // Not at each step of each epoch.
     const rare = /^(save|resume|arm)\\./;

@@ -62,8 +62,14 @@ describe('a VM of two hosts, one keeper of which is killed in the middle of a st
     await daemon.call('declareVm', { body: { spec: hosts.spec, directory: hosts.folder } });
     const params = { name: hosts.vm };
     const observed = async () => (await daemon.call('getVm', { params })).observed;
-    const problem = await hosts.eventually('why it is not started', async () => (await observed()).problem);
-    expect(problem).toMatchObject({ code: 'KEEPER_SUSPENDED_ELSEWHERE', hint: expect.stringContaining('Start it on a') });
+    const problem = await hosts.eventually(
+      'why it is not started',
+      async () => (await observed()).problem ?? undefined,
+    );
+    expect(problem).toMatchObject({
+      code: 'KEEPER_SUSPENDED_ELSEWHERE',
+      hint: expect.stringContaining('Start it on a'),
+    });
     await hosts.startKept('a');
     await hosts.eventually('where it is', async () => (await observed()).actsOn === 'a');
     await daemon.call('deleteVm', { params });
@@ -77,14 +83,17 @@ describe('a VM of two hosts, one keeper of which is killed in the middle of a st
     ['resume.before-answer', 'there'],
     ['resume.after-answer', 'there'],
     ['resume.before-going-on', 'here'],
-  ] as const)('is protected anew when a broken link is taken up again as far as %s, %s', async (step, side) => {
-    const before = await settled();
-    if (step === 'resume.before-knock') await hosts.load.begin({ gapMs: 10 });
-    await dieAt(hosts, { host: before[side], step, act: () => hosts.resetPeers() });
-    const after = await settled(before.record);
-    expect(after.here).toBe(side === 'here' ? before.there : before.here);
-    expect(await hosts.isSameGuest()).toBe(true);
-  });
+  ] as const)(
+    'is protected anew when a broken link is taken up again as far as %s, %s',
+    async (step, side) => {
+      const before = await settled();
+      if (step === 'resume.before-knock') await hosts.load.begin({ gapMs: 10 });
+      await dieAt(hosts, { host: before[side], step, act: () => hosts.resetPeers() });
+      const after = await settled(before.record);
+      expect(after.here).toBe(side === 'here' ? before.there : before.here);
+      expect(await hosts.isSameGuest()).toBe(true);
+    },
+  );
 
   it('has lost nothing in all of this, and no connection', async () => {
     const { connections } = await hosts.load.end();
