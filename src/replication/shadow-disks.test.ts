@@ -1,5 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import { Failpoints } from '../base/failpoint.ts';
+import type { BlockDevice } from '../block/block-device.ts';
 import type { DiskWrite } from '../block/disk-write.ts';
 import { JournaledImage } from '../block/journaled-image.ts';
 import { type Contents, type Luck, PowerLog } from '../block/power-fixture.ts';
@@ -25,9 +26,12 @@ function applied(image: Buffer, writes: readonly DiskWrite[]): Buffer {
   return after;
 }
 
-async function copyOn(log: PowerLog, { isNew }: { isNew: boolean }): Promise<ShadowDisks> {
+async function copyOn(
+  log: PowerLog,
+  { isNew, device = log.device() }: { isNew: boolean; device?: BlockDevice },
+): Promise<ShadowDisks> {
   const image = await JournaledImage.openCopy(
-    { journal: log.journalFile(), openDevice: async () => log.device() },
+    { journal: log.journalFile(), openDevice: async () => device },
     { identity: IDENTITY, diskBytes: DISK_BYTES, token: 1, isNew },
   );
   return new ShadowDisks({ disks: [{ name: 'root', image, token: 1 }], failpoints: new Failpoints() });
@@ -125,5 +129,21 @@ describe('the disk of a shadow, wherever the power fails', () => {
     const log = new PowerLog(EMPTY, ['image']);
     const told = await story(log, { isNew: true, value: 0xee });
     expect(await faultsOf(told, 1)).not.toEqual([]);
+  });
+});
+
+describe('the disk of a shadow that is full', () => {
+  it('says that it has failed while it is copied, as it does afterwards', async () => {
+    const log = new PowerLog(EMPTY);
+    const device = log.device();
+    device.write = () => Promise.reject(Object.assign(new Error('no space'), { code: 'ENOSPC' }));
+    const disks = await copyOn(log, { isNew: true, device });
+    const write: DiskWrite = { kind: 'data', offset: 0, bytes: Buffer.alloc(BLOCK_BYTES, 1) };
+    const failed = { code: 'BLOCK_DISK_FAILED', message: expect.stringContaining('no space') };
+    const piece = Buffer.concat(encodePiece({ disk: 0, write }));
+    await expect(disks.takeCopy(piece)).rejects.toMatchObject(failed);
+    disks.offer(epochId(1), [{ disk: 'root', writes: [write] }]);
+    expect(await disks.failed).toMatchObject(failed);
+    await expect(disks.written(epochId(1))).rejects.toMatchObject(failed);
   });
 });

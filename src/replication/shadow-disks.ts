@@ -55,23 +55,27 @@ export class ShadowDisks implements AsyncDisposable {
     this.failed = this.#failing.promise;
   }
 
-  /** Takes a part of the first copy. @throws ReplicationError REPLICATION_PEER_GARBLED; what the image throws */
+  /** Takes a part of the first copy. @throws ReplicationError REPLICATION_PEER_GARBLED; BlockError BLOCK_DISK_FAILED */
   async takeCopy(body: Uint8Array): Promise<void> {
     const { disk, write } = decodePiece(body, this.#sizes);
     const device = this.#image(disk).device;
     await this.#options.failpoints.hit('disks.copy');
-    if (write.kind === 'data') await device.write(write.offset, write.bytes);
-    else await device.zero(write.offset, write.lengthBytes, write);
+    await orCopyFailed(
+      write.kind === 'data'
+        ? device.write(write.offset, write.bytes)
+        : device.zero(write.offset, write.lengthBytes, write),
+    );
   }
 
-  /** Answers what the other side asks about a copy. @throws ReplicationError REPLICATION_PEER_GARBLED; what the image throws */
+  /** Answers what the other side asks about a copy. @throws ReplicationError REPLICATION_PEER_GARBLED; BlockError BLOCK_DISK_FAILED */
   async answer(body: Uint8Array): Promise<Uint8Array[]> {
     const { question, key } = decodeQuestion(body, this.#sizes);
     if (question.what === 'hashes') {
-      const hashes = await hashRegions(this.#image(question.disk).device, { ...question, key });
+      const { device } = this.#image(question.disk);
+      const hashes = await orCopyFailed(hashRegions(device, { ...question, key }));
       return encodeAnswer(question, hashes);
     }
-    for (const { image } of this.#options.disks) await image.device.flush();
+    for (const { image } of this.#options.disks) await orCopyFailed(image.device.flush());
     return encodeAnswer(question, new Uint8Array(0));
   }
 
@@ -198,5 +202,13 @@ export class ShadowDisks implements AsyncDisposable {
     }));
     // The first epoch completes a copy, also when nothing was written in it. Later ones without writes cost no sync.
     return entries.filter(({ writes }, index) => writes.length > 0 || (index === 0 && image.isPartial));
+  }
+}
+
+async function orCopyFailed<Value>(work: Promise<Value>): Promise<Value> {
+  try {
+    return await work;
+  } catch (thrown) {
+    throw copyFailed(thrown);
   }
 }
