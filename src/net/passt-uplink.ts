@@ -11,6 +11,7 @@ import type { FarEnd, FarEndStats } from './far-end.ts';
 import { encodeFrame, FrameDecoder } from './frame-codec.ts';
 import { isForLoopback } from './loopback-frames.ts';
 import { NetError } from './net-error.ts';
+import { SeparateWrites } from './separate-writes.ts';
 
 export interface PortForward {
   readonly hostPort: number;
@@ -46,6 +47,7 @@ export class PasstUplink implements FarEnd {
   readonly #options: PasstUplinkOptions;
   readonly #process: ChildProcess;
   readonly #socket: Socket;
+  readonly #writes: SeparateWrites;
   readonly #exited: Promise<void>;
   readonly #decoder = new FrameDecoder();
   #receiver: ((frame: Uint8Array) => void) | undefined;
@@ -68,6 +70,7 @@ export class PasstUplink implements FarEnd {
     assert(socket != null && child.stderr !== null, 'the pipes that were asked for exist');
     this.#process = child;
     this.#socket = socket as Socket;
+    this.#writes = new SeparateWrites(this.#socket);
     this.#exited = new Promise((resolve) => {
       const ended = (error: Error | undefined) => {
         this.#startError ??= error;
@@ -105,11 +108,11 @@ export class PasstUplink implements FarEnd {
   }
 
   send(frame: Uint8Array): void {
-    const isFull = this.#socket.writableLength > QUEUE_BYTES_MAX;
+    const isFull = this.#writes.waitingBytes > QUEUE_BYTES_MAX;
     if (this.#closing || this.#socket.destroyed || isFull || this.#isKeptBack(frame)) {
       this.#refusedItems += 1;
     } else {
-      this.#socket.write(encodeFrame(frame));
+      this.#writes.write(encodeFrame(frame));
       this.#sentItems += 1;
     }
   }
