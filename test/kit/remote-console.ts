@@ -2,8 +2,6 @@ import type { ChildProcessWithoutNullStreams } from 'node:child_process';
 import { ConsoleText } from './console-text.ts';
 
 const DEADLINE_MS = 60_000;
-const RETRY_MS = 2000;
-const RETRIES = 15;
 
 /** The console of a VM as a process shows it: what it says, and waiting for a piece of it. */
 export class RemoteConsole implements Disposable {
@@ -21,24 +19,14 @@ export class RemoteConsole implements Disposable {
     this.#child.stdin.write(`${line}\n`);
   }
 
-  /** A shell of the guest takes commands. What is typed while it starts it may throw away. */
+  /** The shell of a guest that boots takes commands. What is typed before its prompt it may throw away. */
   async untilShell(): Promise<void> {
-    await this.take(/understudy-guest: ready/);
-    for (let tries = 1; ; tries += 1) {
-      // The echo of the line looks different.
-      this.type('echo sh""ell');
-      try {
-        await this.take(/\nshell\r\n/, { deadlineMs: RETRY_MS });
-        return;
-      } catch (thrown) {
-        if (tries === RETRIES) throw thrown;
-      }
-    }
+    await this.take(/understudy-guest: ready[\s\S]*\/ # /);
   }
 
   /** Waits for a piece of text, and takes it and all before it out. */
-  take(pattern: RegExp, { deadlineMs = DEADLINE_MS } = {}): Promise<RegExpExecArray> {
-    return this.#text.take(pattern, { deadlineMs });
+  take(pattern: RegExp): Promise<RegExpExecArray> {
+    return this.#text.take(pattern, { deadlineMs: DEADLINE_MS });
   }
 
   [Symbol.dispose](): void {
