@@ -43,10 +43,14 @@ describe('the suite', () => {
   });
 
   it('fails when a test fails, and names how many were skipped', async () => {
-    const { exitCode, lastLine } = await suiteOn(
+    const { exitCode, output, lastLine } = await suiteOn(
       "it('a', () => expect(1).toBe(2));\nit.skipIf(true)('b', () => {});\n",
     );
     expect({ exitCode, lastLine }).toEqual({ exitCode: 1, lastLine: '1 passed, 1 failed, 1 skipped' });
+    // Near the end, where who reads a log looks first.
+    expect(output.split('\n').slice(-5).join('\n')).toMatch(
+      /planted\.test\.ts > a \(\d+\.\d s\): expected 1 to be 2/,
+    );
   });
 
   it.each([

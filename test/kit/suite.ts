@@ -9,6 +9,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parseCLI, startVitest, type Vitest } from 'vitest/node';
 import { findLeftovers, type Leftover, RUN_ID_VARIABLE, survey, type TestRun } from './leftovers.ts';
+import { summarize } from './suite-summary.ts';
 
 interface Counts {
   passed: number;
@@ -45,7 +46,9 @@ async function runTests(args: readonly string[]): Promise<Counts> {
   const { filter, options } = parseCLI(['vitest', 'run', ...args]);
   const vitest = await startVitest(filter, { ...options, watch: false });
   const counts = count(vitest);
+  const summary = summarize(vitest.state.getTestModules());
   await vitest.close();
+  for (const line of summary) console.log(line);
   return counts;
 }
 
