@@ -15,7 +15,7 @@ const tools = ['test/integration/{etcd-faults,lease-hosts,nbd-tools,qcow2-layer}
 /** What looks at time, at CPU shares or at the machine as a whole: one file at a time, with nothing beside it. */
 const alone = [
   'test/integration/{debian-guest,systemd}.test.ts',
-  'test/scenarios/{cpu-limit,demo,guest-time,hanging-primary,two-hosts-soak,two-hosts-trouble}.test.ts',
+  'test/scenarios/{cpu-limit,demo,guest-time,hanging-primary}.test.ts',
 ];
 
 const MINUTE_MS = 60_000;

@@ -381,12 +381,16 @@ async function beginning(
   { boots = false, clients = 1, cmdline, kernel, initrd, keeper }: TestVmOptions,
   machine: Pick<KeeperOptions, 'spec' | 'qemu' | 'accel'>,
 ): Promise<Partial<KeeperOptions>> {
-  const isDemo = cmdline === undefined && kernel === undefined && initrd === undefined;
+  const isDemo = kernel === undefined && initrd === undefined;
   if (boots || clients === 0 || !isDemo || keeper?.savedIn !== undefined) return {};
   const { name } = machine.spec;
   const directory = await bootedState(machine, async (place) => {
     const savedIn = savedStatePaths(place, name);
-    await using vm = await TestVm.start({ clients: 0, keeper: { savedIn } });
+    await using vm = await TestVm.start({
+      clients: 0,
+      keeper: { savedIn },
+      ...(cmdline !== undefined && { cmdline }),
+    });
     await (await loadIn(vm.netns, 0))[Symbol.asyncDispose]();
     await vm.keeper.stop({ graceful: true, termination: 'snapshot' });
   });

@@ -38,9 +38,9 @@ describe('a guest that reboots', () => {
 
 describe('a guest whose QEMU was promoted', () => {
   it('can reboot', async () => {
-    await using vm = await TestVm.start({ clients: 0 });
+    await using vm = await TestVm.start();
     using console = vm.openConsole();
-    await console.take(/understudy-guest: ready/);
+    await console.untilShell();
     const promoted = vm.nextEvent('promoted');
     vm.signalPrimary('SIGKILL');
     await promoted;

@@ -23,7 +23,7 @@ describe('the wall clock of a protected guest', () => {
   });
 
   it('without its correction falls behind, and stays behind after an outage', async () => {
-    await using vm = await TestVm.start({ boots: true, clients: 4, unsafe: { leaveClock: true } });
+    await using vm = await TestVm.start({ clients: 4, unsafe: { leaveClock: true } });
     const startMs = await vm.load.guestClockErrorMs();
     await vm.load.begin();
     let driftMs = 0;
@@ -36,7 +36,7 @@ describe('the wall clock of a protected guest', () => {
   });
 
   it('is right again after an outage of 20 s, and connections live on', async () => {
-    await using vm = await TestVm.start({ boots: true });
+    await using vm = await TestVm.start();
     await standStillFor(vm, OUTAGE_MS);
     expect(Math.abs(await vm.load.guestClockErrorMs())).toBeLessThan(OUTAGE_TOLERANCE_MS);
     expect(await vm.load.paced({ requests: 3, gapMs: 1 })).toHaveLength(3);

@@ -86,7 +86,7 @@ describe('a primary that is stopped by a signal', () => {
 
 describe('a primary that cannot be trusted any more', () => {
   it('and that still runs never sends another frame', async () => {
-    await using vm = await TestVm.start({ cmdline: 'us.writer=100:1' });
+    await using vm = await TestVm.start({ boots: true, cmdline: 'us.writer=100:1' });
     await vm.load.begin();
     const fence = vm.holdAt('fence.before-kill');
     // Not in the middle of a cut, where its vCPUs stand still.
