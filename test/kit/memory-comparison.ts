@@ -18,7 +18,8 @@ export function comparablePlant(memoryFolder: string): string {
   const failpointUrl = new URL('../../src/base/failpoint.ts', import.meta.url).href;
   return `
     const { Failpoints } = await import(${JSON.stringify(failpointUrl)});
-    const { copyFileSync, existsSync, readdirSync, renameSync } = await import('node:fs');
+    const { existsSync, readdirSync, renameSync } = await import('node:fs');
+    const { copyFile } = await import('node:fs/promises');
     const { setTimeout: delay } = await import('node:timers/promises');
     const { join } = await import('node:path');
     const folder = ${JSON.stringify(memoryFolder)};
@@ -29,8 +30,8 @@ export function comparablePlant(memoryFolder: string): string {
         const own = process.env.UNDERSTUDY_MEMORY_DIR;
         const memory = readdirSync(own, { recursive: true }).filter((file) => file.endsWith('.ram'));
         if (memory.length !== 1) throw new Error('the memory of ' + memory.length + ' QEMUs');
-        copyFileSync(join(own, memory[0]), copy + '.new');
-        renameSync(copy + '.new', copy);
+        // The keeper is heard meanwhile: on a busy machine its shadow would take over else.
+        return copyFile(join(own, memory[0]), copy + '.new').then(() => renameSync(copy + '.new', copy));
       }
       if (name === 'cut.before-pause' && existsSync(copy))
         return (async () => { while (existsSync(copy)) await delay(${WAIT_MS}); })();
