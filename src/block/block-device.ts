@@ -10,6 +10,11 @@ export interface DiskExtent {
 export interface WriteOptions {
   /** Resolve only when the bytes survive a loss of power. */
   readonly fua?: boolean;
+  /**
+   * Called once when the device needs the bytes no more: they may be used again then. A device that cannot tell leaves them
+   * to the garbage collector.
+   */
+  readonly onFree?: (() => void) | undefined;
 }
 
 export interface ZeroOptions extends WriteOptions {
@@ -28,7 +33,7 @@ export interface BlockDevice {
   /** True where zeros never cost what writing them would. */
   readonly fastZero: boolean;
   read(offset: number, into: Uint8Array): Promise<void>;
-  /** `bytes` belong to the device until it resolves, and for good where it keeps them: do not use them again. */
+  /** `bytes` belong to the device, also when it has resolved: do not use them again before `onFree`. */
   write(offset: number, bytes: Uint8Array, options?: WriteOptions): Promise<void>;
   zero(offset: number, lengthBytes: number, options: ZeroOptions): Promise<void>;
   /** The content does not matter any more: it may read as anything that was there, or zeros. */

@@ -91,9 +91,9 @@ export class DiskOverlay {
 
   /** Forgets what is in the image and needed by nobody else: the shadow still needs what is not committed. */
   retire(options: { readonly shadowNeeds: boolean }): void {
-    this.#segments = this.#segments.filter(
-      (segment, index) =>
-        index === this.#segments.length - 1 ||
+    this.#keep(
+      (segment) =>
+        segment === this.#segments.at(-1) ||
         segment.state !== 'written' ||
         !(segment.committed || !options.shadowNeeds),
     );
@@ -108,8 +108,15 @@ export class DiskOverlay {
     const keeps = (segment: Segment) => segment.epoch !== undefined && segment.epoch < epoch;
     const dropped = this.#segments.filter((segment) => !keeps(segment));
     if (dropped.some(({ state, set }) => state !== 'held' && !set.isEmpty)) return false;
-    this.#segments = [...this.#segments.filter(keeps), newSegment()];
+    this.#keep(keeps);
+    this.#segments.push(newSegment());
     return true;
+  }
+
+  #keep(keeps: (segment: Segment) => boolean): void {
+    const gone = this.#segments.filter((segment) => !keeps(segment));
+    this.#segments = this.#segments.filter(keeps);
+    for (const { set } of gone) set.release();
   }
 
   #of(epoch: EpochId): Segment[] {

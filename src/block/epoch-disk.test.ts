@@ -39,6 +39,12 @@ function bytes(lengthBytes: number, value: number): Buffer {
   return Buffer.alloc(lengthBytes, value);
 }
 
+/** Bytes that are used again, for something else, as soon as the disk has no more use for them. */
+function lent(lengthBytes: number, value: number): [Buffer, { onFree: () => void }] {
+  const memory = bytes(lengthBytes, value);
+  return [memory, { onFree: () => memory.fill(~value) }];
+}
+
 const place = fc
   .tuple(fc.nat(DISK_BYTES - 1), fc.nat(3 * BLOCK_BYTES), fc.boolean())
   .map(([at, length, isAligned]) => {
@@ -78,7 +84,7 @@ class Story {
     switch (step.do) {
       case 'write':
         this.now.fill(step.value, step.place.offset, step.place.offset + step.place.lengthBytes);
-        return await this.disk.write(step.place.offset, bytes(step.place.lengthBytes, step.value));
+        return await this.disk.write(step.place.offset, ...lent(step.place.lengthBytes, step.value));
       case 'zero':
         this.now.fill(0, step.place.offset, step.place.offset + step.place.lengthBytes);
         return await this.disk.zero(step.place.offset, step.place.lengthBytes, { mayPunch: true });
@@ -133,6 +139,26 @@ async function holdsEpochsOnly(log: PowerLog, committed: readonly Buffer[]): Pro
 }
 
 describe('a disk that commits with the epochs', () => {
+  test('gives memory back when it was written over, is in the image, or never was, and no sooner', async () => {
+    const disk = await diskOn(new PowerLog(NOTHING));
+    const free: string[] = [];
+    const write = (name: string, blocks = 1, offset = 0) =>
+      disk.write(offset, bytes(blocks * BLOCK_BYTES, 7), { onFree: () => free.push(name) });
+    await write('written over', 2);
+    await write('in the image', 3);
+    expect(free).toEqual(['written over']);
+    // A part of it is still to be read, whatever happens to the rest.
+    await write('left to the collector', 1, 6 * BLOCK_BYTES + 1);
+    disk.seal(epochId(1));
+    await write('never was', 3);
+    expect(free).toEqual(['written over']);
+    disk.commit(epochId(1));
+    disk.rollBack(epochId(2));
+    expect(free).toEqual(['written over', 'never was']);
+    await disk.setMode('alone');
+    expect(free).toEqual(['written over', 'never was', 'in the image']);
+  });
+
   test('reads as what was written, and gives image and shadow exactly what was committed', async () => {
     await fc.assert(
       fc.asyncProperty(fc.array(anyStep, { maxLength: 40 }), async (steps) => {

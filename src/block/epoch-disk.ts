@@ -102,20 +102,23 @@ export class EpochDisk implements BlockDevice, EpochParticipant, AsyncDisposable
     await this.#readable(this.#view.read(offset, into));
   }
 
-  async write(offset: number, bytes: Uint8Array, { fua = false }: WriteOptions = {}): Promise<void> {
+  async write(offset: number, bytes: Uint8Array, options: WriteOptions = {}): Promise<void> {
     if (await this.#passesThrough())
-      return await this.#through([offset, bytes.length], (image) => image.write(offset, bytes, { fua }));
+      return await this.#through([offset, bytes.length], (image) => image.write(offset, bytes, options));
     using composing = this.#compose();
     const parts = aligned(offset, bytes.length, { diskBytes: this.sizeBytes });
     if (parts.count > 0) {
       const start = parts.firstBlock * BLOCK_BYTES - offset;
       const blocks = bytes.subarray(start, start + parts.count * BLOCK_BYTES);
-      this.#put(parts.firstBlock, ownMemory(blocks));
+      const kept = ownMemory(blocks);
+      // What was copied, or has edges that are still to be read, is left to the garbage collector.
+      const isWhole = kept === blocks && parts.edges.length === 0;
+      this.#put(parts.firstBlock, kept, isWhole ? { onFree: options.onFree } : {});
     }
     for (const { at, lengthBytes } of parts.edges) {
       await this.#patch(at, bytes.subarray(at - offset, at - offset + lengthBytes));
     }
-    await this.#answerable(composing, { fua });
+    await this.#answerable(composing, options);
   }
 
   async zero(offset: number, lengthBytes: number, options: ZeroOptions): Promise<void> {
@@ -295,8 +298,8 @@ export class EpochDisk implements BlockDevice, EpochParticipant, AsyncDisposable
     }
   }
 
-  #put(firstBlock: number, bytes: Uint8Array): void {
-    this.#overlay.open.put(firstBlock, bytes);
+  #put(firstBlock: number, bytes: Uint8Array, options: Pick<WriteOptions, 'onFree'> = {}): void {
+    this.#overlay.open.put(firstBlock, bytes, options);
     this.#onWritten?.(firstBlock * BLOCK_BYTES, bytes.length);
   }
 

@@ -79,9 +79,10 @@ export class FileDevice implements BlockDevice, AsyncDisposable {
     return this.#transfer(read, { bytes: into, offset });
   }
 
-  async write(offset: number, bytes: Uint8Array, { fua = false }: WriteOptions = {}): Promise<void> {
+  async write(offset: number, bytes: Uint8Array, { fua = false, onFree }: WriteOptions = {}): Promise<void> {
     this.#assertInside(offset, bytes.length);
     await this.#transfer(write, { bytes, offset });
+    onFree?.();
     if (fua) await this.flush();
   }
 

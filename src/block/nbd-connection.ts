@@ -1,4 +1,4 @@
-import type { Socket } from 'node:net';
+import { Socket } from 'node:net';
 import { unreachable } from '../base/assert.ts';
 import { ByteQueue } from './byte-queue.ts';
 import { type Agreement, type NbdExport, Negotiation } from './nbd-negotiation.ts';
@@ -6,12 +6,16 @@ import { OptionReader, RequestReader, type RequestWithPayload, takeClientFlags }
 import { errnoOf, errorReply } from './nbd-reply.ts';
 import { carryOut } from './nbd-requests.ts';
 import { COMMAND, greeting, NBD_PAYLOAD_BYTES_MAX } from './nbd-wire.ts';
+import type { PayloadMemory } from './payload-memory.ts';
 
 /** For what is in flight when the server closes. A client that does not read must not keep it up. */
 const DRAIN_TIMEOUT_MS = 5000;
 const REQUESTS_MAX = 256;
 /** What requests in flight may hold. Twice the largest one, so that one of these does not wait for itself. */
 const IN_FLIGHT_BYTES_MAX = 2 * NBD_PAYLOAD_BYTES_MAX;
+/** Memory for what arrives, but for large payloads, and how much of it is offered for one read. */
+const ARRIVAL_BYTES = 256 * 1024;
+const ARRIVAL_PIECE_BYTES = 64 * 1024;
 
 type Phase =
   | { readonly name: 'greeted' }
@@ -21,6 +25,7 @@ type Phase =
 
 interface ConnectionOptions {
   readonly exports: ReadonlyMap<string, NbdExport>;
+  readonly memory: PayloadMemory;
   /** Told why a connection was closed, or a request failed, for the log. */
   readonly onTrouble: (thrown: unknown) => void;
 }
@@ -34,9 +39,13 @@ export class NbdConnection {
   readonly #options: ConnectionOptions;
   readonly #queue = new ByteQueue();
   readonly #optionReader = new OptionReader();
-  readonly #requestReader = new RequestReader();
+  readonly #requestReader: RequestReader;
   readonly #outgoing: Buffer[] = [];
   readonly #closed: Promise<void>;
+  #arrival = NOTHING;
+  /** Where the socket puts what it reads next. */
+  #room: Buffer = NOTHING;
+  #isRoomOfPayload = false;
   #phase: Phase = { name: 'greeted' };
   #requests = 0;
   #inFlightBytes = 0;
@@ -44,14 +53,14 @@ export class NbdConnection {
   #draining = false;
   #ending = false;
 
-  constructor(socket: Socket, options: ConnectionOptions) {
-    this.#socket = socket;
+  /** The descriptor belongs to the connection. */
+  constructor(fd: number, options: ConnectionOptions) {
     this.#options = options;
+    this.#requestReader = new RequestReader(options.memory);
+    const onread = { buffer: () => this.#nextRoom(), callback: (count: number) => this.#arrived(count) };
+    const socket = new Socket({ fd, readable: true, writable: true, allowHalfOpen: true, onread });
+    this.#socket = socket;
     this.#closed = new Promise((resolve) => socket.once('close', () => resolve()));
-    socket.on('data', (chunk) => {
-      this.#queue.push(chunk);
-      this.#advance();
-    });
     socket.on('drain', () => {
       this.#draining = false;
       this.#advance();
@@ -63,12 +72,36 @@ export class NbdConnection {
     socket.write(greeting());
   }
 
+  /** Resolves when nothing is left of it. */
+  get closed(): Promise<void> {
+    return this.#closed;
+  }
+
   /** What was taken is answered; nothing else is. */
   async close(): Promise<void> {
     const timer = setTimeout(() => this.#socket.destroy(), DRAIN_TIMEOUT_MS);
     this.#end();
     await this.#closed;
     clearTimeout(timer);
+  }
+
+  /** Bytes of a large payload that is on its way go to where it is put together; all else to where requests are read from. */
+  #nextRoom(): Buffer {
+    const ofPayload = this.#queue.lengthBytes === 0 ? this.#requestReader.room : undefined;
+    this.#isRoomOfPayload = ofPayload !== undefined;
+    if (this.#arrival.length < ARRIVAL_PIECE_BYTES) this.#arrival = Buffer.allocUnsafeSlow(ARRIVAL_BYTES);
+    this.#room = ofPayload ?? this.#arrival.subarray(0, ARRIVAL_PIECE_BYTES);
+    return this.#room;
+  }
+
+  #arrived(lengthBytes: number): boolean {
+    if (this.#isRoomOfPayload) this.#requestReader.filled(lengthBytes);
+    else {
+      this.#arrival = this.#arrival.subarray(lengthBytes);
+      if (!this.#ending) this.#queue.push(this.#room.subarray(0, lengthBytes));
+    }
+    this.#advance();
+    return true;
   }
 
   #advance(): void {
@@ -178,3 +211,5 @@ export class NbdConnection {
     this.#socket.destroySoon();
   }
 }
+
+const NOTHING = Buffer.alloc(0);

@@ -1,8 +1,12 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
+import { systemClock } from '../base/clock.ts';
 import { ByteQueue } from './byte-queue.ts';
 import { OptionReader, RequestReader, takeClientFlags } from './nbd-reader.ts';
 import { COMMAND, NBD_PAYLOAD_BYTES_MAX, optionRequest, request } from './nbd-wire.ts';
+import { PayloadMemory } from './payload-memory.ts';
+
+const memory = new PayloadMemory({ ...systemClock, after: () => () => {} });
 
 const anyRequest = fc.record({
   flags: fc.nat(0xffff),
@@ -15,17 +19,26 @@ const anyRequest = fc.record({
 });
 const anyCuts = fc.array(fc.integer({ min: 1, max: 20_000 }), { minLength: 1, maxLength: 20 });
 
-/** Feeds a stream in pieces of these sizes, over and over, and takes what is whole after each. */
+/**
+ * Feeds a stream in pieces of these sizes, over and over, and takes what is whole after each. What belongs into `room` is put
+ * there as a socket does, no more than is room.
+ */
 function readAll<Item>(
   stream: Buffer,
   cuts: readonly number[],
   next: (queue: ByteQueue) => Item | undefined,
+  inPlace?: Pick<RequestReader, 'room' | 'filled'>,
 ): Item[] {
   const queue = new ByteQueue();
   const found: Item[] = [];
   for (let at = 0, index = 0; at < stream.length; index++) {
-    const cut = cuts[index % cuts.length] ?? 1;
-    queue.push(stream.subarray(at, at + cut));
+    let cut = cuts[index % cuts.length] ?? 1;
+    const room = queue.lengthBytes === 0 ? inPlace?.room : undefined;
+    if (room === undefined) queue.push(stream.subarray(at, at + cut));
+    else {
+      cut = stream.copy(room, 0, at, at + cut);
+      inPlace?.filled(cut);
+    }
     at += cut;
     for (let item = next(queue); item !== undefined; item = next(queue)) found.push(item);
   }
@@ -41,8 +54,20 @@ describe('a stream of requests', () => {
           payload: Buffer.alloc(one.command === COMMAND.write ? one.lengthBytes : 0, byte),
         }));
         const stream = Buffer.concat(expected.flatMap((one) => [request(one), one.payload]));
-        const reader = new RequestReader();
-        expect(readAll(stream, cuts, (queue) => reader.next(queue))).toEqual(expected);
+        for (const isInPlace of [false, true]) {
+          const reader = new RequestReader(memory);
+          const next = (queue: ByteQueue) => {
+            const found = reader.next(queue);
+            if (found === undefined) return undefined;
+            const { onPayloadFree, payload, ...rest } = found;
+            const copy = Buffer.from(payload);
+            // What is used again by the next ones, where it is.
+            payload.fill(~byte);
+            onPayloadFree?.();
+            return { ...rest, payload: copy };
+          };
+          expect(readAll(Buffer.from(stream), cuts, next, isInPlace ? reader : undefined)).toEqual(expected);
+        }
       }),
       { numRuns: 200 },
     );
@@ -50,13 +75,14 @@ describe('a stream of requests', () => {
 
   test('ends at a wrong magic, and at a write larger than any may be', () => {
     const fine = request({ flags: 0, command: COMMAND.write, high: 0, low: 0, offset: 0, lengthBytes: 1 });
-    const reading = (bytes: Buffer) => () => readAll(bytes, [7], (queue) => new RequestReader().next(queue));
+    const reading = (bytes: Buffer) => () =>
+      readAll(bytes, [7], (queue) => new RequestReader(memory).next(queue));
     const spoiled = Buffer.from(fine);
     spoiled[0] = 1;
     expect(reading(spoiled)).toThrow(expect.objectContaining({ code: 'BLOCK_NBD_VIOLATION' }));
     const large = Buffer.from(fine);
     large.writeUInt32BE(NBD_PAYLOAD_BYTES_MAX + 1, 24);
-    expect(() => readAll(large, [28], (queue) => new RequestReader().next(queue))).toThrow('33554433');
+    expect(() => readAll(large, [28], (queue) => new RequestReader(memory).next(queue))).toThrow('33554433');
   });
 });
 

@@ -12,6 +12,7 @@ import {
   type OptionRequest,
   readUint64,
 } from './nbd-wire.ts';
+import type { PayloadMemory } from './payload-memory.ts';
 
 const OPTION_HEADER_BYTES = 16;
 /** Shorter payloads are waited for whole: most lie in one chunk then, and are not copied. */
@@ -21,6 +22,8 @@ const KNOWN_CLIENT_FLAGS = HANDSHAKE.fixedNewstyle | HANDSHAKE.noZeroes;
 export interface RequestWithPayload extends NbdRequest {
   /** What a write brings; empty for everything else. */
   readonly payload: Buffer;
+  /** To be called when nobody needs the payload any more. */
+  readonly onPayloadFree?: (() => void) | undefined;
 }
 
 /** The client's answer to the greeting, or undefined as long as it is not there. @throws BlockError */
@@ -56,9 +59,24 @@ export class OptionReader {
 
 /** Takes requests from a stream, however it is cut. Holds the payload of one at most. */
 export class RequestReader {
+  readonly #memory: PayloadMemory;
   #request: NbdRequest | undefined;
   #payload: Buffer | undefined;
   #filledBytes = 0;
+
+  constructor(memory: PayloadMemory) {
+    this.#memory = memory;
+  }
+
+  /** What is missing of a large payload: where the bytes that come next may be put at once, and told of with `filled`. */
+  get room(): Buffer | undefined {
+    const room = this.#payload?.subarray(this.#filledBytes);
+    return room?.length === 0 ? undefined : room;
+  }
+
+  filled(lengthBytes: number): void {
+    this.#filledBytes += lengthBytes;
+  }
 
   /** The next one, or undefined as long as it is not whole. @throws BlockError BLOCK_NBD_VIOLATION */
   next(queue: ByteQueue): RequestWithPayload | undefined {
@@ -66,7 +84,9 @@ export class RequestReader {
     if (this.#request === undefined) return undefined;
     const payload = this.#takePayload(queue, this.#request);
     if (payload === undefined) return undefined;
-    const whole = { ...this.#request, payload };
+    const isLent = payload.length > COPY_ABOVE_BYTES;
+    const onPayloadFree = isLent ? () => this.#memory.give(payload) : undefined;
+    const whole = { ...this.#request, payload, onPayloadFree };
     this.#request = undefined;
     return whole;
   }
@@ -74,7 +94,7 @@ export class RequestReader {
   #takePayload(queue: ByteQueue, { command, lengthBytes }: NbdRequest): Buffer | undefined {
     if (command !== COMMAND.write || lengthBytes === 0) return NO_BYTES;
     if (this.#payload === undefined && lengthBytes <= COPY_ABOVE_BYTES) return queue.take(lengthBytes);
-    this.#payload ??= Buffer.allocUnsafeSlow(lengthBytes);
+    this.#payload ??= this.#memory.take(lengthBytes);
     this.#filledBytes += queue.takeInto(this.#payload.subarray(this.#filledBytes));
     if (this.#filledBytes < lengthBytes) return undefined;
     const payload = this.#payload;

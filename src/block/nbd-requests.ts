@@ -30,7 +30,9 @@ export async function carryOut(request: RequestWithPayload, agreement: Agreement
     case COMMAND.read:
       return await readReply(request, agreement);
     case COMMAND.write:
-      if (lengthBytes > 0) await device.write(offset, request.payload, options);
+      if (lengthBytes > 0) {
+        await device.write(offset, request.payload, { ...options, onFree: request.onPayloadFree });
+      }
       break;
     case COMMAND.flush:
       await device.flush();

@@ -2,7 +2,15 @@ import { statSync } from 'node:fs';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { MemoryDisk, RawClient, requestOf, TestFolder } from './nbd-fixture.ts';
 import { NbdServer } from './nbd-server.ts';
-import { CHUNK, COMMAND, COMMAND_FLAG, NBD_ERRNO, OPTION, optionRequest } from './nbd-wire.ts';
+import {
+  CHUNK,
+  COMMAND,
+  COMMAND_FLAG,
+  NBD_ERRNO,
+  NBD_PAYLOAD_BYTES_MAX,
+  OPTION,
+  optionRequest,
+} from './nbd-wire.ts';
 
 let folder: TestFolder;
 let disk: MemoryDisk;
@@ -159,6 +167,32 @@ describe('a server', () => {
     const lows = new Set<number>();
     for (let index = 0; index < count; index++) lows.add((await client.take(24)).readUInt32BE(12));
     expect(lows.size).toBe(count);
+  });
+
+  test('holds no more than two of the largest writes, whatever is sent, and has all of them in the end', async () => {
+    const large = new MemoryDisk(NBD_PAYLOAD_BYTES_MAX);
+    const socketPath = folder.file('large.sock');
+    await using _ = await NbdServer.listen({
+      socketPath,
+      exports: [{ name: 'disk', device: large, readOnly: false }],
+    });
+    using client = await RawClient.ready(socketPath, { structured: false });
+    const gate = Promise.withResolvers<void>();
+    large.before = (call) => (call === 'write' ? gate.promise : undefined);
+    const payload = Buffer.alloc(NBD_PAYLOAD_BYTES_MAX, 7);
+    for (const low of [1, 2, 3]) {
+      client.send(requestOf(COMMAND.write, low, { lengthBytes: payload.length }));
+      client.socket.write(payload);
+    }
+    while (large.calls.length < 2) await new Promise((resolve) => setImmediate(resolve));
+    // Another client gets through meanwhile.
+    using other = await RawClient.ready(socketPath, { structured: false });
+    other.send(requestOf(COMMAND.trim, 0, { lengthBytes: 1 }));
+    await simpleReply(other);
+    expect(large.calls).toEqual(['write', 'write', 'trim']);
+    gate.resolve();
+    for (const low of [1, 2, 3]) expect(await simpleReply(client)).toEqual({ error: 0, low });
+    expect(large.bytes.equals(payload)).toBe(true);
   });
 
   test('that closes answers what it took, and then hangs up', async () => {

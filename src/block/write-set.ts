@@ -11,6 +11,8 @@ interface DataRecord {
   readonly kind: 'data';
   readonly firstBlock: number;
   readonly bytes: Uint8Array;
+  /** Where the bytes are used again by whoever they came from. */
+  readonly onFree: (() => void) | undefined;
   live: number;
 }
 
@@ -29,6 +31,7 @@ export type BlockContent =
 /** The newest content of each block that was written in some time: the redo record of an epoch, or of a part of one. */
 export class WriteSet {
   readonly #blocks = new Map<number, DataRecord | ZeroRecord>();
+  readonly #lent = new Set<DataRecord>();
   #recordBytes = 0;
 
   get isEmpty(): boolean {
@@ -40,11 +43,16 @@ export class WriteSet {
     return this.#recordBytes + this.#blocks.size * BLOCK_COST_BYTES;
   }
 
-  /** Whole blocks. `bytes` are kept, not copied. */
-  put(firstBlock: number, bytes: Uint8Array): void {
+  /** Whole blocks. `bytes` are kept, not copied; once they have been written over, or this is released, they are free. */
+  put(
+    firstBlock: number,
+    bytes: Uint8Array,
+    { onFree }: { readonly onFree?: (() => void) | undefined } = {},
+  ): void {
     const count = bytes.length / BLOCK_BYTES;
     assert(Number.isInteger(count), 'whole blocks are kept');
-    const record: DataRecord = { kind: 'data', firstBlock, bytes, live: count };
+    const record: DataRecord = { kind: 'data', firstBlock, bytes, onFree, live: count };
+    if (onFree !== undefined) this.#lent.add(record);
     this.#recordBytes += bytes.length;
     for (let block = firstBlock; block < firstBlock + count; block++) this.#set(block, record);
   }
@@ -59,6 +67,14 @@ export class WriteSet {
     if (record?.kind !== 'data') return record;
     const at = (block - record.firstBlock) * BLOCK_BYTES;
     return { kind: 'data', bytes: record.bytes.subarray(at, at + BLOCK_BYTES) };
+  }
+
+  /** Gives back what is kept. Nobody reads any of it after that. */
+  release(): void {
+    for (const { onFree } of this.#lent) onFree?.();
+    this.#lent.clear();
+    this.#blocks.clear();
+    this.#recordBytes = 0;
   }
 
   /** Takes over what another one, written later, has. */
@@ -92,7 +108,9 @@ export class WriteSet {
     this.#blocks.set(block, record);
     if (former?.kind !== 'data') return;
     former.live -= 1;
-    if (former.live === 0) this.#recordBytes -= former.bytes.length;
+    if (former.live > 0) return;
+    this.#recordBytes -= former.bytes.length;
+    if (this.#lent.delete(former)) former.onFree?.();
   }
 }
 

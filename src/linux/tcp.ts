@@ -32,7 +32,7 @@ export function tcpUserTimeoutMs(socket: Socket): number | undefined {
 }
 
 /** Node has no public way to ask for it. Undefined once the socket is closed. */
-function descriptorOf(socket: Socket): number | undefined {
+export function descriptorOf(socket: Socket): number | undefined {
   const { _handle } = socket as unknown as { readonly _handle: { readonly fd: number } | null };
   return _handle === null || _handle.fd < 0 ? undefined : _handle.fd;
 }
