@@ -37,6 +37,7 @@ const PROGRAM_OF_PACKAGE: Record<string, string> = {
   'etcd-server': 'etcd',
   'libnbd-bin': 'nbdcopy',
   fio: 'fio',
+  e2fsprogs: 'mke2fs',
 };
 const PACKAGES = Object.keys(PROGRAM_OF_PACKAGE);
 

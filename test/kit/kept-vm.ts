@@ -29,6 +29,8 @@ interface KeptVmOptions {
   /** False for a VM that is to stay without a shadow. */
   readonly shadow?: boolean;
   readonly disks?: readonly object[];
+  /** Further words of the guest's kernel command line. */
+  readonly cmdline?: string;
   /** Other fields of its specification. */
   readonly spec?: Readonly<Record<string, unknown>>;
   /** Runs in its first keeper before anything else; see `killAt` and `unsafely`. */
@@ -73,7 +75,8 @@ export class KeptVm implements AsyncDisposable {
   }
 
   /** Everything but a keeper: `startKeeper` and `connect`, or a host, come next. */
-  static async prepare({ shadow = true, disks = [], spec = {} }: KeptVmOptions = {}): Promise<KeptVm> {
+  static async prepare(options: KeptVmOptions = {}): Promise<KeptVm> {
+    const { shadow = true, disks = [], spec = {} } = options;
     const guest = await ensureDemoGuest();
     made += 1;
     const name = nameOfWorker();
@@ -95,7 +98,7 @@ export class KeptVm implements AsyncDisposable {
       await RunDirectory.sweep(name, { clock });
     });
     const vm = new KeptVm({ name, folder, memoryDirectory, network, owned: preparing.move() });
-    const cmdline = `${guest.cmdline} ${network.cmdline}`;
+    const cmdline = `${guest.cmdline} ${network.cmdline} ${options.cmdline ?? ''}`;
     const boot = { kernel: guest.kernel, initrd: guest.initrd, cmdline };
     const nics = [{ uplink: network.uplink }];
     const rest = { boot, nics, disks, ...(!shadow && { shadow: { enabled: false } }), ...spec };

@@ -70,6 +70,10 @@ export interface TwoHostsOptions {
   readonly diskBytes?: number;
   /** So much room for disks on each host. */
   readonly diskRoomBytes?: number;
+  /** Further words of the guest's kernel command line. */
+  readonly cmdline?: string;
+  /** Prepares the folder of a host's disks; undone when nothing of the hosts runs any more. */
+  readonly prepareDisks?: (host: HostName, folder: string) => Promise<AsyncDisposable>;
 }
 
 let made = 0;
@@ -116,6 +120,7 @@ export class TwoHosts implements AsyncDisposable {
     const hosts = new TwoHosts(options);
     try {
       await hosts.#network.lay();
+      for (const name of HOST_NAMES) await hosts.#prepareDisks(name);
       hosts.#owned.defer(() => hosts.#endAll());
       await hosts.#writeFiles();
       await hosts.startEtcd();
@@ -392,6 +397,16 @@ export class TwoHosts implements AsyncDisposable {
     await this.#owned.disposeAsync();
   }
 
+  async #prepareDisks(host: HostName): Promise<void> {
+    const folder = join(this.folder, host, 'disks');
+    mkdirSync(folder, { recursive: true });
+    const { diskRoomBytes } = this.#options;
+    if (diskRoomBytes !== undefined)
+      this.#diskRooms.set(host, this.#owned.use(new SmallTmpfs(diskRoomBytes, folder)));
+    const prepared = await this.#options.prepareDisks?.(host, folder);
+    if (prepared !== undefined) this.#owned.use(prepared);
+  }
+
   async #writeFiles(): Promise<void> {
     const pki = new CertificateStore(join(this.folder, 'pki'), { wallMs: clock.wallMs });
     await pki.init();
@@ -400,7 +415,6 @@ export class TwoHosts implements AsyncDisposable {
       await pki.host(name, [...HOSTS[name].peers]);
       mkdirSync(this.runDirectory(name), { recursive: true, mode: 0o700 });
       mkdirSync(this.memoryOf(name), { mode: 0o700 });
-      this.#makeDiskRoom(name);
       const other = otherThan(name);
       const site = {
         host: name,
@@ -423,7 +437,7 @@ export class TwoHosts implements AsyncDisposable {
       boot: {
         kernel: guest.kernel,
         initrd: guest.initrd,
-        cmdline: `${guest.cmdline} us.ip=${GUEST.host}/24 us.gw=${LAN_ADDRESS}`,
+        cmdline: `${guest.cmdline} us.ip=${GUEST.host}/24 us.gw=${LAN_ADDRESS} ${this.#options.cmdline ?? ''}`,
       },
       nics: [{ uplink: { kind: 'tap', device: 'us-redis', bridge: 'br0' } }],
       shadow: { hosts: ['a', 'b'] },
@@ -431,14 +445,6 @@ export class TwoHosts implements AsyncDisposable {
       ...this.#options.spec,
     };
     writeFileSync(join(this.folder, 'vm.yaml'), stringify(spec));
-  }
-
-  #makeDiskRoom(name: HostName): void {
-    const path = join(this.folder, name, 'disks');
-    mkdirSync(path);
-    const { diskRoomBytes } = this.#options;
-    if (diskRoomBytes === undefined) return;
-    this.#diskRooms.set(name, this.#owned.use(new SmallTmpfs(diskRoomBytes, path)));
   }
 
   /** Whatever runs on either host, by what is on record and by the memory that it has open. */
