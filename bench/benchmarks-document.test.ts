@@ -3,6 +3,7 @@ import { describe, expect, it } from 'vitest';
 import { adoption } from './adoption.ts';
 import { api } from './api.ts';
 import { checkpoint } from './checkpoint.ts';
+import { disk } from './disk.ts';
 import { failover } from './failover.ts';
 import { failover2 } from './failover2.ts';
 import { nbd } from './nbd.ts';
@@ -20,7 +21,7 @@ function figuresOfSection(name: string): string[] {
 }
 
 describe('docs/benchmarks.md', () => {
-  it.each([checkpoint, failover, overhead, api, adoption, wire, restore, nbd, replication, failover2])(
+  it.each([checkpoint, failover, overhead, api, adoption, wire, restore, nbd, disk, replication, failover2])(
     'has the figures of $name, all of them',
     ({ name, figures }) => {
       expect(figuresOfSection(name)).toEqual(Object.keys(figures));

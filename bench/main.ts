@@ -12,6 +12,7 @@ import { adoption } from './adoption.ts';
 import { api } from './api.ts';
 import { BenchError } from './bench-error.ts';
 import { checkpoint } from './checkpoint.ts';
+import { disk } from './disk.ts';
 import { failover } from './failover.ts';
 import { failover2 } from './failover2.ts';
 import { type Benchmark, BenchRun } from './harness.ts';
@@ -25,7 +26,7 @@ import { wire } from './wire.ts';
 
 const BENCHMARKS: readonly Benchmark[] = [
   ...[checkpoint, failover, overhead, api, adoption],
-  ...[wire, restore, nbd, replication, failover2],
+  ...[wire, restore, nbd, disk, replication, failover2],
 ];
 const KILLS_MAX = 1000;
 

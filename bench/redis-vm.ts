@@ -8,6 +8,7 @@ import type { BenchRun } from './harness.ts';
 export interface RedisVmOptions {
   readonly guest: DemoGuest;
   readonly isProtected: boolean;
+  readonly disks?: readonly object[];
 }
 
 /** The demo guest with Redis, run by a keeper process as a user would run it, in a network of its own. */
@@ -31,13 +32,14 @@ export class RedisVm implements AsyncDisposable {
   }
 
   /** Resolves when Redis answers and, if the VM is to have a shadow, that is in sync. */
-  static async start(run: BenchRun, { guest, isProtected }: RedisVmOptions): Promise<RedisVm> {
+  static async start(run: BenchRun, options: RedisVmOptions): Promise<RedisVm> {
+    const { guest, isProtected, disks = [] } = options;
     const { clock, signal } = run.options;
     run.progress(isProtected ? 'starting a VM with a shadow' : 'starting the same VM without a shadow');
     const name = `bench-${process.pid}-${isProtected ? 'protected' : 'alone'}`;
     await using starting = new AsyncDisposableStack();
     const network = starting.use(await DemoNetwork.open({ name }));
-    const spec = { shadow: { enabled: isProtected } };
+    const spec = { shadow: { enabled: isProtected }, disks };
     const vm = starting.use(await DemoVm.start({ name, guest, network, clock, signal, spec }));
     const load = starting.use(await RedisLoad.start({ ...network.redis, clock, signal }));
     const event = isProtected ? await vm.untilProtected() : undefined;

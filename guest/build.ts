@@ -13,7 +13,7 @@ import { type Manifest, OUTPUTS, verifiedManifest, writeManifest } from './manif
 
 const SOURCES = import.meta.dirname;
 const KERNEL_PACKAGE = 'linux-image-cloud-amd64';
-const PROGRAMS = ['agent', 'memory-writer'];
+const PROGRAMS = ['agent', 'disk-writer', 'memory-writer'];
 const LIBRARY_LEVELS_MAX = 8;
 const LOCK_WAIT_MS = 10 * 60 * 1000;
 const LOCK_RETRY_MS = 100;

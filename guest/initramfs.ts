@@ -30,7 +30,7 @@ interface GuestParts {
   readonly kernelRelease: string;
   /** Folder with this room's own files: `rootfs/`, `probe/`. */
   readonly sources: string;
-  /** Folder with the compiled programs `agent` and `memory-writer`. */
+  /** Folder with the compiled programs `agent`, `disk-writer` and `memory-writer`. */
   readonly programs: string;
 }
 
@@ -40,7 +40,7 @@ interface GuestParts {
  */
 export async function demoInitramfs(parts: GuestParts): Promise<Buffer> {
   const { drivers, entries: modules } = await kernelModules(parts);
-  const programs = ['agent', 'memory-writer'].map((name) =>
+  const programs = ['agent', 'disk-writer', 'memory-writer'].map((name) =>
     fileEntry(`bin/${name}`, join(parts.programs, name)),
   );
   return writeCpio([
