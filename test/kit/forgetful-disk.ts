@@ -71,7 +71,8 @@ export class ForgetfulDisk implements AsyncDisposable {
     await makeExt4(file, { sizeBytes: DISK_BYTES });
     await run('mount', ['-o', 'loop', file, folder]);
     this.#owned.defer(async () => {
-      await run('umount', [folder]);
+      // Lazily, because a test that failed may still have files open in it.
+      await run('umount', ['--lazy', folder]);
     });
   }
 
