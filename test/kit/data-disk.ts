@@ -13,9 +13,6 @@ const run = promisify(execFile);
 /** For the kernel command line of the demo guest: Redis keeps its append-only file on the first disk. */
 export const DATA_ON_FIRST_DISK = 'us.data=/dev/vda';
 export const DATA_DISK_BYTES = 16 * MIB;
-/** Behind the file system, whose business it is not. */
-export const SPARE_SECTOR = DATA_DISK_BYTES / 512 - 1;
-const FILE_SYSTEM_BYTES = DATA_DISK_BYTES - MIB;
 /** What e2fsck may have to do after a loss of power; anything else is damage. */
 const USUAL_REPAIRS =
   /recovering journal|Clearing orphaned inode|Setting free (?:inodes|blocks) count|: clean,|^$/;
@@ -36,7 +33,7 @@ export interface DataDiskVerdict {
 export async function makeDataDisk(path: string): Promise<void> {
   await writeFile(path, '');
   await truncate(path, DATA_DISK_BYTES);
-  await makeExt4(path, { sizeBytes: FILE_SYSTEM_BYTES });
+  await makeExt4(path, { sizeBytes: DATA_DISK_BYTES });
 }
 
 /** Nothing of it is left to the first mount, so that it is small and quick. */
