@@ -28,6 +28,7 @@ import type { LeaseRecord } from '../../src/lease/lease-record.ts';
 import { readRecord } from '../../src/lease/lease-store.ts';
 import { CertificateStore } from '../../src/pki/certificate-store.ts';
 import { endChild } from './child-end.ts';
+import { makeDiskRoom } from './disk-room.ts';
 import {
   HOST_NAMES,
   HOSTS,
@@ -41,7 +42,7 @@ import { processesOn } from './host-usage.ts';
 import type { OddClock } from './odd-clock.ts';
 import { RemoteConsole } from './remote-console.ts';
 import { ETCD, SiteEtcd } from './site-etcd.ts';
-import { SmallTmpfs } from './small-tmpfs.ts';
+import type { SmallTmpfs } from './small-tmpfs.ts';
 
 const run = promisify(execFile);
 const CLI = fileURLToPath(new URL('../../src/cli/main.ts', import.meta.url));
@@ -74,6 +75,8 @@ export interface TwoHostsOptions {
   readonly cmdline?: string;
   /** Prepares the folder of a host's disks; undone when nothing of the hosts runs any more. */
   readonly prepareDisks?: (host: HostName, folder: string) => Promise<AsyncDisposable>;
+  /** A sector of the disk that cannot be written on this host. */
+  readonly badSectors?: Partial<Record<HostName, number>>;
 }
 
 let made = 0;
@@ -399,10 +402,13 @@ export class TwoHosts implements AsyncDisposable {
 
   async #prepareDisks(host: HostName): Promise<void> {
     const folder = join(this.folder, host, 'disks');
-    mkdirSync(folder, { recursive: true });
-    const { diskRoomBytes } = this.#options;
-    if (diskRoomBytes !== undefined)
-      this.#diskRooms.set(host, this.#owned.use(new SmallTmpfs(diskRoomBytes, folder)));
+    mkdirSync(join(folder, '..'), { recursive: true });
+    const room = await makeDiskRoom(folder, {
+      ...{ roomBytes: this.#options.diskRoomBytes, badSector: this.#options.badSectors?.[host] },
+      image: { path: this.imagePath(host), sizeBytes: this.#options.diskBytes ?? 0 },
+      owned: this.#owned,
+    });
+    if (room !== undefined) this.#diskRooms.set(host, room);
     const prepared = await this.#options.prepareDisks?.(host, folder);
     if (prepared !== undefined) this.#owned.use(prepared);
   }
@@ -473,18 +479,13 @@ export class TwoHosts implements AsyncDisposable {
    * its own, each host sees its own disks in the same place.
    */
   #on(host: HostName, words: readonly string[]): string[] {
-    const bind = 'mount --bind "$1" "$2" && shift 2 && exec "$@"';
+    const bind = 'mount --rbind "$1" "$2" && shift 2 && exec "$@"';
     const places = [join(this.folder, host, 'disks'), join(this.folder, 'disks')];
     return ['netns', 'exec', this.netns(host), 'sh', '-c', bind, 'sh', ...places, ...words];
   }
 
   #keeperRecord(host: HostName): KeeperRecord {
     return JSON.parse(readFileSync(join(this.runDirectory(host), this.vm, 'keeper.json'), 'utf8'));
-  }
-
-  /** Another one for each boot of the guest. */
-  guestId(): Promise<string> {
-    return this.#readRunId();
   }
 
   async #readRunId(): Promise<string> {

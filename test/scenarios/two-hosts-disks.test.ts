@@ -8,6 +8,8 @@ import { type HostName, otherThan, TwoHosts } from '../kit/two-hosts.ts';
 const SECTOR_BYTES = 512;
 const DISK_BYTES = 8 * 2 ** 20;
 const ROOM_BYTES = 32 * 2 ** 20;
+/** Nobody writes to it by chance. */
+const BAD_SECTOR = 8000;
 const WRITTEN_AT_LEAST = 5;
 
 /** Has the guest write its numbers, each to a sector of its own, through to the disk, until /tmp/enough exists. */
@@ -53,7 +55,10 @@ async function movesFor(from: HostName): Promise<VmEvent> {
 
 describe('a VM of two hosts with a disk', () => {
   beforeAll(async () => {
-    hosts = await TwoHosts.open({ diskBytes: DISK_BYTES, diskRoomBytes: ROOM_BYTES });
+    hosts = await TwoHosts.open({
+      ...{ diskBytes: DISK_BYTES, diskRoomBytes: ROOM_BYTES },
+      badSectors: { a: BAD_SECTOR },
+    });
     await hosts.start('a');
     console = hosts.console('a');
     await console.untilShell();
@@ -130,11 +135,24 @@ describe('a VM of two hosts with a disk', () => {
     await hosts.until('a', 'protected');
   });
 
+  it('goes on where its shadow is when a sector of its disk cannot be written, with no shadow where that is so', async () => {
+    const dd = `dd of=/dev/vda bs=${SECTOR_BYTES} seek=${BAD_SECTOR} conv=fsync,notrunc`;
+    console.type(`(sleep 1; printf %0${SECTOR_BYTES}d 7 | ${dd} && echo was""written) &`);
+    await nextWritten(console);
+    const { facts } = await movesFor('a');
+    expect(facts).toMatchObject({ disk: { error: expect.stringContaining('EIO') } });
+    await console.take(/waswritten/);
+    await hosts.eventually('why it has no shadow', async () =>
+      (await hosts.events('b')).some(({ facts: { error } }) => /copy of a disk.*EIO/.test(String(error))),
+    );
+    expect((await hosts.record())?.mode).toBe('alone');
+  });
+
   it('has all that was ever written when it ends', async () => {
     const told = await nextWritten(console);
     console.type(': > /tmp/enough');
     await console.take(/finished/);
-    await hosts.cli('a', 'stop', hosts.vm);
-    expect(numbersIn(hosts.imagePath('a'))).toBeGreaterThanOrEqual(told);
+    await hosts.cli('b', 'stop', hosts.vm);
+    expect(numbersIn(hosts.imagePath('b'))).toBeGreaterThanOrEqual(told);
   });
 });
