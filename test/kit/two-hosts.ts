@@ -488,6 +488,11 @@ export class TwoHosts implements AsyncDisposable {
     return JSON.parse(readFileSync(join(this.runDirectory(host), this.vm, 'keeper.json'), 'utf8'));
   }
 
+  /** Another one for each boot of the guest. */
+  guestId(): Promise<string> {
+    return this.#readRunId();
+  }
+
   async #readRunId(): Promise<string> {
     const info = String(await this.load.command('INFO', 'server'));
     return /run_id:(\w+)/.exec(info)?.[1] ?? '';

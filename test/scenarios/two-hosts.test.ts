@@ -285,6 +285,30 @@ describe('a VM with its shadow on another host', () => {
     expect(await hosts.record()).toMatchObject({ holder: there });
   });
 
+  it('is suspended where it acts, started nowhere else, and goes on there', async () => {
+    const { here, there } = await settled();
+    // It may be booting yet.
+    const guest = await hosts.eventually('a guest that answers', () =>
+      hosts.guestId().catch(() => undefined),
+    );
+    await hosts.cli(here, 'stop', hosts.vm, '--then', 'suspend');
+    const record = await hosts.record();
+    expect(record).toMatchObject({ mode: 'ended', holder: here, suspended: expect.any(Number) });
+    await hosts.eventually('the end of its shadow', () =>
+      hosts.qemuPids(there).length === 0 ? true : undefined,
+    );
+    await expect(hosts.start(there)).rejects.toThrow('KEEPER_SUSPENDED_ELSEWHERE');
+    expect(await hosts.record()).toEqual(record);
+    // What keeps no states has not seen whether it is there.
+    await expect(hosts.start(here)).rejects.toThrow(/KEEPER_SUSPENDED\b/);
+    expect((await hosts.record())?.suspended).toBe(record?.suspended);
+    await hosts.startKept(here);
+    await settled();
+    expect(await hosts.guestId()).toBe(guest);
+    // It is used up, and nothing is on record of it any more.
+    expect((await hosts.record())?.suspended).toBe(undefined);
+  });
+
   it('is begun anew on another host when the right of who acted alone has ended, and lets nothing out where it was', async () => {
     const { here, there } = await settled();
     await leaveAlone(there);
