@@ -2,6 +2,7 @@ import { statSync } from 'node:fs';
 import { open } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { errnoNameOf, LinuxError } from '../linux/linux-error.ts';
+import type { BlockDevice } from './block-device.ts';
 import { copyFailed } from './disk-failures.ts';
 import { copyForeign, type DiskCopyOptions } from './disk-journal.ts';
 import { FileDevice } from './file-device.ts';
@@ -14,19 +15,28 @@ export interface CopyTarget {
   readonly isNew: boolean;
 }
 
-interface TargetPaths {
+/** Where it is not a raw image. */
+export interface TargetFormat {
+  /** Looks at an image that is there, which belongs to a copy. Throws where it cannot be used. */
+  readonly check: () => void;
+  /** Makes the image if it is new, and opens it for nobody else. */
+  readonly open: (isNew: boolean) => Promise<BlockDevice>;
+}
+
+export interface TargetPlace {
   readonly imagePath: string;
   readonly journalPath: string;
+  readonly format?: TargetFormat | undefined;
 }
 
 /**
- * Opens the raw image that becomes a copy of a disk, or makes it. One that is there already is taken only where its journal
+ * Opens the image that becomes a copy of a disk, or makes it. One that is there already is taken only where its journal
  * says that it is an older copy of the same disk; its content stays, so that only what differs has to be sent.
  * @throws BlockError BLOCK_COPY_FOREIGN, BLOCK_JOURNAL_UNFIT, BLOCK_TOKEN_STALE: nothing was written; BLOCK_DISK_FAILED;
- * Error of Node
+ * Error of Node; what `format` throws
  */
 export async function openCopyTarget(
-  paths: TargetPaths,
+  paths: TargetPlace,
   of: Omit<DiskCopyOptions, 'isNew'>,
 ): Promise<CopyTarget> {
   try {
@@ -37,7 +47,7 @@ export async function openCopyTarget(
 }
 
 async function openTarget(
-  { imagePath, journalPath }: TargetPaths,
+  { imagePath, journalPath, format }: TargetPlace,
   of: Omit<DiskCopyOptions, 'isNew'>,
 ): Promise<CopyTarget> {
   const found = statSync(imagePath, { throwIfNoEntry: false });
@@ -52,11 +62,18 @@ async function openTarget(
     return device;
   };
   // Before its journal says that it is of no use until the copy is whole: somebody may be using it.
-  const present = isNew ? undefined : lock(await FileDevice.open(imagePath));
+  const present = isNew || format !== undefined ? undefined : lock(await FileDevice.open(imagePath));
+  // Before its journal forgets what it was.
+  if (!isNew) format?.check();
   const journal = await openJournalFile(journalPath);
   opening.defer(() => journal.close());
   if (!journal.tryLock()) throw copyForeign(`${imagePath} is being copied already`);
   const openDevice = async () => {
+    if (format !== undefined) {
+      const device = await format.open(isNew);
+      opening.defer(() => device.close());
+      return device;
+    }
     const device = present ?? lock(await created(imagePath));
     await device.resize(of.diskBytes);
     return device;

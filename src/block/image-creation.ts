@@ -38,7 +38,10 @@ export async function prepareDisks(disks: readonly DiskSpec[], options: PrepareO
  * An image appears whole or not at all, also when the power fails, and never in the place of another: it is made under
  * a name of its own, written through, and linked to its path, which fails where something is by now.
  */
-async function createImage(disk: DiskSpec, { owner, signal }: PrepareOptions): Promise<void> {
+export async function createImage(
+  disk: DiskSpec,
+  { owner, signal }: Pick<PrepareOptions, 'owner' | 'signal'>,
+): Promise<void> {
   const folder = dirname(disk.path);
   const name = basename(disk.path).slice(0, NAME_CHARACTERS_MAX);
   const temporary = join(folder, `.${name}.${randomBytes(6).toString('hex')}.new`);

@@ -168,10 +168,11 @@ export class JournaledImage implements AsyncDisposable {
 
   async #close(): Promise<void> {
     assert(!this.#applying, 'an image is closed when nothing is being applied');
+    await using closing = new AsyncDisposableStack();
+    closing.defer(() => this.device.close());
+    closing.defer(() => this.#journal.close());
     // Whoever opens the image without us must not find something left to do that is done.
     if (this.#failure === undefined) await this.#journal.restart();
-    await this.#journal.close();
-    await this.device.close();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -35,21 +35,38 @@ interface Asked {
   readonly flags?: number;
 }
 
+export interface NbdClientOptions {
+  readonly exportName?: string;
+  /** What goes when the disk is closed, after the connection. */
+  readonly afterClose?: () => Promise<void>;
+}
+
 /** A disk that another program serves at a unix socket: what a format that is not ours has for a lower layer. */
 export class NbdClientDevice implements BlockDevice, AsyncDisposable {
   readonly sizeBytes: number;
   readonly fastZero = false;
+  /** Resolves when the connection is over and nobody here has closed it: the disk is of no more use. */
+  readonly lost: Promise<BlockError>;
+  readonly #losing = Promise.withResolvers<BlockError>();
   readonly #socket: Socket;
   readonly #agreement: ClientAgreement;
+  readonly #afterClose: () => Promise<void>;
   readonly #targets = new Map<number, ReplyTarget>();
   readonly #replies = new ReplyReader(this.#targets);
   readonly #rejects = new Map<number, (failure: unknown) => void>();
   #nextCookie = 1;
   #lost: BlockError | undefined;
+  #closed: Promise<void> | undefined;
 
-  private constructor(socket: Socket, queue: ByteQueue, agreement: ClientAgreement) {
+  private constructor(
+    socket: Socket,
+    queue: ByteQueue,
+    { agreement, afterClose }: { agreement: ClientAgreement; afterClose: () => Promise<void> },
+  ) {
     this.#socket = socket;
     this.#agreement = agreement;
+    this.#afterClose = afterClose;
+    this.lost = this.#losing.promise;
     this.sizeBytes = agreement.sizeBytes;
     socket.on('data', (chunk) => {
       queue.push(chunk);
@@ -67,7 +84,7 @@ export class NbdClientDevice implements BlockDevice, AsyncDisposable {
   /** @throws BlockError BLOCK_NBD_REFUSED, BLOCK_NBD_VIOLATION, BLOCK_NBD_LOST; Error of Node: no connection */
   static async connect(
     socketPath: string,
-    options: { readonly exportName?: string } = {},
+    { exportName = '', afterClose = async () => {} }: NbdClientOptions = {},
   ): Promise<NbdClientDevice> {
     const socket = connect(socketPath);
     await once(socket, 'connect');
@@ -75,8 +92,8 @@ export class NbdClientDevice implements BlockDevice, AsyncDisposable {
     socket.on('error', () => {});
     const queue = new ByteQueue();
     try {
-      const agreement = await agree(socket, queue, { exportName: options.exportName ?? '' });
-      return new NbdClientDevice(socket, queue, agreement);
+      const agreement = await agree(socket, queue, { exportName });
+      return new NbdClientDevice(socket, queue, { agreement, afterClose });
     } catch (thrown) {
       socket.destroy();
       throw thrown;
@@ -134,7 +151,12 @@ export class NbdClientDevice implements BlockDevice, AsyncDisposable {
     return found;
   }
 
-  async close(): Promise<void> {
+  close(): Promise<void> {
+    this.#closed ??= this.#takeLeave().finally(this.#afterClose);
+    return this.#closed;
+  }
+
+  async #takeLeave(): Promise<void> {
     if (this.#socket.destroyed) return;
     const closed = once(this.#socket, 'close');
     this.#socket.end(
@@ -180,6 +202,7 @@ export class NbdClientDevice implements BlockDevice, AsyncDisposable {
         : new BlockError('BLOCK_NBD_LOST', 'the program that holds an image of a disk is gone', {
             hint: 'Start the VM again: the journal of the disk has what is missing.',
           });
+    if (this.#closed === undefined) this.#losing.resolve(this.#lost);
     this.#targets.clear();
     for (const reject of this.#rejects.values()) reject(this.#lost);
     this.#rejects.clear();

@@ -98,13 +98,16 @@ function refuseUnprotectable(spec: VmSpec, text: SpecText): void {
 /** What does not commit with epochs would stay where it was: on the other host the VM would go on with another disk. */
 function refuseOnTwoHosts(spec: VmSpec, text: SpecText): void {
   if (spec.shadow.hosts === undefined) return;
-  const copied = servedDisks(spec).filter(({ disk }) => disk.format === 'raw');
+  const copied = servedDisks(spec).filter(({ disk }) => disk.backing === undefined);
   const problems = disksOf(spec)
     .filter(({ id, disk }) => !disk.readOnly && !copied.some((it) => it.id === id))
-    .map(({ field, disk }) => `${placeOf(field, text)}: ${disk.path} is writable, and stays on this host`);
+    .map(({ field, disk }) => {
+      const why = disk.unprotectedDisk || disk.backing === undefined ? 'stays' : 'what it stands on stays';
+      return `${placeOf(field, text)}: ${disk.path} is writable, and ${why} on this host`;
+    });
   if (problems.length === 0) return;
   throw new ConfigError('CONFIG_UNPROTECTABLE', problems.join('\n'), {
-    hint: 'Make it a raw image without unprotectedDisk, which is copied; or readOnly: true, with the same content on all hosts.',
+    hint: 'Make it an image that stands alone (qemu-img convert) without unprotectedDisk, which is copied; or readOnly: true, with the same content on all hosts.',
     facts: { problems },
   });
 }

@@ -9,6 +9,7 @@ import type { QemuError } from '../qemu/qemu-error.ts';
 import { identityOf, QemuProcess } from '../qemu/qemu-process.ts';
 
 const BINARY = 'qemu-storage-daemon';
+const MISSING = new RegExp(`${BINARY}: not found`);
 const START_DEADLINE_MS = 10_000;
 /** For what is to be written down. */
 const END_DEADLINE_MS = 60_000;
@@ -24,48 +25,47 @@ export interface QcowLayerOptions {
 }
 
 /**
- * An image in a format that is QEMU's: a process of QEMU, without a VM, serves what is in it. When this process ends, however
- * that is, it is told to end as well, and writes down what it still holds.
+ * An image in a format that is QEMU's: a process of QEMU, without a VM, serves what is in it, until the device is closed. When
+ * this process ends, however that is, it is told to end as well, and writes down what it still holds.
+ * @throws QemuError QEMU_DISK_IN_USE, QEMU_START_FAILED; BlockError BLOCK_TOOL_MISSING
  */
-export class QcowLayer implements AsyncDisposable {
-  readonly device: NbdClientDevice;
-  readonly #owned: AsyncDisposableStack;
-
-  /** @throws QemuError QEMU_DISK_IN_USE, QEMU_START_FAILED; BlockError BLOCK_TOOL_MISSING */
-  static async open({ disk, user, clock, ...options }: QcowLayerOptions): Promise<QcowLayer> {
-    await using opening = new AsyncDisposableStack();
-    const directory = join(options.runDirectory, `lower-${disk.id}`);
-    opening.defer(() => rmSync(directory, { recursive: true, force: true }));
-    makeDirectory(directory, user);
-    const socket = join(directory, 'nbd');
-    const isReady = join(directory, 'pid');
-    const process = opening.use(
-      await QemuProcess.launch({
-        binary: 'setpriv',
-        args: ['--pdeathsig', 'TERM', BINARY, ...daemonWords(disk, { socket, isReady })],
-        ...{ user, clock, logPath: join(options.runDirectory, `lower-${disk.id}.log`) },
-      }),
-    );
-    opening.defer(async () => {
-      process.signal('SIGTERM');
-      await process.awaitExit(END_DEADLINE_MS);
-    });
-    for (let waitedMs = 0; !existsSync(isReady); waitedMs += POLL_MS) {
-      if (process.hasExited || waitedMs > START_DEADLINE_MS) throw await startFailure(process);
-      await clock.sleep(POLL_MS);
-    }
-    const device = opening.use(await NbdClientDevice.connect(socket, { exportName: disk.id }));
-    return new QcowLayer(device, opening.move());
+export async function openQcowLayer({
+  disk,
+  user,
+  clock,
+  ...options
+}: QcowLayerOptions): Promise<NbdClientDevice> {
+  await using opening = new AsyncDisposableStack();
+  const directory = join(options.runDirectory, `lower-${disk.id}`);
+  opening.defer(() => rmSync(directory, { recursive: true, force: true }));
+  makeDirectory(directory, user);
+  const socket = join(directory, 'nbd');
+  const isReady = join(directory, 'pid');
+  const layer = opening.use(
+    await QemuProcess.launch({
+      binary: 'setpriv',
+      args: ['--pdeathsig', 'TERM', ...unlessOrphaned([BINARY, ...daemonWords(disk, { socket, isReady })])],
+      ...{ user, clock, logPath: join(options.runDirectory, `lower-${disk.id}.log`) },
+    }),
+  );
+  opening.defer(async () => {
+    layer.signal('SIGTERM');
+    await layer.awaitExit(END_DEADLINE_MS);
+  });
+  for (let waitedMs = 0; !existsSync(isReady); waitedMs += POLL_MS) {
+    if (layer.hasExited || waitedMs > START_DEADLINE_MS) throw await startFailure(layer);
+    await clock.sleep(POLL_MS);
   }
+  const owned = new AsyncDisposableStack();
+  const afterClose = () => owned.disposeAsync();
+  const device = await NbdClientDevice.connect(socket, { exportName: disk.id, afterClose });
+  owned.use(opening.move());
+  return device;
+}
 
-  private constructor(device: NbdClientDevice, owned: AsyncDisposableStack) {
-    this.device = device;
-    this.#owned = owned;
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    await this.#owned[Symbol.asyncDispose]();
-  }
+/** The kernel signals the end of a parent to those who have asked for it by then. */
+function unlessOrphaned(words: readonly string[]): string[] {
+  return ['sh', '-c', 'test "$PPID" = "$0" && exec "$@"', String(process.pid), ...words];
 }
 
 function daemonWords(disk: SpecDisk, { socket, isReady }: { socket: string; isReady: string }): string[] {
@@ -80,7 +80,7 @@ function daemonWords(disk: SpecDisk, { socket, isReady }: { socket: string; isRe
 
 async function startFailure(process: QemuProcess): Promise<QemuError | BlockError> {
   const cause = await process.startFailure(undefined);
-  if (!/setpriv: failed to execute/.test(process.outputTail)) return cause;
+  if (!MISSING.test(process.outputTail)) return cause;
   return new BlockError('BLOCK_TOOL_MISSING', `${BINARY}, which opens qcow2 images, is not installed`, {
     hint: 'Install it: apt-get install --no-install-recommends qemu-system-common; or use format: raw.',
     cause,

@@ -2,6 +2,7 @@ import { mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeEach, describe, expect, it, onTestFinished } from 'vitest';
 import { SmallTmpfs } from '../../test/kit/small-tmpfs.ts';
+import { systemClock as clock } from '../base/clock.ts';
 import { MIB } from '../base/units.ts';
 import { parseVmSpec } from '../config/vm-spec.ts';
 import { freeBytesOf } from '../linux/file.ts';
@@ -15,6 +16,8 @@ beforeEach(() => {
   onTestFinished(() => rmSync(folder, { recursive: true }));
 });
 
+const options = () => ({ runDirectory: folder, user: undefined, clock });
+
 /** Of a VM with two disks that it writes to, and the first words of a host that has these of them. */
 function asked(names: readonly string[], sizeBytes = MIB) {
   const disks = [0, 1].map((index) => `{path: ${folder}/${index}.raw, format: raw}`);
@@ -26,7 +29,7 @@ function asked(names: readonly string[], sizeBytes = MIB) {
 describe('copies of the disks of a VM that acts on another host', () => {
   it('are made where there is nothing yet', async () => {
     const { spec, hello } = asked(['disk0', 'disk1']);
-    const copies = await openCopies(spec, hello);
+    const copies = await openCopies(spec, hello, options());
     expect(copies.map(({ name, isHeld }) => ({ name, isHeld }))).toEqual([
       { name: 'disk0', isHeld: false },
       { name: 'disk1', isHeld: false },
@@ -38,12 +41,12 @@ describe('copies of the disks of a VM that acts on another host', () => {
     using tmpfs = new SmallTmpfs(3 * 2 ** 20, folder);
     const { spec, hello } = asked(['disk0', 'disk1']);
     tmpfs.fill();
-    await expect(openCopies(spec, hello)).rejects.toMatchObject({
+    await expect(openCopies(spec, hello, options())).rejects.toMatchObject({
       code: 'BLOCK_DISK_FAILED',
       message: expect.stringMatching(/ENOSPC/),
     });
     tmpfs.empty();
-    const copies = await openCopies(spec, hello);
+    const copies = await openCopies(spec, hello, options());
     for (const { image } of copies) {
       expect(image.isPartial).toBe(true);
       await image.close();
@@ -56,7 +59,7 @@ describe('copies of the disks of a VM that acts on another host', () => {
     ['has one that the VM does not have', ['disk0', 'disk1', 'disk2'], /"disk2" is none/],
   ])('are refused to a host that %s, before there is anything', async (_, names, problem) => {
     const { spec, hello } = asked(names);
-    await expect(openCopies(spec, hello)).rejects.toThrow(problem);
+    await expect(openCopies(spec, hello, options())).rejects.toThrow(problem);
     expect(readdirSync(folder)).toEqual([]);
   });
 
@@ -66,7 +69,7 @@ describe('copies of the disks of a VM that acts on another host', () => {
       code: 'KEEPER_HOST_NO_ROOM',
       hint: expect.stringMatching(/\S/),
     });
-    await expect(openCopies(spec, hello)).rejects.toEqual(noRoom);
+    await expect(openCopies(spec, hello, options())).rejects.toEqual(noRoom);
     expect(readdirSync(folder)).toEqual([]);
     const freeBytes = freeBytesOf(folder);
     const disk = (name: string, sizeBytes: number) => ({ path: join(folder, name), sizeBytes });

@@ -1,14 +1,22 @@
 import { statSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { formatBytes } from '../base/units.ts';
-import { openCopyTarget } from '../block/copy-target.ts';
+import type { BlockDevice } from '../block/block-device.ts';
+import type { BlockError } from '../block/block-error.ts';
+import { openCopyTarget, type TargetFormat } from '../block/copy-target.ts';
+import { checkDiskImage } from '../block/disk-image.ts';
+import { createImage } from '../block/image-creation.ts';
 import { journalPathOf } from '../block/journal-file.ts';
+import { NbdClientDevice } from '../block/nbd-client-device.ts';
 import { disksOf, needsEpochs, type SpecDisk } from '../config/spec-disks.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
 import { KeeperError } from '../control/keeper-error.ts';
 import { freeBytesOf } from '../linux/file.ts';
+import { identityOf } from '../qemu/qemu-process.ts';
 import type { PeerWords } from '../replication/peer-messages.ts';
 import type { ShadowDisk } from '../replication/shadow-disks.ts';
+import { openLower } from './lower-device.ts';
+import type { QcowLayerOptions } from './qcow-layer.ts';
 
 /** Of `st_blocks`: stat(2). */
 const BLOCK_BYTES = 512;
@@ -22,12 +30,19 @@ export interface CopyOfDisk extends ShadowDisk {
   readonly isHeld: boolean;
 }
 
+export type CopiesOptions = Omit<QcowLayerOptions, 'disk'>;
+
 /**
  * Opens, or makes, the images that become copies of the disks of a VM that acts on another host, at the paths that its
  * specification gives. They are marked as unfinished, and nothing in them has changed.
- * @throws KeeperError KEEPER_PEER_REFUSED; BlockError BLOCK_COPY_FOREIGN, BLOCK_TOKEN_STALE; Error of Node
+ * @throws KeeperError KEEPER_PEER_REFUSED; BlockError BLOCK_COPY_FOREIGN, BLOCK_TOKEN_STALE,
+ * BLOCK_IMAGE_UNFIT, BLOCK_IMAGE_FOREIGN; QemuError QEMU_DISK_IN_USE; Error of Node
  */
-export async function openCopies(spec: VmSpec, { disks }: Hello): Promise<CopyOfDisk[]> {
+export async function openCopies(
+  spec: VmSpec,
+  { disks }: Pick<Hello, 'disks'>,
+  options: CopiesOptions,
+): Promise<CopyOfDisk[]> {
   const wanted = disks.map((it) => ({ ...it, disk: copiable(spec, it.name) }));
   const names = new Set(disks.map(({ name }) => name));
   if (names.size < disks.length) throw refused('it has a disk twice', COMPARE_RELEASES);
@@ -41,11 +56,15 @@ export async function openCopies(spec: VmSpec, { disks }: Hello): Promise<CopyOf
   for (const { name, identity, sizeBytes, token, disk } of wanted) {
     const { path } = disk.disk;
     const { image, isNew } = await openCopyTarget(
-      { imagePath: path, journalPath: journalPathOf(path) },
+      {
+        imagePath: path,
+        journalPath: journalPathOf(path),
+        format: formatOf(disk, { sizeBytes, ...options }),
+      },
       { identity, token, diskBytes: sizeBytes },
     );
     opening.use(image);
-    copies.push({ name, image, disk, token, isHeld: !isNew });
+    copies.push({ name, image, disk, token, isHeld: !isNew, lost: lostOf(image.device) });
   }
   opening.move();
   return copies;
@@ -88,13 +107,33 @@ function copiable(spec: VmSpec, name: string): SpecDisk {
   const found = disksOf(spec).find(({ id }) => id === name);
   if (found === undefined || found.disk.readOnly)
     throw refused(`its disk ${JSON.stringify(name)} is none that can be copied by the specification`);
-  if (found.disk.format !== 'raw')
-    throw refused(`its disk ${name} is ${found.disk.format}, and raw ones are copied only`);
+  if (found.disk.backing !== undefined)
+    throw refused(`its disk ${name} stands on another image, which is not copied`);
   return found;
 }
 
-const CONVERT =
-  'Convert the image with qemu-img convert -O raw, and say so in the specification; or make the disk readOnly.';
+/** Undefined: raw. An image that is there is never made to fit another disk than the one that it was made for. */
+function formatOf(
+  disk: SpecDisk,
+  { sizeBytes, ...options }: CopiesOptions & { readonly sizeBytes: number },
+): TargetFormat | undefined {
+  if (disk.disk.format === 'raw') return undefined;
+  const sized = { ...disk.disk, size: sizeBytes };
+  const owner = options.user === undefined ? undefined : identityOf(options.user);
+  return {
+    check: () => void checkDiskImage(sized),
+    open: async (isNew) => {
+      if (isNew) await createImage(sized, { owner });
+      return await openLower({ ...options, disk });
+    },
+  };
+}
+
+function lostOf(device: BlockDevice): Promise<BlockError> | undefined {
+  return device instanceof NbdClientDevice ? device.lost : undefined;
+}
+
+const CONVERT = 'Make the image one that stands alone with qemu-img convert, or make the disk readOnly.';
 const COMPARE_RELEASES = 'Run the same version of understudy on both hosts.';
 
 function refused(why: string, hint = CONVERT): KeeperError {

@@ -78,7 +78,9 @@ export class ShadowLodging implements AsyncDisposable {
         ...{ cacheDir: cacheDirectory(), directory: directory.path, clock, log, signal },
       });
       await checkTwin(asked, host);
-      const copies = await openCopies(spec, hello);
+      const copies = await openCopies(spec, hello, {
+        ...{ clock, runDirectory: directory.path, user: spec.qemu.user },
+      });
       const lodging = new ShadowLodging({ site, asked, directory, host, clock, right, copies });
       try {
         await lodging.#startStandby(log, signal);

@@ -1,22 +1,16 @@
 import { existsSync, statSync } from 'node:fs';
 import { MIB } from '../base/units.ts';
-import type { BlockDevice } from '../block/block-device.ts';
 import type { BlockError } from '../block/block-error.ts';
 import { EpochDisk } from '../block/epoch-disk.ts';
-import { FileDevice } from '../block/file-device.ts';
 import { journalPathOf, openJournalFile } from '../block/journal-file.ts';
 import { JournaledImage } from '../block/journaled-image.ts';
 import type { SpecDisk } from '../config/spec-disks.ts';
-import { QemuError } from '../qemu/qemu-error.ts';
-import { diskInUse } from '../qemu/qemu-process.ts';
 import type { LeftWrites } from '../replication/left-writes.ts';
-import { QcowLayer, type QcowLayerOptions } from './qcow-layer.ts';
+import { openLower } from './lower-device.ts';
+import type { QcowLayerOptions } from './qcow-layer.ts';
 
 /** What a disk may hold in memory for its epoch: a cut is asked for when half of it is taken. */
 export const HELD_BYTES_MAX = 64 * MIB;
-/** What a killed keeper had open is closed by the kernel, or by a process that writes things down before it ends. */
-const LOCK_TRIES = 100;
-const LOCK_RETRY_MS = 100;
 
 export interface VmDiskOptions extends Omit<QcowLayerOptions, 'disk'> {
   readonly token: () => number;
@@ -40,7 +34,7 @@ export class VmDisk implements AsyncDisposable {
    */
   static async open(disk: SpecDisk, options: VmDiskOptions): Promise<VmDisk> {
     await using opening = new AsyncDisposableStack();
-    const device = await openLower(opening, disk, options);
+    const device = await openLower({ ...options, disk });
     opening.defer(() => device.close());
     const { left, token, onCutWanted } = options;
     const journal = await openJournalFile(journalPathOf(disk.disk.path));
@@ -122,29 +116,4 @@ function namedListener(
 /** Of one that has failed, somebody was told that already. */
 async function settled(epochs: EpochDisk): Promise<void> {
   if (!epochs.hasFailed) await epochs.flush();
-}
-
-/** What the image is of, locked; belongs to whoever closes it, but for processes below it. */
-async function openLower(
-  opening: AsyncDisposableStack,
-  disk: SpecDisk,
-  options: VmDiskOptions,
-): Promise<BlockDevice> {
-  for (let tries = 1; ; tries += 1) {
-    try {
-      if (disk.disk.format === 'raw') return await openRaw(disk.disk.path);
-      return opening.use(await QcowLayer.open({ ...options, disk })).device;
-    } catch (thrown) {
-      const mayPass = thrown instanceof QemuError && thrown.code === 'QEMU_DISK_IN_USE';
-      if (!mayPass || tries === LOCK_TRIES) throw thrown;
-      await options.clock.sleep(LOCK_RETRY_MS);
-    }
-  }
-}
-
-async function openRaw(path: string): Promise<FileDevice> {
-  const device = await FileDevice.open(path);
-  if (device.tryLock()) return device;
-  await device.close();
-  throw diskInUse(path);
 }

@@ -2,7 +2,9 @@ import { mkdtempSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { Failpoints } from '../base/failpoint.ts';
 import { PAGE_BYTES } from '../base/units.ts';
+import type { BlockDevice } from '../block/block-device.ts';
 import { openCopyTarget } from '../block/copy-target.ts';
+import type { DiskCopyOptions } from '../block/disk-journal.ts';
 import { EpochDisk } from '../block/epoch-disk.ts';
 import { FileDevice } from '../block/file-device.ts';
 import { openJournalFile } from '../block/journal-file.ts';
@@ -16,7 +18,7 @@ import type { PeerLink } from './peer-link.ts';
 import { linkWithin, type Tamper } from './peer-link-fixture.ts';
 import { decodeWords, encodeWords, MESSAGE } from './peer-messages.ts';
 import { RemoteImage } from './remote-image.ts';
-import { ShadowDisks } from './shadow-disks.ts';
+import { type ShadowDisk, ShadowDisks } from './shadow-disks.ts';
 import { ShadowImage } from './shadow-image.ts';
 
 const MEMORY_BYTES = 16 * PAGE_BYTES;
@@ -32,7 +34,13 @@ export interface DisksWorldOptions {
   readonly tamper?: Tamper;
   readonly durable?: boolean;
   readonly token?: number;
+  /** Where images are not raw. */
+  readonly openSource?: () => Promise<BlockDevice>;
+  readonly openTarget?: (of: TargetOf) => Promise<Omit<ShadowDisk, 'name' | 'token'> & { isNew: boolean }>;
 }
+
+/** What is copied. */
+export type TargetOf = Pick<DiskCopyOptions, 'identity' | 'diskBytes' | 'token'>;
 
 /** A disk of a VM, the way to the host of its shadow, and the copy there. Without the VM: its epochs have no pages. */
 export class DisksWorld implements AsyncDisposable {
@@ -55,7 +63,7 @@ export class DisksWorld implements AsyncDisposable {
   static async open(options: DisksWorldOptions): Promise<DisksWorld> {
     const owned = new AsyncDisposableStack();
     const source = await JournaledImage.open({
-      device: await FileDevice.open(options.imagePath),
+      device: await (options.openSource?.() ?? FileDevice.open(options.imagePath)),
       journal: await openJournalFile(`${options.imagePath}.journal`),
     });
     const token = options.token ?? 1;
@@ -66,13 +74,11 @@ export class DisksWorld implements AsyncDisposable {
     owned.defer(() => disk.close().catch(() => {}));
     const failpoints = new Failpoints();
     try {
-      const target = await openCopyTarget(
-        { imagePath: options.copyPath, journalPath: `${options.copyPath}.journal` },
-        { identity: source.identity, diskBytes: disk.sizeBytes, token },
-      );
-      const disks = new ShadowDisks({
-        ...{ disks: [{ name: 'root', image: target.image, token }], failpoints },
-      });
+      const openTarget = (of: TargetOf) =>
+        openCopyTarget({ imagePath: options.copyPath, journalPath: `${options.copyPath}.journal` }, of);
+      const of = { identity: source.identity, diskBytes: disk.sizeBytes, token };
+      const target = await (options.openTarget ?? openTarget)(of);
+      const disks = new ShadowDisks({ disks: [{ ...target, name: 'root', token }], failpoints });
       owned.defer(() => disks[Symbol.asyncDispose]().catch(() => {}));
       return new DisksWorld(options, { owned, disk, disks, failpoints, isHeld: !target.isNew, source });
     } catch (cause) {

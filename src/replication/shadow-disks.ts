@@ -17,6 +17,8 @@ export interface ShadowDisk {
   readonly image: JournaledImage;
   /** Of what is written, as the VM's keeper says. */
   readonly token: number;
+  /** Resolves when the image is of no more use, though nothing is being written. */
+  readonly lost?: Promise<BlockError> | undefined;
 }
 
 export interface ShadowDisksOptions {
@@ -53,6 +55,7 @@ export class ShadowDisks implements AsyncDisposable {
     this.#options = options;
     this.#sizes = options.disks.map(({ image }) => ({ sizeBytes: image.device.sizeBytes }));
     this.failed = this.#failing.promise;
+    for (const { lost } of options.disks) void lost?.then((cause) => this.#fail(cause));
   }
 
   /** Takes a part of the first copy. @throws ReplicationError REPLICATION_PEER_GARBLED; BlockError BLOCK_DISK_FAILED */
@@ -108,9 +111,10 @@ export class ShadowDisks implements AsyncDisposable {
     await this.#reach(() => this.#durable >= epoch);
   }
 
-  /** Resolves when this epoch is in the images. @throws BlockError BLOCK_DISK_FAILED */
+  /** Resolves when this epoch is in the images, and these can be gone on from. @throws BlockError BLOCK_DISK_FAILED */
   async written(epoch: EpochId): Promise<void> {
     await this.#reach(() => this.#written >= epoch);
+    if (this.#failure !== undefined) throw this.#failure;
   }
 
   /** For whoever looks at them while epochs go on being written. */
@@ -161,9 +165,16 @@ export class ShadowDisks implements AsyncDisposable {
         await this.#writeBatch(batch);
       }
     } catch (thrown) {
-      this.#failure = copyFailed(thrown);
-      this.#failing.resolve(this.#failure);
+      this.#fail(thrown);
     }
+  }
+
+  /** Also of an image that nothing is written to: who takes over would find out. */
+  #fail(cause: unknown): void {
+    if (this.#isReleased) return;
+    this.#failure ??= copyFailed(cause);
+    this.#failing.resolve(this.#failure);
+    this.#changes.check();
   }
 
   async #writeBatch(batch: readonly Due[]): Promise<void> {
