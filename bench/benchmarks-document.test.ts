@@ -10,6 +10,7 @@ import { nbd } from './nbd.ts';
 import { overhead } from './overhead.ts';
 import { replication } from './replication.ts';
 import { restore } from './restore.ts';
+import { warming } from './warming.ts';
 import { wire } from './wire.ts';
 
 const DOCUMENT = readFileSync(new URL('../docs/benchmarks.md', import.meta.url), 'utf8');
@@ -21,10 +22,20 @@ function figuresOfSection(name: string): string[] {
 }
 
 describe('docs/benchmarks.md', () => {
-  it.each([checkpoint, failover, overhead, api, adoption, wire, restore, nbd, disk, replication, failover2])(
-    'has the figures of $name, all of them',
-    ({ name, figures }) => {
-      expect(figuresOfSection(name)).toEqual(Object.keys(figures));
-    },
-  );
+  it.each([
+    checkpoint,
+    failover,
+    overhead,
+    api,
+    adoption,
+    wire,
+    restore,
+    nbd,
+    disk,
+    warming,
+    replication,
+    failover2,
+  ])('has the figures of $name, all of them', ({ name, figures }) => {
+    expect(figuresOfSection(name)).toEqual(Object.keys(figures));
+  });
 });

@@ -2,6 +2,12 @@ import { ConditionWaiters } from '../base/condition-waiters.ts';
 import type { BlockDevice, DiskExtent, WriteOptions, ZeroOptions } from './block-device.ts';
 import { BlockError } from './block-error.ts';
 
+export interface DiskDoorOptions {
+  /** Writes wait for what it returns. */
+  readonly gate: () => Promise<void> | undefined;
+  readonly onRead?: (offset: number, lengthBytes: number) => void;
+}
+
 /**
  * A disk as one QEMU has it. Once it is closed nothing of that QEMU reaches the disk any more, whatever had arrived from it:
  * another one may go on with the disk then.
@@ -9,14 +15,15 @@ import { BlockError } from './block-error.ts';
 export class DiskDoor implements BlockDevice {
   readonly #disk: BlockDevice;
   readonly #gate: () => Promise<void> | undefined;
+  readonly #onRead: (offset: number, lengthBytes: number) => void;
   readonly #changes = new ConditionWaiters();
   #inFlight = 0;
   #isClosed = false;
 
-  /** Writes wait for what `gate` returns. */
-  constructor(disk: BlockDevice, options: { readonly gate: () => Promise<void> | undefined }) {
+  constructor(disk: BlockDevice, { gate, onRead = () => {} }: DiskDoorOptions) {
     this.#disk = disk;
-    this.#gate = options.gate;
+    this.#gate = gate;
+    this.#onRead = onRead;
   }
 
   get sizeBytes(): number {
@@ -28,6 +35,7 @@ export class DiskDoor implements BlockDevice {
   }
 
   read(offset: number, into: Uint8Array): Promise<void> {
+    this.#onRead(offset, into.length);
     return this.#enter(() => this.#disk.read(offset, into));
   }
 

@@ -59,7 +59,9 @@ function primaryText({ primary, actsOn }: VmStatus): string {
   return primary === null ? 'none' : `process ${primary.pid}`;
 }
 
-function diskText({ path, format, readOnly, epochs }: VmStatus['disks'][number]): string {
+function diskText({ path, format, readOnly, epochs, warmedBytes }: VmStatus['disks'][number]): string {
+  if (warmedBytes !== undefined)
+    return `${path} (${format}, a copy, ${formatBytes(warmedBytes)} read ahead into the cache)`;
   return `${path} (${format}, ${readOnly ? 'only read' : epochsText(epochs)})`;
 }
 

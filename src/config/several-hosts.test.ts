@@ -15,8 +15,11 @@ shadow: {hosts: [a, b]}
     );
     const copied = text.replace(', unprotectedDisk: true', '');
     expect(parseVmSpec(copied, { source: '/vms/redis.yaml' }).disks).toHaveLength(1);
-    expect(() => parseVmSpec(copied.replace('raw', 'qcow2'), { source: '/vms/redis.yaml' })).toThrow(
-      /data\.img is writable, and stays on this host/,
+    const qcow2 = copied.replace('raw', 'qcow2');
+    expect(parseVmSpec(qcow2, { source: '/vms/redis.yaml' }).disks).toHaveLength(1);
+    const standing = qcow2.replace('qcow2}', 'qcow2, backing: {path: base.img, format: raw}}');
+    expect(() => parseVmSpec(standing, { source: '/vms/redis.yaml' })).toThrow(
+      /data\.img is writable, and what it stands on stays on this host/,
     );
     const readOnly = text.replace('unprotectedDisk', 'readOnly');
     expect(parseVmSpec(readOnly, { source: '/vms/redis.yaml' }).shadow.hosts).toEqual(['a', 'b']);

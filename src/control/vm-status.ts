@@ -107,6 +107,8 @@ export interface ShadowStatus {
     readonly copiedBytes: number;
     readonly savedBytes: number;
   };
+  /** Of disks: what its guest has read, or seemed about to, as that host was told. Left out where nobody is told. */
+  readonly hintedBytes?: number;
 }
 
 export interface PlacementStatus {
@@ -146,6 +148,8 @@ export interface DiskStatus {
   readonly readOnly: boolean;
   /** Of a disk that commits with the epochs of the VM; left out for one that QEMU opens itself. */
   readonly epochs?: DiskEpochsStatus;
+  /** Of a copy, on the host of a shadow: read there because the guest reads it, so that it is in the cache. */
+  readonly warmedBytes?: number;
 }
 
 export interface DiskEpochsStatus {

@@ -10,6 +10,7 @@ import { bootTimeMs } from '../linux/boot-clock.ts';
 import { readFirmware } from '../qemu/firmware.ts';
 import { type CopiedDisk, DiskCopy } from '../replication/disk-copy.ts';
 import type { EpochPipeline } from '../replication/epoch-pipeline.ts';
+import { HintSender } from '../replication/hint-sender.ts';
 import { PageSender } from '../replication/page-sender.ts';
 import type { PeerLink } from '../replication/peer-link.ts';
 import {
@@ -106,6 +107,7 @@ export class RemoteShadow implements Shadow {
   #heldDisks: ReadonlySet<string> = new Set();
   #disks: DiskCopy | undefined;
   #disksShare = 0;
+  #hints: HintSender | undefined;
   readonly #filling: RemoteFilling;
   #firmware: Uint8Array | undefined;
   #mayTakeOver = false;
@@ -203,6 +205,7 @@ export class RemoteShadow implements Shadow {
       sent,
       reconnects: this.#reconnects,
       filled: this.#filling.filled,
+      hintedBytes: this.#hints?.hintedBytes,
       paths: this.#pulse?.status(),
     };
   }
@@ -254,6 +257,15 @@ export class RemoteShadow implements Shadow {
     await failpoints.hit('arm.after-record');
     await link.send(MESSAGE.words, [encodeWords({ kind: 'in-sync', token: right.token })]);
     this.noteClaimed(this.#options.claimed());
+    this.#beginHints();
+  }
+
+  /** From now on nothing but epochs is to be told. */
+  #beginHints(): void {
+    const { link, disks, clock } = this.#options;
+    if (disks.length === 0 || this.#isEnding) return;
+    const isIdle = () => this.#image.isIdle;
+    this.#hints = new HintSender({ link, clock, isIdle, disks: disks.map(({ reads }) => reads) });
   }
 
   /** To be announced from there. Nothing depends on it: the network would learn it a little later. */
@@ -312,6 +324,7 @@ export class RemoteShadow implements Shadow {
     this.#options.link.close();
     this.#pulse?.[Symbol.dispose]();
     this.#disks?.[Symbol.dispose]();
+    this.#hints?.[Symbol.dispose]();
     await this.#image[Symbol.asyncDispose]();
     this.#pages[Symbol.dispose]();
     await this.#listening;

@@ -1,5 +1,6 @@
 import type { Clock } from '../base/clock.ts';
 import { PAGE_BYTES } from '../base/units.ts';
+import { disksOf } from '../config/spec-disks.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
 import type { ConsoleSession, KeeperControl, StopOrder } from '../control/keeper-control.ts';
 import { KeeperError } from '../control/keeper-error.ts';
@@ -53,7 +54,20 @@ export class ShadowControl implements KeeperControl {
     const copiedShare = holdsAll ? 1 : Math.min(1, (shadow.copiedPages * PAGE_BYTES) / spec.memoryBytes);
     const status = describeVm(this.#known());
     const { number: instance, pid } = session.standby;
-    return { ...status, actsOn: peer, mayTakeOver: shadow.isInSync, shadow: { instance, pid, copiedShare } };
+    const disks = status.disks.map((disk, index) => ({ ...disk, ...this.#warmed(index) }));
+    return {
+      ...status,
+      disks,
+      actsOn: peer,
+      mayTakeOver: shadow.isInSync,
+      shadow: { instance, pid, copiedShare },
+    };
+  }
+
+  #warmed(index: number): { readonly warmedBytes?: number } {
+    const { spec, session } = this.#options;
+    const warmedBytes = session.image.disks?.warmedBytes(disksOf(spec)[index]?.id ?? '');
+    return warmedBytes === undefined ? {} : { warmedBytes };
   }
 
   metrics(): VmMetrics {

@@ -23,6 +23,8 @@ export interface ShadowDescription {
   /** How often its connection had broken and nothing was lost; undefined where there is none. */
   readonly reconnects: number | undefined;
   readonly filled: Filled | undefined;
+  /** Of disks, that it was told to have in its cache. */
+  readonly hintedBytes?: number | undefined;
   /** Undefined for this host. */
   readonly paths?: readonly PathStatus[] | undefined;
 }

@@ -117,7 +117,7 @@ function describeDisk(
 }
 
 function describeShadow(shadow: Shadow): ShadowStatus {
-  const { instance, pid, host, sent, reconnects, filled } = shadow.describe();
+  const { instance, pid, host, sent, reconnects, filled, hintedBytes } = shadow.describe();
   return {
     instance,
     pid,
@@ -125,5 +125,6 @@ function describeShadow(shadow: Shadow): ShadowStatus {
     ...(sent !== undefined && { sent }),
     ...(reconnects !== undefined && { reconnects }),
     ...(filled !== undefined && { filled }),
+    ...(hintedBytes !== undefined && { hintedBytes }),
   };
 }

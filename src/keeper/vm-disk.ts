@@ -4,6 +4,7 @@ import type { BlockError } from '../block/block-error.ts';
 import { EpochDisk } from '../block/epoch-disk.ts';
 import { journalPathOf, openJournalFile } from '../block/journal-file.ts';
 import { JournaledImage } from '../block/journaled-image.ts';
+import { ReadHints } from '../block/read-hints.ts';
 import type { SpecDisk } from '../config/spec-disks.ts';
 import type { LeftWrites } from '../replication/left-writes.ts';
 import { openLower } from './lower-device.ts';
@@ -26,6 +27,8 @@ export class VmDisk implements AsyncDisposable {
   readonly disk: SpecDisk;
   readonly epochs: EpochDisk;
   readonly image: JournaledImage;
+  /** What its guest reads, while there is somebody to be told of it. */
+  readonly reads: ReadHints;
   readonly #owned: AsyncDisposableStack;
 
   /**
@@ -91,6 +94,8 @@ export class VmDisk implements AsyncDisposable {
     this.epochs = parts.epochs;
     this.image = parts.image;
     this.#owned = parts.owned;
+    const { sizeBytes: diskBytes } = parts.epochs;
+    this.reads = new ReadHints({ diskBytes, nowMs: () => performance.now() });
   }
 
   get journalBytes(): number {

@@ -189,9 +189,10 @@ export class VmDisks implements ServedDisks, AsyncDisposable {
 
   /** For a copy on another host. */
   copied(): DiskToCopy[] {
-    return this.#disks.map(({ disk, epochs, image }) => ({
+    return this.#disks.map(({ disk, epochs, image, reads }) => ({
       ...{
         name: disk.id,
+        reads,
         sizeBytes: epochs.sizeBytes,
         identity: image.identity,
         token: image.position.token,
@@ -209,7 +210,13 @@ export class VmDisks implements ServedDisks, AsyncDisposable {
   async serve({ instance, socketPath, owner }: ServeOptions): Promise<AsyncDisposable> {
     if (this.#disks.length === 0) return { [Symbol.asyncDispose]: async () => {} };
     rmSync(socketPath, { force: true });
-    const doors = this.#disks.map(({ epochs }) => new DiskDoor(epochs, { gate: () => this.#gate?.promise }));
+    const doors = this.#disks.map(
+      ({ epochs, reads }) =>
+        new DiskDoor(epochs, {
+          gate: () => this.#gate?.promise,
+          onRead: (offset, lengthBytes) => reads.noteRead(offset, lengthBytes),
+        }),
+    );
     const exports = this.#disks.map(({ disk }, index) => {
       const device = doors[index];
       assert(device !== undefined, 'each disk has a door');

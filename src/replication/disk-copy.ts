@@ -4,6 +4,7 @@ import { MIB } from '../base/units.ts';
 import type { BlockDevice } from '../block/block-device.ts';
 import { HASH_BYTES, HASH_KEY_BYTES, hashRegions } from '../block/block-hashes.ts';
 import { DirtyRegions, REGION_BYTES, type Region } from '../block/dirty-regions.ts';
+import type { ReadHints } from '../block/read-hints.ts';
 import {
   ASKED_REGIONS_MAX,
   COPY_BYTES_MAX,
@@ -18,6 +19,8 @@ import { garbled, MESSAGE } from './peer-messages.ts';
 /** A disk of a VM that runs, as its guest sees it. */
 export interface CopiedDisk extends Pick<BlockDevice, 'sizeBytes' | 'read' | 'extents'> {
   readonly name: string;
+  /** What its guest reads. */
+  readonly reads?: ReadHints | undefined;
   /** Tells what is written, at once when it can be read, until the returned function is called. */
   watch(onWritten: (offset: number, lengthBytes: number) => void): () => void;
   /** As of the first epoch, from its cut on until `completed` is called: whatever is written meanwhile. */

@@ -2,6 +2,7 @@ import { MIB } from '../base/units.ts';
 import { HASH_BYTES, HASH_KEY_BYTES } from '../block/block-hashes.ts';
 import { REGION_BYTES } from '../block/dirty-regions.ts';
 import type { DiskWrite } from '../block/disk-write.ts';
+import { type DiskRange, HINT_BYTES_MAX } from '../block/read-hints.ts';
 import { garbled } from './peer-messages.ts';
 
 /**
@@ -11,9 +12,14 @@ import { garbled } from './peer-messages.ts';
  *   disk-ask      u16 disk, u16 what (1 hashes, 2 synced), u32 regions, u64 first region, key: then the hashes of these
  *                 are sent back, or, when all that was copied before is on the disk there, nothing but the head
  *   disk-answer   the same head without the key, then the hashes
+ *
+ * and after it, while nothing else is to be said:
+ *
+ *   disk-hints    for each u16 disk, u16 0, u32 length, u64 offset: what the guest reads, or is about to
  */
 const COPY_HEAD_BYTES = 24;
 const ASK_HEAD_BYTES = 16;
+const HINT_BYTES = 16;
 const DATA = 1;
 const ZERO = 2;
 const HASHES = 1;
@@ -34,6 +40,13 @@ export interface DiskQuestion {
   readonly what: 'hashes' | 'synced';
   readonly first: number;
   readonly count: number;
+}
+
+/** In one message. */
+export const HINTS_MAX = 128;
+
+export interface DiskHint extends DiskRange {
+  readonly disk: number;
 }
 
 /** Which disks there are, by their numbers. */
@@ -63,6 +76,33 @@ export function decodePiece(body: Uint8Array, disks: DiskSizes): DiskPiece {
   if (kind === DATA) return { disk, write: { kind: 'data', offset, bytes } };
   if (kind !== ZERO) throw garbled('a part of a disk of no known kind');
   return { disk, write: { kind: 'zero', offset, lengthBytes, mayPunch: true } };
+}
+
+export function encodeHints(hints: readonly DiskHint[]): Uint8Array {
+  const body = Buffer.alloc(hints.length * HINT_BYTES);
+  for (const [index, { disk, offset, lengthBytes }] of hints.entries()) {
+    body.writeUInt16LE(disk, index * HINT_BYTES);
+    body.writeUInt32LE(lengthBytes, index * HINT_BYTES + 4);
+    body.writeBigUInt64LE(BigInt(offset), index * HINT_BYTES + 8);
+  }
+  return body;
+}
+
+/** @throws ReplicationError REPLICATION_PEER_GARBLED */
+export function decodeHints(body: Uint8Array, disks: DiskSizes): DiskHint[] {
+  const count = body.length / HINT_BYTES;
+  if (!Number.isInteger(count) || count === 0 || count > HINTS_MAX) throw garbled('hints that are cut short');
+  const view = new DataView(body.buffer, body.byteOffset, body.byteLength);
+  return Array.from({ length: count }, (_, index) => {
+    const disk = view.getUint16(index * HINT_BYTES, true);
+    const lengthBytes = view.getUint32(index * HINT_BYTES + 4, true);
+    const offset = Number(view.getBigUint64(index * HINT_BYTES + 8, true));
+    const sizeBytes = disks[disk]?.sizeBytes ?? 0;
+    const isInside = lengthBytes > 0 && offset + lengthBytes <= sizeBytes;
+    if (!isInside || lengthBytes > HINT_BYTES_MAX || view.getUint16(index * HINT_BYTES + 2, true) !== 0)
+      throw garbled('a hint about no part of a disk');
+    return { disk, offset, lengthBytes };
+  });
 }
 
 export function encodeQuestion(question: DiskQuestion, key: Uint8Array): Uint8Array[] {

@@ -71,6 +71,8 @@ export class EpochReceiver implements Disposable {
         return await this.#disksBeforeEpochs().takeCopy(body);
       case MESSAGE.diskAsk:
         return this.#options.onAnswer(await this.#disksBeforeEpochs().answer(body));
+      case MESSAGE.diskHints:
+        return this.#takeHints(body);
       case MESSAGE.seal:
         return await this.#takeSeal(body);
       default:
@@ -149,6 +151,12 @@ export class EpochReceiver implements Disposable {
     const { committed, disks } = this.#options.image;
     if (committed !== NO_EPOCH || disks === undefined) throw garbled('a part of a disk out of turn');
     return disks;
+  }
+
+  #takeHints(body: Uint8Array): void {
+    const { committed, disks } = this.#options.image;
+    if (committed === NO_EPOCH || disks === undefined) throw garbled('a hint out of turn');
+    disks.warm(body);
   }
 
   async #takeSeal(body: Uint8Array): Promise<void> {

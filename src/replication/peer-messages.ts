@@ -17,7 +17,7 @@ import { ReplicationError } from './replication-error.ts';
  *   tail           u64 epoch, bytes: device state and output, in order
  *   writes         u64 epoch, bytes: writes to disks, in order
  *   seal           u64 epoch, header of the slot: all of the epoch was sent
- *   disk-…         the first copy of disks: see disk-messages.ts
+ *   disk-…         the first copy of disks, and what the guest reads: see disk-messages.ts
  *   hashes         u32 first page, u32 pages, then 16 bytes for each: what the shadow's host has in its memory
  *   errand         JSON: what a shadow is asked to do with what it holds, and what came of it (keeper/errand-messages.ts)
  *   read, readState  the other way: as pages and tail, with the number of the errand in the place of the epoch
@@ -36,6 +36,7 @@ export const MESSAGE = {
   diskCopy: 23,
   diskAsk: 24,
   diskAnswer: 25,
+  diskHints: 26,
   hashes: 32,
   errand: 33,
   read: 34,

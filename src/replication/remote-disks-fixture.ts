@@ -1,5 +1,6 @@
 import { mkdtempSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { systemClock } from '../base/clock.ts';
 import { Failpoints } from '../base/failpoint.ts';
 import { PAGE_BYTES } from '../base/units.ts';
 import type { BlockDevice } from '../block/block-device.ts';
@@ -9,10 +10,12 @@ import { EpochDisk } from '../block/epoch-disk.ts';
 import { FileDevice } from '../block/file-device.ts';
 import { openJournalFile } from '../block/journal-file.ts';
 import { JournaledImage } from '../block/journaled-image.ts';
+import { ReadHints } from '../block/read-hints.ts';
 import { type EpochId, epochId } from '../epoch/epoch-id.ts';
 import { GuestMemory } from '../memory/guest-memory.ts';
 import { DiskCopy } from './disk-copy.ts';
 import { EpochReceiver } from './epoch-receiver.ts';
+import { HintSender } from './hint-sender.ts';
 import { PageSender } from './page-sender.ts';
 import type { PeerLink } from './peer-link.ts';
 import { linkWithin, type Tamper } from './peer-link-fixture.ts';
@@ -52,8 +55,11 @@ export class DisksWorld implements AsyncDisposable {
   readonly failpoints: Failpoints;
   /** Ends with what the shadow's side found wrong, if anything. */
   readonly received: Promise<unknown>;
+  /** What its guest reads by `read`. */
+  readonly reads: ReadHints;
   /** Of parts of the disk in the first copy. */
   copiedBytes = 0;
+  readonly #near: PeerLink;
   readonly #far: PeerLink;
   readonly #copyPath: string;
   readonly #owned: AsyncDisposableStack;
@@ -115,7 +121,9 @@ export class DisksWorld implements AsyncDisposable {
       if (message.type === MESSAGE.diskCopy) this.copiedBytes += message.body.length;
       return tamper === undefined ? message : tamper(message);
     });
+    this.#near = near;
     this.#far = far;
+    this.reads = new ReadHints({ diskBytes: disk.sizeBytes, nowMs: () => performance.now() });
     const pages = owned.use(new PageSender(near, { nowMs: () => performance.now() }));
     this.store = RemoteImage.create({
       ...{ pages, link: near, memoryBytes: MEMORY_BYTES, slotCount: SLOTS },
@@ -168,6 +176,24 @@ export class DisksWorld implements AsyncDisposable {
     this.disk.commit(epoch);
     if (this.#epoch === this.#firstEpoch) await this.disk.setMode('in-sync');
     return { epoch, content: await content };
+  }
+
+  /** From now on the other side is told what is read, when nothing else is to be said. */
+  tellReads(): HintSender {
+    const isIdle = () => this.store.isIdle;
+    return this.#owned.use(
+      new HintSender({ isIdle, link: this.#near, disks: [this.reads], clock: systemClock }),
+    );
+  }
+
+  /** As one that means harm says it. */
+  async sendHints(body: Uint8Array): Promise<void> {
+    await this.#near.send(MESSAGE.diskHints, [body]);
+  }
+
+  async read(offset: number, lengthBytes: number): Promise<void> {
+    this.reads.noteRead(offset, lengthBytes);
+    await this.disk.read(offset, Buffer.alloc(lengthBytes));
   }
 
   /** As the guest sees it. */

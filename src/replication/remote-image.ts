@@ -79,6 +79,11 @@ export class RemoteImage implements EpochStore, AsyncDisposable {
     return this.#held;
   }
 
+  /** Nothing is on its way, or about to be. */
+  get isIdle(): boolean {
+    return this.#unheld.length === 0;
+  }
+
   take(): EpochSlot | undefined {
     return this.#free.pop();
   }

@@ -7,7 +7,8 @@ import { endOf } from '../block/disk-write.ts';
 import type { JournalEntry } from '../block/journal-entry.ts';
 import type { JournaledImage } from '../block/journaled-image.ts';
 import { type EpochId, NO_EPOCH } from '../epoch/epoch-id.ts';
-import { decodePiece, decodeQuestion, encodeAnswer } from './disk-messages.ts';
+import { CacheWarmer } from './cache-warmer.ts';
+import { decodeHints, decodePiece, decodeQuestion, encodeAnswer } from './disk-messages.ts';
 import type { EpochWrites } from './epoch-writes.ts';
 import { garbled } from './peer-messages.ts';
 
@@ -43,6 +44,7 @@ export class ShadowDisks implements AsyncDisposable {
   readonly #failing = Promise.withResolvers<BlockError>();
   readonly #options: ShadowDisksOptions;
   readonly #changes = new ConditionWaiters();
+  readonly #warmer: CacheWarmer;
   readonly #sizes: readonly { readonly sizeBytes: number }[];
   #due: Due[] = [];
   #writing: Promise<void> | undefined;
@@ -54,6 +56,10 @@ export class ShadowDisks implements AsyncDisposable {
   constructor(options: ShadowDisksOptions) {
     this.#options = options;
     this.#sizes = options.disks.map(({ image }) => ({ sizeBytes: image.device.sizeBytes }));
+    this.#warmer = new CacheWarmer({
+      devices: options.disks.map(({ image }) => image.device),
+      idle: (signal) => this.idle(signal),
+    });
     this.failed = this.#failing.promise;
     for (const { lost } of options.disks) void lost?.then((cause) => this.#fail(cause));
   }
@@ -80,6 +86,22 @@ export class ShadowDisks implements AsyncDisposable {
     }
     for (const { image } of this.#options.disks) await orCopyFailed(image.device.flush());
     return encodeAnswer(question, new Uint8Array(0));
+  }
+
+  /** What the guest reads is to be in the cache here too. Waits for nothing. @throws ReplicationError REPLICATION_PEER_GARBLED */
+  warm(body: Uint8Array): void {
+    this.#warmer.want(decodeHints(body, this.#sizes));
+  }
+
+  /** Of this disk, read for that reason. Undefined where there is none of that name. */
+  warmedBytes(name: string): number | undefined {
+    const disk = this.#options.disks.findIndex((it) => it.name === name);
+    return disk === -1 ? undefined : this.#warmer.warmedBytes(disk);
+  }
+
+  /** Told of, and not read yet. */
+  get coldBytes(): number {
+    return this.#warmer.waitingBytes;
   }
 
   /**
@@ -125,8 +147,8 @@ export class ShadowDisks implements AsyncDisposable {
   }
 
   /** Resolves when nothing is being written, and nothing that was offered is looked at any more. */
-  async idle(): Promise<void> {
-    await this.#changes.until(() => this.#writing === undefined);
+  async idle(signal?: AbortSignal): Promise<void> {
+    await this.#changes.until(() => this.#writing === undefined, signal);
   }
 
   /**
@@ -134,6 +156,7 @@ export class ShadowDisks implements AsyncDisposable {
    * from then on. @throws BlockError BLOCK_DISK_FAILED
    */
   async release(): Promise<ReadonlyMap<string, JournaledImage>> {
+    await this.#warmer.end();
     await this.idle();
     if (this.#failure !== undefined) throw this.#failure;
     this.#isReleased = true;
@@ -141,6 +164,7 @@ export class ShadowDisks implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
+    await this.#warmer.end();
     await this.idle();
     if (this.#isReleased) return;
     this.#isReleased = true;

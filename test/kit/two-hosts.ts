@@ -54,7 +54,7 @@ const DEADLINE_MS = 90_000;
 const POLL_MS = 20;
 export const GUEST = { host: '10.77.0.2', port: 6379 };
 const PORT = 7946;
-const IMAGE = 'data.img';
+const IMAGES = { raw: 'data.img', qcow2: 'data.qcow2' };
 
 export { type HostName, otherThan };
 
@@ -77,7 +77,11 @@ export interface TwoHostsOptions {
   readonly prepareDisks?: (host: HostName, folder: string) => Promise<AsyncDisposable>;
   /** A sector of the disk that cannot be written on this host. */
   readonly badSectors?: Partial<Record<HostName, number>>;
+  /** So many disks, of one of these each. Default: a raw one. */
+  readonly diskFormats?: readonly DiskFormat[];
 }
+
+export type DiskFormat = keyof typeof IMAGES;
 
 let made = 0;
 
@@ -355,8 +359,13 @@ export class TwoHosts implements AsyncDisposable {
   }
 
   /** The image of the VM's disk on this host. All hosts call it by the same name. */
-  imagePath(host: HostName): string {
-    return join(this.folder, host, 'disks', IMAGE);
+  imagePath(host: HostName, format: DiskFormat = 'raw'): string {
+    return join(this.folder, host, 'disks', IMAGES[format]);
+  }
+
+  /** Processes of QEMU on this host: VMs, standbys, and what serves images that are not raw. */
+  qemusOn(host: HostName): readonly unknown[] {
+    return processesOn(this.runDirectory(host)).filter(({ kind }) => kind === 'qemu');
   }
 
   /** Joins the console of the VM on this host. */
@@ -436,8 +445,10 @@ export class TwoHosts implements AsyncDisposable {
     }
     mkdirSync(join(this.folder, 'disks'));
     const guest = await ensureDemoGuest();
-    const { diskBytes } = this.#options;
-    const disk = { path: join(this.folder, 'disks', IMAGE), format: 'raw', create: true };
+    const { diskBytes, diskFormats = ['raw'] } = this.#options;
+    const disks = diskFormats.map((format) => ({
+      ...{ path: join(this.folder, 'disks', IMAGES[format]), format, create: true, size: String(diskBytes) },
+    }));
     const spec = {
       ...{ name: this.vm, memory: '128MiB' },
       boot: {
@@ -447,7 +458,7 @@ export class TwoHosts implements AsyncDisposable {
       },
       nics: [{ uplink: { kind: 'tap', device: 'us-redis', bridge: 'br0' } }],
       shadow: { hosts: ['a', 'b'] },
-      ...(diskBytes !== undefined && { disks: [{ ...disk, size: String(diskBytes) }] }),
+      ...(diskBytes !== undefined && { disks }),
       ...this.#options.spec,
     };
     writeFileSync(join(this.folder, 'vm.yaml'), stringify(spec));
