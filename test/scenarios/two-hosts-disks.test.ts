@@ -1,3 +1,4 @@
+import { execFileSync } from 'node:child_process';
 import { readFileSync, truncateSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
@@ -7,15 +8,17 @@ import { type HostName, otherThan, TwoHosts } from '../kit/two-hosts.ts';
 
 const SECTOR_BYTES = 512;
 const DISK_BYTES = 8 * 2 ** 20;
-const ROOM_BYTES = 32 * 2 ** 20;
+const ROOM_BYTES = 48 * 2 ** 20;
+const READ_BYTES = 2 * 2 ** 20;
 /** Nobody writes to it by chance. */
 const BAD_SECTOR = 8000;
 const WRITTEN_AT_LEAST = 5;
 
-/** Has the guest write its numbers, each to a sector of its own, through to the disk, until /tmp/enough exists. */
+/** Has the guest write its numbers, each to a sector of its own, through to both disks, until /tmp/enough exists. */
 function beginWriting(console: RemoteConsole): void {
-  const dd = `dd of=/dev/vda bs=${SECTOR_BYTES} seek=$i conv=fsync,notrunc 2>/dev/null`;
-  const write = `printf %0${SECTOR_BYTES}d $i | ${dd} && echo "w:$i;"`;
+  const dd = (disk: string) =>
+    `printf %0${SECTOR_BYTES}d $i | dd of=/dev/${disk} bs=${SECTOR_BYTES} seek=$i conv=fsync,notrunc 2>/dev/null`;
+  const write = `${dd('vda')} && ${dd('vdb')} && echo "w:$i;"`;
   console.type(`(i=0; while [ ! -e /tmp/enough ]; do i=$((i+1)); ${write}; done; echo fin""ished) &`);
 }
 
@@ -27,7 +30,18 @@ async function nextWritten(console: RemoteConsole): Promise<number> {
   return last;
 }
 
-/** How many numbers an image has without a gap. */
+/** What is in the qcow2 image, as far as it was flushed. */
+function rawOf(hosts: TwoHosts, host: HostName): string {
+  const raw = join(hosts.folder, 'content');
+  execFileSync('qemu-img', ['convert', '-U', '-O', 'raw', hosts.imagePath(host, 'qcow2'), raw]);
+  return raw;
+}
+
+/** How many numbers both images of a host have without a gap. */
+function numbersOn(hosts: TwoHosts, host: HostName): number {
+  return Math.min(numbersIn(hosts.imagePath(host)), numbersIn(rawOf(hosts, host)));
+}
+
 function numbersIn(path: string): number {
   const content = readFileSync(path);
   let last = 0;
@@ -35,6 +49,17 @@ function numbersIn(path: string): number {
     content.toString('latin1', sector * SECTOR_BYTES, (sector + 1) * SECTOR_BYTES);
   while (Number(textOf(last + 1)) === last + 1) last += 1;
   return last;
+}
+
+/** What the guest reads is read on the host of its shadow as well. */
+async function untilWarmed(hosts: TwoHosts, console: RemoteConsole): Promise<void> {
+  for (const disk of ['vda', 'vdb'])
+    console.type(`dd if=/dev/${disk} of=/dev/null bs=64k count=${READ_BYTES / (64 * 1024)} iflag=direct`);
+  await hosts.eventually('what the guest reads in the cache of b', async () => {
+    const { disks } = await hosts.status('b');
+    return disks.every(({ warmedBytes = 0 }) => warmedBytes >= READ_BYTES);
+  });
+  expect((await hosts.status('a')).shadow?.hintedBytes).toBeGreaterThanOrEqual(2 * READ_BYTES);
 }
 
 async function lastSeq(host: HostName): Promise<number> {
@@ -53,10 +78,10 @@ async function movesFor(from: HostName): Promise<VmEvent> {
   return promoted;
 }
 
-describe('a VM of two hosts with a disk', () => {
+describe('a VM of two hosts with a raw disk and a qcow2 one', () => {
   beforeAll(async () => {
     hosts = await TwoHosts.open({
-      ...{ diskBytes: DISK_BYTES, diskRoomBytes: ROOM_BYTES },
+      ...{ diskBytes: DISK_BYTES, diskRoomBytes: ROOM_BYTES, diskFormats: ['raw', 'qcow2'] },
       badSectors: { a: BAD_SECTOR },
     });
     await hosts.start('a');
@@ -72,6 +97,9 @@ describe('a VM of two hosts with a disk', () => {
   });
 
   it('goes on there with all that its guest was told is written, and comes back the same way', async () => {
+    // The VM and what has its qcow2 image, the standby and what has its copy.
+    for (const host of ['a', 'b'] as const) expect(hosts.qemusOn(host)).toHaveLength(2);
+    await untilWarmed(hosts, console);
     for (const [from, to] of [
       ['a', 'b'],
       ['b', 'a'],
@@ -81,7 +109,7 @@ describe('a VM of two hosts with a disk', () => {
       await hosts.until(to, 'promoted');
       console = hosts.console(to);
       await nextWritten(console);
-      expect(numbersIn(hosts.imagePath(to))).toBeGreaterThanOrEqual(told);
+      expect(numbersOn(hosts, to)).toBeGreaterThanOrEqual(told);
       await hosts.until(to, 'protected');
       const report = JSON.parse(await hosts.cli(to, 'test-failover', hosts.vm, '--json'));
       expect(report).toMatchObject({ ok: true, reason: null });
@@ -110,10 +138,13 @@ describe('a VM of two hosts with a disk', () => {
     const told = await nextWritten(console);
     hosts.diskRoom('a').fill();
     const { facts } = await movesFor('a');
-    const disk = { path: join(hosts.folder, 'disks/data.img'), code: 'BLOCK_DISK_FAILED' };
+    const disk = {
+      path: expect.stringContaining(join(hosts.folder, 'disks/data.')),
+      code: 'BLOCK_DISK_FAILED',
+    };
     expect(facts).toMatchObject({ from: 'a', reason: 'disk-failed', disk });
     await nextWritten(console);
-    expect(numbersIn(hosts.imagePath('b'))).toBeGreaterThanOrEqual(told);
+    expect(numbersOn(hosts, 'b')).toBeGreaterThanOrEqual(told);
     const codes: unknown[] = [];
     await hosts.eventually('both reasons against a shadow there', async () => {
       const failed = (await hosts.events('b')).filter(({ kind }) => kind === 'shadow-failed');
@@ -153,6 +184,8 @@ describe('a VM of two hosts with a disk', () => {
     console.type(': > /tmp/enough');
     await console.take(/finished/);
     await hosts.cli('b', 'stop', hosts.vm);
-    expect(numbersIn(hosts.imagePath('b'))).toBeGreaterThanOrEqual(told);
+    expect(numbersOn(hosts, 'b')).toBeGreaterThanOrEqual(told);
+    for (const host of ['a', 'b'] as const)
+      await hosts.eventually(`the end of all QEMUs on ${host}`, () => hosts.qemusOn(host).length === 0);
   });
 });
