@@ -6,11 +6,13 @@ import { systemClock as clock } from '../base/clock.ts';
 import { MIB } from '../base/units.ts';
 import { journalPathOf, openJournalFile } from '../block/journal-file.ts';
 import { JournaledImage } from '../block/journaled-image.ts';
+import { NbdClientDevice } from '../block/nbd-client-device.ts';
 import { disksOf, type SpecDisk } from '../config/spec-disks.ts';
 import { parseVmSpec } from '../config/vm-spec.ts';
 import { DisksWorld, type DisksWorldOptions, type TargetOf } from '../replication/remote-disks-fixture.ts';
 import { openLower } from './lower-device.ts';
 import { openCopies } from './shadow-disk-opening.ts';
+import { VmDisks } from './vm-disks.ts';
 
 const DISK_BYTES = 4 * MIB + 512;
 const ID = 'disk0';
@@ -175,6 +177,26 @@ describe('the copy of a qcow2 image on another host', () => {
     await synchronise(disks);
     for (const host of ['a', 'b'] as const)
       expect(() => qemuImg('resize', pathOf(host), '+1M')).toThrow(/lock/);
+  });
+});
+
+describe('a qcow2 disk of a VM that acts', () => {
+  it('fails all requests of its guest when the process that has it dies, and leaves none behind', async () => {
+    qemuImg('create', '-q', '-f', 'qcow2', pathOf('a'), String(DISK_BYTES));
+    const disks = await VmDisks.open(
+      { served: [diskOf('a')], recovered: [] },
+      { ...optionsOf('a'), token: () => 1, left: undefined },
+    );
+    const socketPath = join(directory, 'disks');
+    await disks.serve({ instance: 1, socketPath, owner: undefined });
+    const guest = await NbdClientDevice.connect(socketPath, { exportName: ID });
+    await guest.write(0, Buffer.alloc(512, 1));
+    process.kill(layerOf('a'), 'SIGKILL');
+    await expect(guest.write(0, Buffer.alloc(512, 2))).rejects.toMatchObject({ errnoName: 'EIO' });
+    await expect(guest.read(0, Buffer.alloc(512))).rejects.toMatchObject({ errnoName: 'EIO' });
+    await guest.close();
+    await disks[Symbol.asyncDispose]().catch(() => {});
+    expect(processesAt(directory)).toEqual([]);
   });
 });
 
