@@ -10,10 +10,10 @@ import { AgentProbe } from './agent-probe.ts';
 import type { Instance } from './instance.ts';
 import type { Loan } from './loans.ts';
 import type { RemoteShadow } from './remote-shadow.ts';
+import type { ServedDisks } from './served-disks.ts';
 import type { ShadowLoan } from './shadow-life.ts';
 import type { ShadowSession } from './shadow-session.ts';
 import { TrialDisks, type TriedDisk } from './trial-disks.ts';
-import type { ServedDisks } from './vm-disks.ts';
 
 /** For so long it has to run without a panic, a reset or an end. */
 const RUN_MS = 1000;

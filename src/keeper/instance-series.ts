@@ -1,5 +1,5 @@
 import { Instance, type InstanceSetting } from './instance.ts';
-import type { ServedDisks } from './vm-disks.ts';
+import type { ServedDisks } from './served-disks.ts';
 
 interface InstanceWish {
   readonly role: 'primary' | 'standby';

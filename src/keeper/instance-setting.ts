@@ -1,7 +1,7 @@
 import { CgroupTree } from '../linux/cgroup.ts';
 import type { InstanceSetting } from './instance.ts';
 import type { KeeperOptions } from './keeper-options.ts';
-import type { ServedDisks } from './vm-disks.ts';
+import type { ServedDisks } from './served-disks.ts';
 
 /** What all QEMUs of this keeper have in common. Says so where they have to run without a limit. */
 export function settingOf(options: KeeperOptions, disks?: ServedDisks): InstanceSetting {

@@ -20,7 +20,7 @@ import { checkMachine } from '../qemu/protectability.ts';
 import type { QemuBinary } from '../qemu/qemu-binary.ts';
 import { identityOf } from '../qemu/qemu-process.ts';
 import { ensureFilesWithin } from './refusals.ts';
-import type { ServedDisks } from './vm-disks.ts';
+import type { ServedDisks } from './served-disks.ts';
 
 /** QEMU answers on QMP when it has mapped its memory already. */
 const HELLO_DEADLINE_MS = 3000;

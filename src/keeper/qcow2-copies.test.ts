@@ -46,7 +46,7 @@ function diskOf(host: Host): SpecDisk {
 }
 
 async function openCopy(host: Host, { diskBytes: sizeBytes, ...of }: TargetOf) {
-  const disks = [{ name: ID, sizeBytes, ...of }];
+  const disks = [{ name: ID, sizeBytes, usedBytes: 0, ...of }];
   const [copy] = await openCopies(specOf(host), { disks }, optionsOf(host));
   if (copy === undefined) throw new Error('it has a copy');
   return { ...copy, isNew: !copy.isHeld };

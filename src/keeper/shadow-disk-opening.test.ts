@@ -22,7 +22,13 @@ const options = () => ({ runDirectory: folder, user: undefined, clock });
 function asked(names: readonly string[], sizeBytes = MIB) {
   const disks = [0, 1].map((index) => `{path: ${folder}/${index}.raw, format: raw}`);
   const yaml = `name: a\nmemory: 64M\nboot: {kernel: k}\ndisks: [${disks.join(', ')}]\n`;
-  const said = names.map((name) => ({ name, sizeBytes, identity: 'a'.repeat(32), token: 1 }));
+  const said = names.map((name) => ({
+    name,
+    sizeBytes,
+    usedBytes: sizeBytes,
+    identity: 'a'.repeat(32),
+    token: 1,
+  }));
   return { spec: parseVmSpec(yaml, { source: 'a.yaml' }), hello: { disks: said } as unknown as Hello };
 }
 
@@ -72,7 +78,7 @@ describe('copies of the disks of a VM that acts on another host', () => {
     await expect(openCopies(spec, hello, options())).rejects.toEqual(noRoom);
     expect(readdirSync(folder)).toEqual([]);
     const freeBytes = freeBytesOf(folder);
-    const disk = (name: string, sizeBytes: number) => ({ path: join(folder, name), sizeBytes });
+    const disk = (name: string, usedBytes: number) => ({ path: join(folder, name), usedBytes });
     expect(() => assertDiskRoom([disk('one', freeBytes), disk('two', freeBytes)])).toThrow(noRoom);
     expect(() => assertDiskRoom([disk('one', freeBytes / 4), disk('two', freeBytes / 4)])).not.toThrow();
     // What an image has already is no more to be found.

@@ -11,15 +11,12 @@ import { NbdClientDevice } from '../block/nbd-client-device.ts';
 import { disksOf, needsEpochs, type SpecDisk } from '../config/spec-disks.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
 import { KeeperError } from '../control/keeper-error.ts';
-import { freeBytesOf } from '../linux/file.ts';
+import { allocatedBytesOf, freeBytesOf } from '../linux/file.ts';
 import { identityOf } from '../qemu/qemu-process.ts';
 import type { PeerWords } from '../replication/peer-messages.ts';
 import type { ShadowDisk } from '../replication/shadow-disks.ts';
 import { openLower } from './lower-device.ts';
 import type { QcowLayerOptions } from './qcow-layer.ts';
-
-/** Of `st_blocks`: stat(2). */
-const BLOCK_BYTES = 512;
 
 type Hello = Extract<PeerWords, { kind: 'hello' }>;
 
@@ -50,7 +47,7 @@ export async function openCopies(
   const lacking = disksOf(spec).find(({ id, disk }) => needsEpochs(disk) && !names.has(id));
   if (lacking !== undefined)
     throw refused(`its disk ${lacking.id} is written to and would not be copied`, COMPARE_RELEASES);
-  assertDiskRoom(wanted.map(({ sizeBytes, disk }) => ({ sizeBytes, path: disk.disk.path })));
+  assertDiskRoom(wanted.map(({ usedBytes, disk }) => ({ usedBytes, path: disk.disk.path })));
   await using opening = new AsyncDisposableStack();
   const copies: CopyOfDisk[] = [];
   for (const { name, identity, sizeBytes, token, disk } of wanted) {
@@ -71,15 +68,16 @@ export async function openCopies(
 }
 
 /**
- * Whether what the guest may come to write fits, before anything is made. A file system that fills up ends every shadow on it.
+ * Whether what is copied fits, before anything is made. Holes are not counted: a guest may never fill them, and one that does
+ * costs itself its shadow.
  * @throws KeeperError KEEPER_HOST_NO_ROOM; Error of Node: there is no such folder
  */
 export function assertDiskRoom(
-  disks: readonly { readonly path: string; readonly sizeBytes: number }[],
+  disks: readonly { readonly path: string; readonly usedBytes: number }[],
 ): void {
-  const needs = disks.map(({ path, sizeBytes }) => ({
+  const needs = disks.map(({ path, usedBytes }) => ({
     folder: dirname(path),
-    neededBytes: Math.max(0, sizeBytes - heldBytes(path)),
+    neededBytes: Math.max(0, usedBytes - allocatedBytesOf(path)),
   }));
   const byDevice = Map.groupBy(needs, ({ folder }) => statSync(folder).dev);
   for (const onDevice of byDevice.values()) {
@@ -91,16 +89,11 @@ export function assertDiskRoom(
       'KEEPER_HOST_NO_ROOM',
       `${folder} has ${formatBytes(freeBytes)} free, and the disks of the shadow need ${formatBytes(neededBytes)}`,
       {
-        hint: 'Make room there: what a guest may come to write has to fit, holes and zeros too.',
+        hint: 'Make room there, or name another host in shadow.hosts.',
         facts: { folder, freeBytes, neededBytes },
       },
     );
   }
-}
-
-/** Of an image that is there already. */
-function heldBytes(path: string): number {
-  return (statSync(path, { throwIfNoEntry: false })?.blocks ?? 0) * BLOCK_BYTES;
 }
 
 function copiable(spec: VmSpec, name: string): SpecDisk {

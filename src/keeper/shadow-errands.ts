@@ -22,9 +22,9 @@ import {
 import { testFailover } from './failover-test.ts';
 import type { Instance } from './instance.ts';
 import { type Loan, Loans } from './loans.ts';
+import type { ServedDisks } from './served-disks.ts';
 import type { ShadowSession } from './shadow-session.ts';
 import { withShadow } from './shadow-wish.ts';
-import type { ServedDisks } from './vm-disks.ts';
 
 /** Errands that are known at a time: one is carried out. One too many is refused. */
 export const ERRANDS_MAX = 4;

@@ -26,13 +26,14 @@ import { PeerPulse } from './peer-pulse.ts';
 import { RecordPatience } from './record-patience.ts';
 import { RecordedRight, type RightOptions, type TakenOver } from './recorded-right.ts';
 import { keepsRelics, leaveSite, recordEnd, remoteSite, rightOptions, silenceOf } from './remote-site.ts';
+import type { ServedDisks } from './served-disks.ts';
 import { ShadowControl } from './shadow-control.ts';
 import { type CopyOfDisk, openCopies } from './shadow-disk-opening.ts';
 import { ShadowErrands } from './shadow-errands.ts';
 import { type AskedShadow, checkTwin } from './shadow-hello.ts';
 import { type ShadowEnd, ShadowKeeper } from './shadow-keeper.ts';
 import { ShadowSession } from './shadow-session.ts';
-import { type ServedDisks, VmDisks } from './vm-disks.ts';
+import { VmDisks } from './vm-disks.ts';
 import { VmEvents } from './vm-events.ts';
 import { prepareHost, type VmHost } from './vm-host.ts';
 

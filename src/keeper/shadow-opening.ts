@@ -83,8 +83,8 @@ export async function openRemoteShadow(
       hello: {
         ...{ kind: 'hello', protocol: PEER_PROTOCOL, vm: spec.name, copy, spec: given, files, generationId },
         ...{ token: known.token, epoch: nextEpoch(known.committed), accel: known.accel },
-        disks: disks.map(({ name, sizeBytes, identity, token }) => ({
-          ...{ name, sizeBytes, identity, token: Math.max(known.token, token) },
+        disks: disks.map(({ name, sizeBytes, usedBytes, identity, token }) => ({
+          ...{ name, sizeBytes, usedBytes, identity, token: Math.max(known.token, token) },
         })),
         ...{ qemuVersion: known.qemu.version, rightToken: right.token, presencePort },
         pulseKey: newPulseKey().toString('hex'),

@@ -4,7 +4,7 @@ import type { JournaledImage } from '../block/journaled-image.ts';
 import { NbdServer } from '../block/nbd-server.ts';
 import { TrialDisk } from '../block/trial-disk.ts';
 import type { EpochId } from '../epoch/epoch-id.ts';
-import type { ServedDisks, ServeOptions } from './vm-disks.ts';
+import type { ServedDisks, ServeOptions } from './served-disks.ts';
 
 /** What the guest that is tried out may write to a disk, and what of a disk may be overwritten meanwhile. */
 const TRIAL_BYTES_MAX = 64 * MIB;

@@ -7,8 +7,10 @@ import { NbdServer } from '../block/nbd-server.ts';
 import type { SpecDisk } from '../config/spec-disks.ts';
 import type { DiskEpochsStatus } from '../control/vm-status.ts';
 import { type EpochId, epochId, NO_EPOCH, nextEpoch } from '../epoch/epoch-id.ts';
+import { allocatedBytesOf } from '../linux/file.ts';
 import type { CopiedDisk } from '../replication/disk-copy.ts';
 import type { EpochDiskSource } from '../replication/epoch-writes.ts';
+import type { ServedDisks, ServeOptions } from './served-disks.ts';
 import type { TriedDisk } from './trial-disks.ts';
 import { VmDisk, type VmDiskOptions } from './vm-disk.ts';
 
@@ -19,6 +21,8 @@ export type VmDisksOptions = Omit<VmDiskOptions, keyof DisksListener> & {
 
 /** A disk to be copied to another host. */
 export interface DiskToCopy extends CopiedDisk {
+  /** What the image takes up, without holes. */
+  readonly usedBytes: number;
   /** The same for all its copies. */
   readonly identity: string;
   /** Of what is written to it. */
@@ -42,20 +46,6 @@ function telling(told: { readonly listener: DisksListener }): DisksListener {
     onFailed: (path, failure) => told.listener.onFailed(path, failure),
     onUnreadable: (path, failure) => told.listener.onUnreadable(path, failure),
   };
-}
-
-export interface ServeOptions {
-  readonly instance: number;
-  readonly socketPath: string;
-  readonly owner: { readonly uid: number; readonly gid: number } | undefined;
-}
-
-/** Disks that a QEMU gets from its keeper. */
-export interface ServedDisks {
-  /** In the order of the specification. */
-  readonly names: readonly string[];
-  /** Serves them to one QEMU, until what this returns is disposed of. @throws Error of Node */
-  serve(options: ServeOptions): Promise<AsyncDisposable>;
 }
 
 /**
@@ -194,6 +184,7 @@ export class VmDisks implements ServedDisks, AsyncDisposable {
         name: disk.id,
         reads,
         sizeBytes: epochs.sizeBytes,
+        usedBytes: allocatedBytesOf(disk.disk.path),
         identity: image.identity,
         token: image.position.token,
       },

@@ -34,11 +34,12 @@ import {
   shadowIsLent,
   superseded,
 } from './refusals.ts';
+import type { ServedDisks } from './served-disks.ts';
 import type { ShadowLife } from './shadow-life.ts';
 import { withShadow } from './shadow-wish.ts';
 import { takeRemoteSnapshot, takeSnapshot, takeStandingSnapshot } from './snapshot-taking.ts';
 import type { SavedKind, StateKeeping } from './state-keeping.ts';
-import type { ServedDisks, VmDisks } from './vm-disks.ts';
+import type { VmDisks } from './vm-disks.ts';
 import type { VmEnd } from './vm-ending.ts';
 
 type Facts = Readonly<Record<string, unknown>>;

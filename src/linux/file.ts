@@ -1,4 +1,4 @@
-import { close, statfsSync } from 'node:fs';
+import { close, statfsSync, statSync } from 'node:fs';
 import { promisify } from 'node:util';
 import { assert } from '../base/assert.ts';
 import { checked, lastErrno, libc } from './libc.ts';
@@ -141,6 +141,14 @@ export function duplicate(fd: number): number {
  */
 export function closeElsewhere(fd: number): Promise<void> {
   return promisify(close)(fd);
+}
+
+/** Of `st_blocks`: stat(2). */
+const STAT_BLOCK_BYTES = 512;
+
+/** What a file takes up, without holes. 0 where there is none. */
+export function allocatedBytesOf(path: string): number {
+  return (statSync(path, { throwIfNoEntry: false })?.blocks ?? 0) * STAT_BLOCK_BYTES;
 }
 
 /** Bytes that this user may still write in the file system of `path`. */

@@ -99,6 +99,8 @@ const resourcesSchema = z.object({
 const diskSchema = z.object({
   name,
   sizeBytes: count,
+  /** What its image takes up, without holes. */
+  usedBytes: count,
   /** The same for all copies of the disk. */
   identity: z.string().regex(/^[0-9a-f]{32}$/),
   /** Of what is written to it. */

@@ -16,7 +16,6 @@ import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { stringify } from 'yaml';
-import { ensureDemoGuest } from '../../guest/build.ts';
 import { ApiClient } from '../../src/api/api-client.ts';
 import { systemClock as clock } from '../../src/base/clock.ts';
 import type { KeeperRecord } from '../../src/control/keeper-record.ts';
@@ -26,23 +25,22 @@ import type { VmStatus } from '../../src/control/vm-status.ts';
 import { RedisLoad } from '../../src/demo/redis-load.ts';
 import type { LeaseRecord } from '../../src/lease/lease-record.ts';
 import { readRecord } from '../../src/lease/lease-store.ts';
-import { CertificateStore } from '../../src/pki/certificate-store.ts';
 import { endChild } from './child-end.ts';
 import { makeDiskRoom } from './disk-room.ts';
-import {
-  HOST_NAMES,
-  HOSTS,
-  type HostName,
-  HostNetwork,
-  LAN_ADDRESS,
-  otherThan,
-  type Place,
-} from './host-network.ts';
+import { HOST_NAMES, HOSTS, type HostName, HostNetwork, otherThan, type Place } from './host-network.ts';
 import { processesOn } from './host-usage.ts';
 import type { OddClock } from './odd-clock.ts';
 import { RemoteConsole } from './remote-console.ts';
-import { ETCD, SiteEtcd } from './site-etcd.ts';
+import { SiteEtcd } from './site-etcd.ts';
 import type { SmallTmpfs } from './small-tmpfs.ts';
+import {
+  type DiskFormat,
+  GUEST,
+  imageNameOf,
+  type TwoHostFilesOptions,
+  writeSites,
+  writeSpec,
+} from './two-host-files.ts';
 
 const run = promisify(execFile);
 const CLI = fileURLToPath(new URL('../../src/cli/main.ts', import.meta.url));
@@ -52,36 +50,21 @@ const KEEPER = fileURLToPath(new URL('../../src/keeper/main.ts', import.meta.url
 /** Of every wait; shorter than that of a test, so that what failed is still tidied up. */
 const DEADLINE_MS = 90_000;
 const POLL_MS = 20;
-export const GUEST = { host: '10.77.0.2', port: 6379 };
-const PORT = 7946;
-const IMAGES = { raw: 'data.img', qcow2: 'data.qcow2' };
 
-export { type HostName, otherThan };
+export { GUEST, type HostName, otherThan };
 
-export interface TwoHostsOptions {
+export interface TwoHostsOptions extends TwoHostFilesOptions {
   /** Runs on this host in every process of understudy before anything else; see `killAt` in kept-vm.ts. */
   readonly plants?: Partial<Record<HostName, string>> | ((hosts: TwoHosts) => Record<HostName, string>);
   /** Where one of them has its own idea of time. */
   readonly clocks?: (hosts: TwoHosts) => Partial<Record<HostName, OddClock>>;
-  /** Fields of site.yaml. */
-  readonly site?: Readonly<Record<string, unknown>>;
-  /** Fields of the specification. */
-  readonly spec?: Readonly<Record<string, unknown>>;
-  /** A disk that is made with it, of so many bytes. */
-  readonly diskBytes?: number;
   /** So much room for disks on each host. */
   readonly diskRoomBytes?: number;
-  /** Further words of the guest's kernel command line. */
-  readonly cmdline?: string;
   /** Prepares the folder of a host's disks; undone when nothing of the hosts runs any more. */
   readonly prepareDisks?: (host: HostName, folder: string) => Promise<AsyncDisposable>;
   /** A sector of the disk that cannot be written on this host. */
   readonly badSectors?: Partial<Record<HostName, number>>;
-  /** So many disks, of one of these each. Default: a raw one. */
-  readonly diskFormats?: readonly DiskFormat[];
 }
-
-export type DiskFormat = keyof typeof IMAGES;
 
 let made = 0;
 
@@ -360,7 +343,7 @@ export class TwoHosts implements AsyncDisposable {
 
   /** The image of the VM's disk on this host. All hosts call it by the same name. */
   imagePath(host: HostName, format: DiskFormat = 'raw'): string {
-    return join(this.folder, host, 'disks', IMAGES[format]);
+    return join(this.folder, host, 'disks', imageNameOf(format));
   }
 
   /** Processes of QEMU on this host: VMs, standbys, and what serves images that are not raw. */
@@ -423,45 +406,13 @@ export class TwoHosts implements AsyncDisposable {
   }
 
   async #writeFiles(): Promise<void> {
-    const pki = new CertificateStore(join(this.folder, 'pki'), { wallMs: clock.wallMs });
-    await pki.init();
-    await pki.host('etcd', [LAN_ADDRESS]);
     for (const name of HOST_NAMES) {
-      await pki.host(name, [...HOSTS[name].peers]);
       mkdirSync(this.runDirectory(name), { recursive: true, mode: 0o700 });
       mkdirSync(this.memoryOf(name), { mode: 0o700 });
-      const other = otherThan(name);
-      const site = {
-        host: name,
-        listen: HOSTS[name].peers.map((address) => `${address}:${PORT}`),
-        ...{ certificate: `pki/${name}.crt`, key: `pki/${name}.key`, ca: 'pki/ca.crt' },
-        hosts: { [other]: HOSTS[other].peers.map((address) => `${address}:${PORT}`) },
-        lease: { etcd: { endpoints: [ETCD] }, holdSeconds: 3 },
-        // A busy machine is silent for longer than an idle one.
-        ...{ peerTimeoutMs: 2000, peerTimeoutMinMs: 1000 },
-        ...this.#options.site,
-      };
-      writeFileSync(this.sitePath(name), stringify(site));
     }
     mkdirSync(join(this.folder, 'disks'));
-    const guest = await ensureDemoGuest();
-    const { diskBytes, diskFormats = ['raw'] } = this.#options;
-    const disks = diskFormats.map((format) => ({
-      ...{ path: join(this.folder, 'disks', IMAGES[format]), format, create: true, size: String(diskBytes) },
-    }));
-    const spec = {
-      ...{ name: this.vm, memory: '128MiB' },
-      boot: {
-        kernel: guest.kernel,
-        initrd: guest.initrd,
-        cmdline: `${guest.cmdline} us.ip=${GUEST.host}/24 us.gw=${LAN_ADDRESS} ${this.#options.cmdline ?? ''}`,
-      },
-      nics: [{ uplink: { kind: 'tap', device: 'us-redis', bridge: 'br0' } }],
-      shadow: { hosts: ['a', 'b'] },
-      ...(diskBytes !== undefined && { disks }),
-      ...this.#options.spec,
-    };
-    writeFileSync(join(this.folder, 'vm.yaml'), stringify(spec));
+    await writeSites(this.folder, this.#options);
+    await writeSpec(this.folder, { ...this.#options, vm: this.vm });
   }
 
   /** Whatever runs on either host, by what is on record and by the memory that it has open. */
