@@ -19,13 +19,16 @@ beforeEach(() => {
 const options = () => ({ runDirectory: folder, user: undefined, clock });
 
 /** Of a VM with two disks that it writes to, and the first words of a host that has these of them. */
-function asked(names: readonly string[], sizeBytes = MIB) {
+function asked(
+  names: readonly string[],
+  { sizeBytes = MIB, usedBytes = sizeBytes }: { sizeBytes?: number; usedBytes?: number } = {},
+) {
   const disks = [0, 1].map((index) => `{path: ${folder}/${index}.raw, format: raw}`);
   const yaml = `name: a\nmemory: 64M\nboot: {kernel: k}\ndisks: [${disks.join(', ')}]\n`;
   const said = names.map((name) => ({
     name,
     sizeBytes,
-    usedBytes: sizeBytes,
+    usedBytes,
     identity: 'a'.repeat(32),
     token: 1,
   }));
@@ -45,7 +48,7 @@ describe('copies of the disks of a VM that acts on another host', () => {
 
   it('are not made where there is no room for a journal, and are as soon as there is', async () => {
     using tmpfs = new SmallTmpfs(3 * 2 ** 20, folder);
-    const { spec, hello } = asked(['disk0', 'disk1']);
+    const { spec, hello } = asked(['disk0', 'disk1'], { usedBytes: 0 });
     tmpfs.fill();
     await expect(openCopies(spec, hello, options())).rejects.toMatchObject({
       code: 'BLOCK_DISK_FAILED',
@@ -70,7 +73,7 @@ describe('copies of the disks of a VM that acts on another host', () => {
   });
 
   it('are refused where they do not fit, all of them together, before there is anything', async () => {
-    const { spec, hello } = asked(['disk0', 'disk1'], 2 ** 50);
+    const { spec, hello } = asked(['disk0', 'disk1'], { sizeBytes: 2 ** 50 });
     const noRoom = expect.objectContaining({
       code: 'KEEPER_HOST_NO_ROOM',
       hint: expect.stringMatching(/\S/),
