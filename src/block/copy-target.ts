@@ -61,21 +61,25 @@ async function openTarget(
     if (!device.tryLock()) throw copyForeign(`${imagePath} is used by somebody`);
     return device;
   };
+  const openLayer = async (through: TargetFormat) => {
+    const device = await through.open(isNew);
+    opening.defer(() => device.close());
+    return device;
+  };
+  const openPresent = async (): Promise<BlockDevice> => {
+    if (format === undefined) return lock(await FileDevice.open(imagePath));
+    format.check();
+    return await openLayer(format);
+  };
   // Before its journal says that it is of no use until the copy is whole: somebody may be using it.
-  const present = isNew || format !== undefined ? undefined : lock(await FileDevice.open(imagePath));
-  // Before its journal forgets what it was.
-  if (!isNew) format?.check();
+  const present = isNew ? undefined : await openPresent();
   const journal = await openJournalFile(journalPath);
   opening.defer(() => journal.close());
   if (!journal.tryLock()) throw copyForeign(`${imagePath} is being copied already`);
   const openDevice = async () => {
-    if (format !== undefined) {
-      const device = await format.open(isNew);
-      opening.defer(() => device.close());
-      return device;
-    }
+    if (format !== undefined) return present ?? (await openLayer(format));
     const device = present ?? lock(await created(imagePath));
-    await device.resize(of.diskBytes);
+    if (device instanceof FileDevice) await device.resize(of.diskBytes);
     return device;
   };
   const image = await JournaledImage.openCopy({ journal, openDevice }, { ...of, isNew });

@@ -12,7 +12,7 @@ import { DiskView } from './disk-view.ts';
 import type { DiskWrite } from './disk-write.ts';
 import type { JournalEntry } from './journal-entry.ts';
 import { type JournaledImage, rollbackTooLate } from './journaled-image.ts';
-import { BLOCK_BYTES } from './write-set.ts';
+import { BLOCK_BYTES, ZERO_STEP_BLOCKS } from './write-set.ts';
 
 /**
  * `in-sync`: all output waits for the shadow, so that nobody can see that a flush was answered before its epoch was
@@ -37,8 +37,6 @@ export interface EpochDiskOptions {
   readonly onUnreadable?: ((failure: BlockError) => void) | undefined;
 }
 
-/** Zeros are noted down block by block; so many at a time, about a millisecond. */
-const ZERO_STEP_BLOCKS = 8192;
 /** Writes that are let through while there is no room are some requests of one guest, and these are limited. */
 const HELD_BYTES_LIMIT = 512 * MIB;
 

@@ -25,6 +25,8 @@ import {
   request,
 } from './nbd-wire.ts';
 
+/** For what is still to be answered when the disk is closed. */
+const LEAVE_MS = 10_000;
 /** Of zeros, trims and questions about extents at a time. */
 const RANGE_BYTES_MAX = GIB;
 
@@ -158,12 +160,13 @@ export class NbdClientDevice implements BlockDevice, AsyncDisposable {
 
   async #takeLeave(): Promise<void> {
     if (this.#socket.destroyed) return;
-    const closed = once(this.#socket, 'close');
+    const closed = once(this.#socket, 'close', { signal: AbortSignal.timeout(LEAVE_MS) });
     this.#socket.end(
       request({ command: COMMAND.disconnect, flags: 0, high: 0, low: 0, offset: 0, lengthBytes: 0 }),
     );
     this.#socket.resume();
-    await closed;
+    // One that is dead, or hangs, has nothing more to say, and what comes after this ends it.
+    await closed.catch(() => this.#socket.destroy());
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

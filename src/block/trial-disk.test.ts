@@ -154,6 +154,14 @@ describe('a disk that is tried out', () => {
     expect(() => trial.assertSound()).toThrow(expect.objectContaining({ code: 'BLOCK_TRIAL_FULL' }));
   });
 
+  test('takes no more zeros than it can note down', async () => {
+    const { trial, begin } = await opened({ writtenBytesMax: 100 });
+    begin();
+    await expect(trial.zero(0, DISK_BYTES, { mayPunch: true })).rejects.toMatchObject({
+      code: 'BLOCK_TRIAL_FULL',
+    });
+  });
+
   test('leaves an image that can be looked at again', async () => {
     const { disk, image, trial, begin } = await opened();
     begin();

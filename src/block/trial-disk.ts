@@ -4,7 +4,7 @@ import type { DiskMoment } from './disk-moment.ts';
 import { DiskOverlay } from './disk-overlay.ts';
 import { type Aligned, aligned, ownMemory } from './disk-range.ts';
 import { DiskView } from './disk-view.ts';
-import { BLOCK_BYTES } from './write-set.ts';
+import { BLOCK_BYTES, BLOCK_COST_BYTES, ZERO_STEP_BLOCKS } from './write-set.ts';
 
 export interface TrialDiskOptions {
   readonly image: Pick<BlockDevice, 'sizeBytes' | 'read'>;
@@ -67,9 +67,8 @@ export class TrialDisk implements BlockDevice {
 
   async zero(offset: number, lengthBytes: number, { mayPunch }: ZeroOptions): Promise<void> {
     await this.#try(async () => {
-      this.#assertRoom(0);
       const parts = aligned(offset, lengthBytes, { diskBytes: this.sizeBytes });
-      this.#overlay.open.putZeros(parts.firstBlock, parts.count, { mayPunch });
+      await this.#putZeros(parts, { mayPunch });
       await this.#patch(parts, (edge) => new Uint8Array(edge.lengthBytes));
     });
   }
@@ -85,6 +84,17 @@ export class TrialDisk implements BlockDevice {
   }
 
   async close(): Promise<void> {}
+
+  async #putZeros({ firstBlock, count }: Aligned, options: Pick<ZeroOptions, 'mayPunch'>): Promise<void> {
+    const endBlock = firstBlock + count;
+    for (let block = firstBlock; block < endBlock; block += ZERO_STEP_BLOCKS) {
+      const step = Math.min(ZERO_STEP_BLOCKS, endBlock - block);
+      this.#assertRoom(step * BLOCK_COST_BYTES);
+      this.#overlay.open.putZeros(block, step, options);
+      // The keeper has heartbeats to send, and its VM another disk.
+      if (block + step < endBlock) await new Promise((resolve) => setImmediate(resolve));
+    }
+  }
 
   /** What is no whole block, one after the other: two may be of the same block. */
   async #patch({ edges }: Aligned, bytesOf: (edge: Aligned['edges'][number]) => Uint8Array): Promise<void> {

@@ -4,7 +4,9 @@ import type { DiskWrite } from './disk-write.ts';
 /** A disk's writes are kept in blocks of this size: what guests write in, nearly always. */
 export const BLOCK_BYTES = 4096;
 /** What keeping track of a block takes, beside its bytes. */
-const BLOCK_COST_BYTES = 64;
+export const BLOCK_COST_BYTES = 64;
+/** Zeros are noted down block by block; so many at a time, about a millisecond. */
+export const ZERO_STEP_BLOCKS = 8192;
 
 /** Whole blocks that were written at once, and how many of them nobody has written since. */
 interface DataRecord {

@@ -85,7 +85,9 @@ async function tryOut(options: FailoverTestOptions, found: Writable<FailoverRepo
   const { signal } = loan;
   const step = (name: string) => orAborted(failpoints.hit(`failover-test.${name}`), signal);
   await step('before-start');
-  await using disks = new TrialDisks(options.disks);
+  using disks = new TrialDisks(options.disks);
+  // Who needs the shadow does not wait for the end of this QEMU, nor for what is kept for it.
+  signal.addEventListener('abort', () => disks[Symbol.dispose](), { once: true });
   await using instance = await startStandby(signal, disks);
   const end = watchForTheEnd(instance, signal);
   instance.limitCpu(CPU_SHARE);
@@ -135,7 +137,10 @@ async function copy(
     to: instance.memory,
     signal,
     nowMs: () => clock.nowMs(),
-    onStill: (epoch) => disks.begin(epoch),
+    onStill: (epoch) => {
+      signal.throwIfAborted();
+      disks.begin(epoch);
+    },
     onHeld: () => step('held'),
   });
   found.epoch = staged.epoch;

@@ -76,7 +76,7 @@ export function assertDiskRoom(
   disks: readonly { readonly path: string; readonly usedBytes: number }[],
 ): void {
   const needs = disks.map(({ path, usedBytes }) => ({
-    folder: dirname(path),
+    folder: dirname(journalPathOf(path)),
     neededBytes: Math.max(0, usedBytes - allocatedBytesOf(path)),
   }));
   const byDevice = Map.groupBy(needs, ({ folder }) => statSync(folder).dev);

@@ -18,9 +18,8 @@ export interface TriedDisk {
 }
 
 /** The disks of a shadow for a QEMU that is tried out: as of one epoch, and with its own writes, which vanish with this. */
-export class TrialDisks implements ServedDisks, AsyncDisposable {
+export class TrialDisks implements ServedDisks, Disposable {
   readonly #tried: readonly { readonly from: TriedDisk; readonly disk: TrialDisk }[];
-  readonly #owned = new AsyncDisposableStack();
 
   constructor(disks: readonly TriedDisk[]) {
     this.#tried = disks.map((from) => ({
@@ -45,7 +44,6 @@ export class TrialDisks implements ServedDisks, AsyncDisposable {
   begin(epoch: EpochId): void {
     for (const { from, disk } of this.#tried) {
       disk.begin(from.image.holdMoment(epoch, { keptBytesMax: TRIAL_BYTES_MAX }));
-      this.#owned.defer(() => from.image.forgetMoment());
     }
   }
 
@@ -59,7 +57,8 @@ export class TrialDisks implements ServedDisks, AsyncDisposable {
     for (const { disk } of this.#tried) disk.assertSound();
   }
 
-  async [Symbol.asyncDispose](): Promise<void> {
-    await this.#owned.disposeAsync();
+  /** Epochs are written as ever from now on. Whoever still reads is told that there is nothing to be seen. */
+  [Symbol.dispose](): void {
+    for (const { from } of this.#tried) from.image.forgetMoment();
   }
 }

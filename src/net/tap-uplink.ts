@@ -1,4 +1,5 @@
 import { closeSync } from 'node:fs';
+import { InvariantViolation } from '../base/assert.ts';
 import { messageOf } from '../base/errors.ts';
 import { watchReadable } from '../linux/event-watch.ts';
 import { LinuxError } from '../linux/linux-error.ts';
@@ -167,6 +168,8 @@ function open(options: TapUplinkOptions): number {
 }
 
 function tapFailed({ device, netns, bridge }: TapUplinkOptions, cause: unknown): NetError {
+  // Who is in the wrong network namespace must not go on.
+  if (cause instanceof InvariantViolation) throw cause;
   return new NetError('NET_TAP_FAILED', `cannot set up the TAP ${device}: ${messageOf(cause)}`, {
     hint: 'A TAP needs root, a free device name, and the bridge and network namespace that it is to join. Where it is not allowed, take the uplink passt.',
     cause,

@@ -58,10 +58,15 @@ export class CacheWarmer {
     this.#working ??= this.#work();
   }
 
-  /** Nothing is read any more when this resolves: after the read that is being made, if there is one. */
-  async end(): Promise<void> {
+  /** Nothing more is begun. A read that is being made may take as long as a disk takes that is about to fail. */
+  stop(): void {
     this.#isOver = true;
     this.#waiting.clear();
+  }
+
+  /** Nothing is read any more when this resolves: after the read that is being made, if there is one. */
+  async end(): Promise<void> {
+    this.stop();
     await this.#reading;
   }
 

@@ -48,6 +48,8 @@ export class ShadowDisks implements AsyncDisposable {
   readonly #sizes: readonly { readonly sizeBytes: number }[];
   #due: Due[] = [];
   #writing: Promise<void> | undefined;
+  /** Parts of a first copy on their way to an image. */
+  #copying = 0;
   #durable: EpochId = NO_EPOCH;
   #written: EpochId = NO_EPOCH;
   #failure: BlockError | undefined;
@@ -69,11 +71,17 @@ export class ShadowDisks implements AsyncDisposable {
     const { disk, write } = decodePiece(body, this.#sizes);
     const device = this.#image(disk).device;
     await this.#options.failpoints.hit('disks.copy');
-    await orCopyFailed(
-      write.kind === 'data'
-        ? device.write(write.offset, write.bytes)
-        : device.zero(write.offset, write.lengthBytes, write),
-    );
+    this.#copying += 1;
+    try {
+      await orCopyFailed(
+        write.kind === 'data'
+          ? device.write(write.offset, write.bytes)
+          : device.zero(write.offset, write.lengthBytes, write),
+      );
+    } finally {
+      this.#copying -= 1;
+      this.#changes.check();
+    }
   }
 
   /** Answers what the other side asks about a copy. @throws ReplicationError REPLICATION_PEER_GARBLED; BlockError BLOCK_DISK_FAILED */
@@ -148,7 +156,7 @@ export class ShadowDisks implements AsyncDisposable {
 
   /** Resolves when nothing is being written, and nothing that was offered is looked at any more. */
   async idle(signal?: AbortSignal): Promise<void> {
-    await this.#changes.until(() => this.#writing === undefined, signal);
+    await this.#changes.until(() => this.#writing === undefined && this.#copying === 0, signal);
   }
 
   /**
@@ -156,7 +164,7 @@ export class ShadowDisks implements AsyncDisposable {
    * from then on. @throws BlockError BLOCK_DISK_FAILED
    */
   async release(): Promise<ReadonlyMap<string, JournaledImage>> {
-    await this.#warmer.end();
+    this.#warmer.stop();
     await this.idle();
     if (this.#failure !== undefined) throw this.#failure;
     this.#isReleased = true;
