@@ -11,12 +11,12 @@ export function addSite(program: Command, out: Output, finish: Finish): void {
     'answer for this host when others want shadows of their VMs here; runs until it is ended',
   )
     .option('--config <file>', 'by default $UNDERSTUDY_SITE, else /etc/understudy/site.yaml')
-    .addHelpText('after', examples('understudy site', 'understudy site --config site.yaml'))
+    .addHelpText('after', examples('understudy site', 'understudy site --config site.yaml --json'))
     .addHelpText(
       'after',
       `\nA configuration with all keys, and their defaults where they have one:\n\n${SITE_CONFIG_EXAMPLE}`,
     )
-    .action(async ({ config }) => (await import('./site-command.ts')).becomeSite({ config }));
+    .action(async ({ config }) => (await import('./site-command.ts')).becomeSite({ config, json: out.json }));
   command(program, 'migrate <name>', 'move a VM to another host, through its shadow; nothing is lost')
     .option('--to <host>', 'by default where its shadow is, or else the host with the most left')
     .addOption(

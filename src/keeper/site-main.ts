@@ -2,9 +2,9 @@
  * The process that answers for this host when another one of the site wants a place for a shadow: it starts a keeper for
  * it. The keepers outlive it, as VMs outlive the host's daemon.
  *
- *   node src/keeper/site-main.ts
+ *   node src/keeper/site-main.ts [--text]
  *
- * One line on standard output says that it listens, `{"ok": true, "port": …}`, or why not. SIGTERM and SIGINT end it.
+ * One line on standard output says that it listens, `{"ok": true, "port": …}`, or why not; with `--text` in words. SIGTERM and SIGINT end it.
  */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -61,16 +61,25 @@ async function main(): Promise<number> {
       onLink: (link, peer) => void answer(site, { link: new SecurePeerLink(link), peer }),
       onTrouble: (what) => void process.stderr.write(`renewed credentials cannot be used: ${what}\n`),
     });
-    process.stdout.write(`${JSON.stringify({ ok: true, port: door.port })}\n`);
+    say(
+      { ok: true, port: door.port },
+      `host ${site.host} answers at port ${door.port}; Ctrl-C ends that, and no shadow`,
+    );
     const sweeping = new AbortController();
     void sweepUntilEnd(site, sweeping.signal);
     await ended.promise;
     sweeping.abort();
     return 0;
   } catch (thrown) {
-    process.stdout.write(`${JSON.stringify({ ok: false, error: startError(thrown) })}\n`);
+    const error = startError(thrown);
+    const hint = error.hint === undefined ? '' : `\nhint: ${error.hint}`;
+    say({ ok: false, error }, `error ${error.code}: ${error.message}${hint}`);
     return 1;
   }
+}
+
+function say(facts: object, text: string): void {
+  process.stdout.write(`${process.argv.includes('--text') ? text : JSON.stringify(facts)}\n`);
 }
 
 /** Memory that was put aside is of use only while its VM acts on another host. */

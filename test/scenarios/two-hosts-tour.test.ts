@@ -48,6 +48,7 @@ describe('the tour of two hosts', () => {
       throw new Error(`the tour ended early:\n${error.stdout}`);
     });
     const order = [
+      /host a answers at port 7946/,
       ...[/redis-demo[\s\S]*protected/, /\bOK\n/, /\nhello\n/, /promoted .*from=a .*detectMs=/, /shadowing/],
       ...[/would come up/, /redis-demo moved from b to a/, /\.usnap/, /redis-demo moved to b/],
       ...[/state +alone/, /\nhello\n/, /redis-demo stopped/],
