@@ -11,6 +11,8 @@ import { endProcess, isAlive } from '../../src/control/process-identity.ts';
 import { KeptVm } from '../kit/kept-vm.ts';
 
 const CLI = fileURLToPath(new URL('../../src/cli/main.ts', import.meta.url));
+/** For all of memory to be there, on a busy machine. */
+const WHOLE_MS = 60_000;
 
 /** One guest for all of these, kept by a process of its own. */
 let vm: KeptVm;
@@ -89,7 +91,8 @@ describe('understudy snapshot', () => {
     expect(await vm.load.command('GET', 'nonce')).toBe(nonce);
     expect((await vm.status()).token).toBeGreaterThan(token);
     await vm.until('protected');
-    expect(await vm.kinds()).toContain('memory-whole');
+    // It may be protected before the last page is there.
+    await expect.poll(() => vm.kinds(), { timeout: WHOLE_MS }).toContain('memory-whole');
   });
 
   it('whose keeper is killed while memory is missing leaves nothing that is taken back', async () => {

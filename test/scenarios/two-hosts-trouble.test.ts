@@ -16,6 +16,7 @@ const YEAR_MS = 365 * DAY_MS;
 /** Longer than silence may last. */
 const NOTICED_MS = 2500;
 const ROOM_BYTES = 512 * 2 ** 20;
+const FILLER_BYTES = 12 * 2 ** 20;
 
 /** Files that say what goes wrong in a keeper, see `misbehaving`. */
 interface Orders {
@@ -214,7 +215,8 @@ describe('a VM with its shadow on a host with clocks, certificates and room of i
     const roles = await actingOn('a');
     const after = await lastSeq('a');
     room.fill();
-    await hosts.load.command('SET', 'filler', 'x'.repeat(2 ** 20));
+    // More than there is room for in what earlier epochs took.
+    await hosts.load.command('SET', 'filler', 'x'.repeat(FILLER_BYTES));
     await hosts.until('a', 'shadow-lost', { after });
     room.empty();
     expect(await oracle.settled()).toEqual(roles);
