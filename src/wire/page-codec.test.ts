@@ -1,4 +1,4 @@
-import { zstdCompressSync } from 'node:zlib';
+import { zstdCompressSync, zstdDecompressSync } from 'node:zlib';
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { PAGE_BYTES } from '../base/units.ts';
@@ -211,6 +211,35 @@ describe('pages on their way', () => {
     );
     expect(target.every((byte) => byte === 9)).toBe(true);
   });
+
+  it('that ask for more memory to be unpacked than a batch takes are refused before it is taken', () => {
+    // A frame of zstd with one block as it is, of the entry of a zero page.
+    const frame = (windowLog: number) =>
+      Buffer.of(0x28, 0xb5, 0x2f, 0xfd, 0, (windowLog - 10) << 3, 1 | (2 << 3), 0, 0, 0, 0);
+    const decode = (windowLog: number) => {
+      const target = new Uint8Array(PAGE_BYTES).fill(9);
+      decoder.decodePages({ input: Buffer.concat([Buffer.of(1, 0, 0, 0x80), frame(windowLog)]), target });
+      return target.every((byte) => byte === 0);
+    };
+    expect(() => decode(26)).toThrow(expect.objectContaining({ code: 'WIRE_PAGES_INVALID' }));
+    expect([decode(12), [...zstdDecompressSync(frame(26))]]).toEqual([true, [0, 0]]);
+  });
+
+  it.each<Effort>([2, 3])(
+    'unpack in the memory that a batch takes, however many they are, with effort %d',
+    (effort) => {
+      for (const pageCount of [1, 2, 3, 5, 9, 64, 65, 255, 256]) {
+        const list = Array.from({ length: pageCount }, (_, seed) =>
+          pageLike(seed % 3 ? 'noise' : 'text', seed),
+        );
+        const pages = joined(list);
+        const { input } = encode({ pages, effort });
+        const target = new Uint8Array(pages.length);
+        decoder.decodePages({ input, target });
+        expect(Buffer.compare(target, pages)).toBe(0);
+      }
+    },
+  );
 
   it.each<[string, number, readonly number[]]>([
     ['a patch reaches beyond its page', 0xa00c, [0xff, 3, 2, 0, 1, 1, 1, 1, 1, 1, 1, 1]],

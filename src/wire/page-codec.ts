@@ -263,8 +263,11 @@ function unsqueezed(input: Uint8Array, pageCount: number): Uint8Array {
   const head = Buffer.alloc(COUNT_BYTES);
   head.writeUInt32LE(count - IS_SQUEEZED);
   const maxOutputLength = encodedBytesMax(Math.max(1, pageCount));
+  // Memory is taken for the window that the other side asks for, whatever comes of it: none is larger than what it packed.
+  const params = { [constants.ZSTD_d_windowLogMax]: Math.ceil(Math.log2(maxOutputLength)) };
   try {
-    return Buffer.concat([head, zstdDecompressSync(input.subarray(COUNT_BYTES), { maxOutputLength })]);
+    const piece = zstdDecompressSync(input.subarray(COUNT_BYTES), { maxOutputLength, params });
+    return Buffer.concat([head, piece]);
   } catch (thrown) {
     throw invalid(`zstd says: ${messageOf(thrown)}`);
   }
