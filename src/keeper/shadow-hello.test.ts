@@ -62,6 +62,15 @@ describe('a host that asks for a place for a shadow', () => {
     });
   });
 
+  it('and speaks another protocol, with other words, is told so too; with those of this one it is garbled (control)', async () => {
+    const other = (protocol: number) => heard({ protocol, disks: undefined } as unknown as Partial<Hello>);
+    await expect(other(PEER_PROTOCOL - 1)).rejects.toMatchObject({
+      code: 'KEEPER_PEER_REFUSED',
+      message: expect.stringMatching(`it speaks protocol ${PEER_PROTOCOL - 1}, and`),
+    });
+    await expect(other(PEER_PROTOCOL)).rejects.toMatchObject({ code: 'REPLICATION_PEER_GARBLED' });
+  });
+
   it.each<[string, Partial<Hello>, RegExp]>([
     ['another QEMU', { qemuVersion: '9.2.0' }, /it runs QEMU 9\.2\.0, and this host has 7\.2\.22/],
     ['another accelerator', { accel: 'kvm' }, /runs with kvm, and this host has tcg/],

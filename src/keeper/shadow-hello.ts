@@ -6,6 +6,7 @@ import type { PeerLink, PeerMessage } from '../replication/peer-link.ts';
 import {
   decodeWords,
   garbled,
+  helloProtocol,
   MESSAGE,
   PEER_PROTOCOL,
   type PeerWords,
@@ -38,10 +39,13 @@ export async function readHello(
   late.addEventListener('abort', close, { once: true });
   const first = await messages.next();
   late.removeEventListener('abort', close);
-  const hello = first.done || first.value.type !== MESSAGE.words ? undefined : decodeWords(first.value.body);
+  const body = first.done || first.value.type !== MESSAGE.words ? undefined : first.value.body;
+  // Before all else: a message of another protocol means nothing here.
+  const protocol = body && helloProtocol(body);
+  if (protocol !== undefined && protocol !== PEER_PROTOCOL)
+    throw refused(`it speaks protocol ${protocol}, and this host ${PEER_PROTOCOL}`);
+  const hello = body && decodeWords(body);
   if (hello?.kind !== 'hello') throw garbled('something else than its first words');
-  if (hello.protocol !== PEER_PROTOCOL)
-    throw refused(`it speaks protocol ${hello.protocol}, and this host ${PEER_PROTOCOL}`);
   const spec = parseVmSpec(hello.spec.text, hello.spec);
   if (spec.name !== vm || hello.vm !== vm)
     throw refused(`it has a place for ${vm}, and came for ${hello.vm}`);

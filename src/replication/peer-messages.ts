@@ -225,6 +225,17 @@ export function decodeWords(body: Uint8Array): PeerWords {
   }
 }
 
+const protocolSchema = z.object({ kind: z.literal('hello'), protocol: z.int().nonnegative() });
+
+/** Which protocol first words are of, whatever else is in them: another one may have other words. Undefined for any others. */
+export function helloProtocol(body: Uint8Array): number | undefined {
+  try {
+    return protocolSchema.safeParse(JSON.parse(Buffer.from(body).toString('utf8'))).data?.protocol;
+  } catch {
+    return undefined;
+  }
+}
+
 /** What stands before the contents of pages. */
 export function encodePagesHead(
   epoch: EpochId,
