@@ -11,6 +11,7 @@ import {
   type ProtectionEvent,
   type ProtectionState,
 } from '../shadow/protection.ts';
+import type { ActingRight } from './acting-right.ts';
 import { epochsName } from './inheritance.ts';
 import type { KeeperOptions } from './keeper-options.ts';
 import { RemoteShadow } from './remote-shadow.ts';
@@ -43,6 +44,8 @@ export async function openDisks(options: KeeperOptions, origin: Origin): Promise
 type Facts = Readonly<Record<string, unknown>>;
 
 export interface WatchedVm {
+  /** Undefined where no other host may act. */
+  readonly right: Pick<ActingRight, 'status'> | undefined;
   readonly disks: Pick<VmDisks, 'listen'>;
   readonly shadow: Pick<ShadowLife, 'current' | 'pipeline' | 'freeze'>;
   readonly state: () => ProtectionState;
@@ -53,7 +56,8 @@ export interface WatchedVm {
 
 /**
  * Disks ask for cuts. A VM whose disk fails goes on where its shadow has another one. Without such a shadow none can be
- * relied on once the disk cannot be written; and what cannot be read is the guest's to deal with.
+ * relied on once the disk cannot be written; and what cannot be read is the guest's to deal with. So it is while nobody can
+ * write down who acts: the VM would stand still until somebody can, for one place on its disk.
  */
 export function watchDisks(vm: WatchedVm): void {
   const { disks, shadow, publish, dispatch } = vm;
@@ -64,7 +68,10 @@ export function watchDisks(vm: WatchedVm): void {
       publish('disk-failed', disk);
       if (!goesOnElsewhere(vm, disk)) dispatch({ kind: 'shadow-lost' });
     },
-    onUnreadable: (path, failure) => void goesOnElsewhere(vm, failedDisk(path, failure)),
+    onUnreadable: (path, failure) => {
+      const isStoreAway = typeof vm.right?.status().storeAwayMs === 'number';
+      if (!isStoreAway) goesOnElsewhere(vm, failedDisk(path, failure));
+    },
   });
 }
 

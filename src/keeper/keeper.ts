@@ -106,7 +106,7 @@ export class Keeper implements KeeperControl {
     this.#shadow = shadowLifeOf(parts);
     this.#parts = { ...parts, shadow: this.#shadow };
     this.#right = options.remote && new RightKeeping(options.remote.right, { ...parts, ...options });
-    watchDisks(this.#parts);
+    watchDisks({ ...this.#parts, right: options.remote?.right });
     this.#states = new StateKeeping(this.#parts);
     this.#orders = new VmOrders({ ...this.#parts, states: this.#states });
     this.#ownSnapshots = new OwnSnapshots({
