@@ -4,6 +4,9 @@ import { EXIT_CODES } from './exit-codes.ts';
 import { duration, type Output, table } from './output.ts';
 import { connectTo } from './vm-connection.ts';
 
+/** Shorter waits are over before anybody could do something about them. */
+const OUTPUT_WAITS_SHOWN_MS = 1000;
+
 export async function status(name: string, out: Output): Promise<number> {
   using control = await connectTo(name);
   const found = await control.status();
@@ -82,12 +85,16 @@ function pathText({ address, state, rttMs, lost }: NonNullable<VmStatus['paths']
   return `${address}: round trip ${rttMs.p50.toFixed(1)} ms, ${lost} heartbeats lost`;
 }
 
-function leaseText({ awayMs, token, mode, endsInMs }: NonNullable<VmStatus['lease']>): string {
+function leaseText({ awayMs, token, mode, endsInMs, outputWaitsMs }: NonNullable<VmStatus['lease']>): string {
   const store = awayMs === null ? 'etcd answers' : `etcd has not answered for ${duration(awayMs)}`;
   if (mode === 'claiming')
     return `token ${token}, ended or about to be renewed: the VM may stand still; ${store}`;
   const end = endsInMs === null ? 'does not end' : `ends in ${duration(endsInMs)} unless it is renewed`;
-  return `token ${token}, ${mode}, ${end}; ${store}`;
+  const waits =
+    typeof outputWaitsMs === 'number' && outputWaitsMs >= OUTPUT_WAITS_SHOWN_MS
+      ? `; output has been waiting for ${duration(outputWaitsMs)}: the shadow may have taken over`
+      : '';
+  return `token ${token}, ${mode}, ${end}; ${store}${waits}`;
 }
 
 function sentText({ sent }: NonNullable<VmStatus['shadow']>): string {

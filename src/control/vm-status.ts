@@ -81,6 +81,8 @@ export interface LeaseStatus {
   readonly mode: 'in-sync' | 'alone' | 'claiming' | 'ended';
   /** Until the VM stands still unless its right is renewed; null where that does not end by itself. */
   readonly endsInMs: number | null;
+  /** For so long output has been waiting that its shadow acknowledged, as that may have taken over; left out by keepers of older releases. */
+  readonly outputWaitsMs?: number | null;
 }
 
 export interface InstanceStatus {

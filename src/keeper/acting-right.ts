@@ -20,8 +20,10 @@ export interface RightWatcher {
   readonly onRegained: () => void;
   /** Another host acts, or whoever is there may not. */
   readonly onSuperseded: () => void;
-  /** Output that was acknowledged, and has waited so long because the shadow might have taken over, may leave. */
-  readonly onSure: (waitedMs: number) => void;
+  /** Output that was acknowledged, and has waited because the shadow might have taken over, may leave while this is called. */
+  readonly onSure: () => void;
+  /** For so long such output waits, or waited until it left. Not told of each. */
+  readonly onDoubt: (what: 'waits' | 'waited', forMs: number) => void;
   readonly onStore: (contact: 'away' | 'back') => void;
 }
 
@@ -33,6 +35,8 @@ export interface RightStatus {
   readonly storeAwayMs: number | null;
   /** Until the VM stands still unless the right is renewed; null where it does not end by itself. */
   readonly endsInMs: number | null;
+  /** For so long acknowledged output has been waiting, as the shadow may have taken over; null: none does. */
+  readonly outputWaitsMs: number | null;
 }
 
 /**

@@ -50,6 +50,7 @@ async function takeOver(store: Store, host: string, shadow: { copy: number }) {
 const shadow = { host: 'b', copy: 1 };
 const nothing = () => {};
 const NOBODY = {
+  onDoubt: nothing,
   onEnded: nothing,
   onRegained: nothing,
   onStore: nothing,
@@ -167,6 +168,7 @@ describe('the right to act as a VM', () => {
       onRegained: () => told.push('regained'),
       onSuperseded: () => told.push('superseded'),
       onSure: () => told.push('sure'),
+      onDoubt: (what) => told.push(what),
       onStore: (contact) => told.push(contact),
     });
     store.isAway = true;
@@ -213,8 +215,8 @@ describe('the right to act as a VM', () => {
   it('lets nothing out that its shadow holds from when that may have taken over, until it is heard again', async () => {
     const store = new Store(time.clock);
     const right = await begin(store, 'a');
-    const sure: number[] = [];
-    right.watch({ ...NOBODY, onSure: (waitedMs) => sure.push(waitedMs) });
+    const sure: string[] = [];
+    right.watch({ ...NOBODY, onSure: () => sure.push('sure'), onDoubt: (what) => sure.push(what) });
     await right.arm(shadow);
     const mayRelease = () => right.mayRelease('acknowledged');
     expect(mayRelease()).toBe(true);
@@ -229,40 +231,117 @@ describe('the right to act as a VM', () => {
     right.noteHeard(shadow, { sentMs: time.clock.nowMs() - 300, silenceMinMs: 300 });
     expect([mayRelease(), sure]).toEqual([false, []]);
     heard();
-    expect([mayRelease(), sure]).toEqual([true, [0]]);
+    expect([mayRelease(), sure]).toEqual([true, ['sure']]);
     // Another copy is another keeper.
     right.noteHeard({ copy: 2 }, { sentMs: 0, silenceMinMs: 300 });
     await time.clock.sleep(100);
     expect(mayRelease()).toBe(true);
   });
 
-  it('asks who acts before it lets out what its shadow holds, where the way to that is longer than its word lasts', async () => {
-    const store = new Store(time.clock);
-    const right = await begin(store, 'a');
-    const sure = Promise.withResolvers<void>();
-    right.watch({ ...NOBODY, onSure: () => sure.resolve() });
-    await right.arm(shadow);
-    const wordAfter = async (ms: number) => {
+  describe('of which the shadow is so far away that its word comes too late', () => {
+    const FAR_MS = 400;
+    let store: Store;
+    let right: RecordedRight;
+    /** How long the store takes to answer. */
+    let answerMs: number;
+    /** Whether what waited could leave, each time that it was to; and what was told. */
+    let left: boolean[];
+    let told: [string, number][];
+    let releases: PromiseWithResolvers<void>;
+
+    const mayRelease = () => right.mayRelease('acknowledged');
+    async function wordComes(): Promise<void> {
+      await time.clock.sleep(1);
       const sentMs = time.clock.nowMs();
-      await time.clock.sleep(ms);
+      await time.clock.sleep(FAR_MS);
       right.noteHeard(shadow, { sentMs, silenceMinMs: 300 });
-    };
-    await wordAfter(400);
-    expect(right.mayRelease('acknowledged')).toBe(false);
-    store.isAway = true;
-    await wordAfter(400);
-    await time.clock.sleep(10);
-    expect(right.mayRelease('acknowledged')).toBe(false);
-    store.isAway = false;
-    await wordAfter(400);
-    await sure.promise;
-    expect(right.mayRelease('acknowledged')).toBe(true);
-    await time.clock.sleep(400);
-    expect(right.mayRelease('acknowledged')).toBe(false);
-    expect(await takeOver(store, 'b', shadow)).toBeDefined();
-    await wordAfter(400);
-    await time.clock.sleep(10);
-    expect(right.mayRelease('acknowledged')).toBe(false);
+    }
+
+    beforeEach(async () => {
+      store = new Store(time.clock);
+      answerMs = 5;
+      [left, told, releases] = [[], [], Promise.withResolvers()];
+      const options = optionsOf(store, 'a');
+      const read = async (vm: string) => {
+        const stored = await options.store.read(vm);
+        await time.clock.sleep(answerMs);
+        return stored;
+      };
+      const slow = { ...options, store: { ...options.store, read } };
+      right = rights.use(await RecordedRight.begin(slow, ORPHAN));
+      const onSure = () => {
+        left.push(mayRelease());
+        releases.resolve();
+        releases = Promise.withResolvers();
+      };
+      right.watch({ ...NOBODY, onSure, onDoubt: (what, forMs) => void told.push([what, forMs]) });
+      await right.arm(shadow);
+      await wordComes();
+      expect(mayRelease()).toBe(false);
+    });
+
+    it.each([5, 350, 2500])(
+      'leaves each time that it is on record who acts, when etcd takes %d ms to say so',
+      async (ms) => {
+        answerMs = ms;
+        for (const times of [1, 2, 3]) {
+          const { promise } = releases;
+          await wordComes();
+          await promise;
+          expect(left).toEqual(Array.from({ length: times }, () => true));
+          // For what was acknowledged before, once.
+          expect(mayRelease()).toBe(false);
+          expect(right.status().outputWaitsMs).toBe(0);
+        }
+        // Once, however long this goes on.
+        expect(told.map(([what]) => what)).toEqual(ms > 1000 ? ['waits', 'waited'] : []);
+      },
+    );
+
+    it('waits while nobody says who acts, which is told and shown, and leaves when somebody does', async () => {
+      store.isAway = true;
+      for (let words = 0; words < 5; words += 1) await wordComes();
+      expect([left, told.length]).toEqual([[], 1]);
+      expect(told[0]).toEqual(['waits', expect.toSatisfy((ms) => ms >= 1000)]);
+      expect(right.status()).toMatchObject({
+        outputWaitsMs: 5 * (FAR_MS + 1),
+        storeAwayMs: expect.any(Number),
+      });
+      store.isAway = false;
+      const { promise } = releases;
+      await wordComes();
+      await promise;
+      expect([left, told.at(-1)?.[0]]).toEqual([[true], 'waited']);
+    });
+
+    it('stays when the answer is one of long ago, as this host stood still meanwhile, and when the shadow acts', async () => {
+      answerMs = 3500;
+      await wordComes();
+      await time.clock.sleep(4000);
+      expect(left).toEqual([]);
+      answerMs = 5;
+      expect(await takeOver(store, 'b', shadow)).toBeDefined();
+      await wordComes();
+      await time.clock.sleep(1000);
+      expect([left, mayRelease()]).toEqual([[], false]);
+      // It never left.
+      expect([told.map(([what]) => what), right.status().outputWaitsMs]).toEqual([['waits'], null]);
+    });
+
+    it('leaves when it is on record that there is no shadow, and of the next one nothing is told that was of this one', async () => {
+      await time.clock.sleep(500);
+      expect(await right.goAlone()).toBe('granted');
+      expect([left, told, right.status().outputWaitsMs]).toEqual([[true], [], null]);
+      const next = { host: 'b', copy: 2 };
+      await right.arm(next);
+      const heard = () => right.noteHeard(next, { sentMs: time.clock.nowMs(), silenceMinMs: 300 });
+      heard();
+      await time.clock.sleep(300);
+      expect(mayRelease()).toBe(false);
+      await time.clock.sleep(150);
+      heard();
+      expect([left, told]).toEqual([[true, true], [['waited', 150]]]);
+    });
   });
 
   it('lets everything out at once when its shadow has promised not to act, and is alone when that can be written', async () => {

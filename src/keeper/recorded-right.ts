@@ -19,6 +19,7 @@ import {
 } from '../lease/lease-state.ts';
 import type { LeaseStore } from '../lease/lease-store.ts';
 import type { ActingRight, HeardWord, RightStatus, RightWatcher, ShadowClaimant } from './acting-right.ts';
+import { OutputDoubt } from './output-doubt.ts';
 import { disksElsewhere, superseded, suspendedElsewhere } from './refusals.ts';
 
 const RETRY_MS = 100;
@@ -26,6 +27,8 @@ const RETRY_MS_MAX = 2000;
 const TICK_MS = 50;
 /** Nothing else asks the store while a VM is in sync. */
 const PROBE_MS = 2000;
+/** For so long after the question something leaves by what is on record: a call to the store takes no longer. */
+const CONFIRMED_MS = 3000;
 /** An epoch's number means nothing to the record: it is told when all that ever left is acknowledged. */
 const SETTLED_EPOCH = 0;
 
@@ -98,9 +101,10 @@ export class RecordedRight implements ActingRight {
   #follows: string | undefined;
   #watcher: RightWatcher | undefined;
   #storeAwaySinceMs: number | undefined;
-  /** From when acknowledged output has been waiting for a sign that the shadow has not taken over. */
-  #doubtSinceMs: number | undefined;
+  readonly #doubt = new OutputDoubt();
   #isConfirming = false;
+  /** While what waits leaves by what is on record. */
+  #confirmedUntilMs: number | undefined;
 
   private constructor(
     options: RightOptions,
@@ -202,28 +206,26 @@ export class RecordedRight implements ActingRight {
       mode: MODES[phase],
       storeAwayMs: awayMs === undefined ? null : this.#options.clock.nowMs() - awayMs,
       endsInMs: this.#driver.endsInMs ?? null,
+      outputWaitsMs: this.#doubt.waitsMs(this.#options.bootTimeMs()),
     };
   }
 
   mayRelease(what: 'acknowledged' | 'unknown'): boolean {
     const right = this.#driver.outputRight;
     if (right === 'everything' || (right === 'acknowledged' && what === 'acknowledged')) return true;
-    if (this.#driver.isInDoubt) this.#doubtSinceMs ??= this.#options.bootTimeMs();
+    if (what === 'unknown' || !this.#driver.isInDoubt) return false;
+    const nowMs = this.#options.bootTimeMs();
+    if (this.#confirmedUntilMs !== undefined && nowMs < this.#confirmedUntilMs) return true;
+    this.#doubt.begin(nowMs);
     return false;
   }
 
   noteHeard({ copy }: Pick<ShadowClaimant, 'copy'>, { sentMs, silenceMinMs }: HeardWord): void {
     const forMs = heardForMs(silenceMinMs, this.#options.policy);
     this.#driver.report({ kind: 'shadow-heard', copy, untilMs: sentMs + forMs });
-    if (this.#doubtSinceMs === undefined) return;
-    if (!this.#driver.isInDoubt) {
-      const waitedMs = this.#options.bootTimeMs() - this.#doubtSinceMs;
-      this.#doubtSinceMs = undefined;
-      this.#watcher?.onSure(waitedMs);
-    } else if (sentMs > this.#doubtSinceMs && !this.#isConfirming) {
-      // It hears what is sent now, but the way there and back is longer than its word is good for.
-      void this.#confirmInstead({ copy }, { silenceMinMs });
-    }
+    // It hears what is sent now, but the way there and back is longer than its word is good for.
+    if (this.#driver.isInDoubt && this.#doubt.mayAsk(sentMs) && !this.#isConfirming)
+      void this.#confirmInstead({ copy });
   }
 
   watch(watcher: RightWatcher): void {
@@ -283,20 +285,43 @@ export class RecordedRight implements ActingRight {
     if (record?.holder !== host || !isOurs) throw superseded(vm, record?.holder ?? 'nobody');
   }
 
-  async #confirmInstead(
-    shadow: Pick<ShadowClaimant, 'copy'>,
-    word: Pick<HeardWord, 'silenceMinMs'>,
-  ): Promise<void> {
+  /**
+   * What waits leaves once when the record names this host. The shadow had not taken over when it was read, and has all that it
+   * acknowledged: at worst that leaves twice, late by no more than the answer. Nothing follows for what is acknowledged later.
+   */
+  async #confirmInstead({ copy }: Pick<ShadowClaimant, 'copy'>): Promise<void> {
     this.#isConfirming = true;
-    const sentMs = this.#options.bootTimeMs();
+    const askedMs = this.#options.bootTimeMs();
     try {
       await this.confirm();
-      this.noteHeard(shadow, { ...word, sentMs });
     } catch {
       // Asked again with the next word.
+      return;
     } finally {
       this.#isConfirming = false;
     }
+    const nowMs = this.#options.bootTimeMs();
+    const isUsed = this.#driver.isInDoubt && this.#driver.state.copy === copy;
+    // Who stood still meanwhile got an answer of long ago.
+    if (!isUsed || nowMs >= askedMs + CONFIRMED_MS) return;
+    const waitedMs = this.#doubt.end(nowMs, 'record');
+    this.#confirmedUntilMs = askedMs + CONFIRMED_MS;
+    this.#watcher?.onSure();
+    this.#confirmedUntilMs = undefined;
+    if (waitedMs !== undefined) this.#watcher?.onDoubt('waited', waitedMs);
+  }
+
+  #followDoubt(fact: LeaseFact): void {
+    const nowMs = this.#options.bootTimeMs();
+    if (this.#driver.isInDoubt) {
+      const waitsMs = this.#doubt.goOn(nowMs);
+      if (waitsMs !== undefined) this.#watcher?.onDoubt('waits', waitsMs);
+      return;
+    }
+    const leaves = this.#driver.outputRight !== 'nothing' && this.#doubt.waitsMs(nowMs) !== null;
+    const waitedMs = this.#doubt.end(nowMs, fact.kind === 'shadow-heard' ? 'word' : 'right');
+    if (leaves) this.#watcher?.onSure();
+    if (leaves && waitedMs !== undefined) this.#watcher?.onDoubt('waited', waitedMs);
   }
 
   async holder(): Promise<string | undefined> {
@@ -399,6 +424,7 @@ export class RecordedRight implements ActingRight {
       this.#storeAwaySinceMs = isStoreAway ? this.#options.clock.nowMs() : undefined;
       this.#watcher?.onStore(isStoreAway ? 'away' : 'back');
     }
+    this.#followDoubt(fact);
     this.#waiters.check();
   }
 }

@@ -36,10 +36,8 @@ export class RightKeeping {
       onEnded: () => this.#standStill(),
       onRegained: () => this.#goOn(),
       onSuperseded: () => this.#giveWay(),
-      onSure: (waitedMs) => {
-        this.#releaseDue();
-        this.#vm.publish('output-waited', { waitedMs });
-      },
+      onSure: () => this.#releaseDue(),
+      onDoubt: (what, forMs) => this.#vm.publish(`output-${what}`, { [`${what}Ms`]: forMs }),
       onStore: (contact) => this.#vm.publish(contact === 'away' ? 'lease-store-away' : 'lease-store-back'),
     });
   }

@@ -4,7 +4,6 @@ import { errorFacts } from '../base/errors.ts';
 import { stepLease } from './lease-decision.ts';
 import {
   initialLease,
-  isInDoubt,
   type LeaseEffect,
   type LeaseFact,
   type LeasePolicy,
@@ -66,13 +65,12 @@ export class LeaseDriver implements AsyncDisposable {
 
   /** What may leave at this moment; to be asked for every release. */
   get outputRight(): ReturnType<typeof outputRight> {
-    const { policy, bootTimeMs } = this.#options;
-    return this.#isOver ? 'nothing' : outputRight(this.#state, { nowMs: bootTimeMs(), policy });
+    return this.#outputRight({ isConfirmed: false });
   }
 
-  /** Nothing leaves, as the shadow may have taken over: it is to be heard again, or the record to be read. */
+  /** Nothing leaves only because the shadow may have taken over: it is to be heard again, or the record to be read. */
   get isInDoubt(): boolean {
-    return isInDoubt(this.#state, { nowMs: this.#options.bootTimeMs() });
+    return this.outputRight === 'nothing' && this.#outputRight({ isConfirmed: true }) !== 'nothing';
   }
 
   /** Until this host has to stop unless it hears of a renewal; undefined where its right does not end by itself. */
@@ -102,6 +100,11 @@ export class LeaseDriver implements AsyncDisposable {
     this.#cancelTick();
     this.#watch[Symbol.dispose]();
     await Promise.all(this.#calls);
+  }
+
+  #outputRight({ isConfirmed }: { isConfirmed: boolean }): ReturnType<typeof outputRight> {
+    const { policy, bootTimeMs } = this.#options;
+    return this.#isOver ? 'nothing' : outputRight(this.#state, { nowMs: bootTimeMs(), policy, isConfirmed });
   }
 
   #step(fact: LeaseFact): void {

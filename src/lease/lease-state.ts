@@ -234,7 +234,7 @@ export function heardForMs(
  * Whether the shadow may have taken over without this host's having heard of it: this host stood still, or the shadow cannot
  * be heard. What it acknowledged it has, and lets out itself.
  */
-export function isInDoubt({ heard, copy }: LeaseState, { nowMs }: { nowMs: number }): boolean {
+function isInDoubt({ heard, copy }: LeaseState, { nowMs }: { nowMs: number }): boolean {
   return heard !== undefined && heard.copy === copy && nowMs >= heard.untilMs;
 }
 
@@ -255,11 +255,12 @@ export function rightEndsMs(state: LeaseState, policy: LeasePolicy): number | un
 
 /**
  * What the VM here may release at this moment. To be asked for every release: a process that was stopped for a while
- * asks with the new time before it learns anything else.
+ * asks with the new time before it learns anything else. `isConfirmed`: whatever the shadow was heard to say, it is known
+ * from the record that it had not taken over just before; if it has since, acknowledged output leaves twice.
  */
 export function outputRight(
   state: LeaseState,
-  { nowMs, policy }: { nowMs: number; policy: LeasePolicy },
+  { nowMs, policy, isConfirmed = false }: { nowMs: number; policy: LeasePolicy; isConfirmed?: boolean },
 ): 'nothing' | 'acknowledged' | 'everything' {
   if (state.body !== 'runs') return 'nothing';
   const endsMs = rightEndsMs(state, policy);
@@ -273,7 +274,7 @@ export function outputRight(
     case 'in-sync':
     case 'claiming':
       if (state.isDismissed) return 'everything';
-      return isInDoubt(state, { nowMs }) ? 'nothing' : 'acknowledged';
+      return isInDoubt(state, { nowMs }) && !isConfirmed ? 'nothing' : 'acknowledged';
     default:
       return 'nothing';
   }
