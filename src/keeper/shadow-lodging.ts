@@ -252,8 +252,6 @@ export class ShadowLodging implements AsyncDisposable {
       ...{ spec, right, given: hello.spec, files: hello.files, directory: this.directory },
       ...{ clock: this.#clock, failpoints: this.#right.failpoints },
     });
-    // They have all that was committed, else the right would not have been asked for. From now on they are the VM's.
-    if (how === 'promote') await session.image.disks?.release();
     const promised: PromisedShadow = {
       ...{ session, from: peer, claimed, lastSignMs, noticedAtMs, fencedAtMs, instances: this.#instances },
       disks: this.#disks,
@@ -261,18 +259,17 @@ export class ShadowLodging implements AsyncDisposable {
       disk: end.kind === 'called' ? end.disk : undefined,
       trace: end.kind === 'called' ? end.trace : undefined,
     };
-    // It is the VM's now, and goes with that.
-    this.#session = undefined;
-    // What it holds is older than what has left since.
-    if (how === 'anew') await session[Symbol.asyncDispose]();
     const options: KeeperOptions = { ...this.#options(log), remote };
-    let keeper: Keeper;
-    try {
-      keeper = await this.#act(how === 'anew' ? options : { ...options, promised }, signals);
-    } catch (cause) {
-      await this.#giveBack(remote, { cause, log });
-      throw cause;
-    }
+    if (how === 'anew') this.#session = undefined;
+    const keeper = await actOrGiveBack(session, {
+      how,
+      act: () => {
+        // It is the VM's now, and goes with that.
+        this.#session = undefined;
+        return this.#act(how === 'anew' ? options : { ...options, promised }, signals);
+      },
+      giveBack: (cause) => this.#giveBack(remote, { cause, log }),
+    });
     const words: PeerWords = {
       ...{ kind: 'acts', token: right.token, tookMs: this.#clock.nowMs() - noticedAtMs },
     };
@@ -324,6 +321,29 @@ export class ShadowLodging implements AsyncDisposable {
       ...{ ...this.#host, spec, log, clock: this.#clock, failpoints: this.#right.failpoints },
       runDirectory: this.directory,
     };
+  }
+}
+
+interface Acting<Acts> {
+  readonly how: TakenOver['how'];
+  readonly act: () => Promise<Acts>;
+  readonly giveBack: (cause: unknown) => Promise<void>;
+}
+
+/** The right is there. Whatever keeps the VM from acting here, nobody else may act while it is not given back. */
+export async function actOrGiveBack<Acts>(
+  session: AsyncDisposable & { readonly image: Pick<ShadowSession['image'], 'disks'> },
+  { how, act, giveBack }: Acting<Acts>,
+): Promise<Acts> {
+  try {
+    // They have all that was committed, else the right would not have been asked for. From now on they are the VM's.
+    if (how === 'promote') await session.image.disks?.release();
+    // What it holds is older than what has left since.
+    else await session[Symbol.asyncDispose]();
+    return await act();
+  } catch (cause) {
+    await giveBack(cause);
+    throw cause;
   }
 }
 

@@ -171,9 +171,11 @@ export class ShadowSession implements Shadow {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    await this.halt();
-    await this.releaseEpochs();
-    await this.image.disks?.[Symbol.asyncDispose]();
-    await this.standby[Symbol.asyncDispose]();
+    // In reverse, and each also when another one fails: no QEMU may outlive its keeper.
+    await using ending = new AsyncDisposableStack();
+    ending.use(this.standby);
+    ending.use(this.image.disks);
+    ending.defer(() => this.releaseEpochs());
+    ending.defer(() => this.halt());
   }
 }
