@@ -35,6 +35,7 @@ const CODES_BY_STATUS: Readonly<Record<number, readonly string[]>> = {
     'HOST_VM_SUSPENDED',
     'KEEPER_CANNOT_SAVE',
     'KEEPER_DISKS_ELSEWHERE',
+    'KEEPER_DISK_FAILED',
     'KEEPER_HOST_MAINTENANCE',
     'KEEPER_HOST_NO_ROOM',
     'KEEPER_IS_SHADOW',

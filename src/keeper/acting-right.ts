@@ -76,6 +76,8 @@ export interface ActingRight {
    * somebody answers.
    */
   yieldThenGoAlone(graceMs: number, signal?: AbortSignal): Promise<'granted' | 'superseded'>;
+  /** The shadow is to take over, now or later, and nothing else becomes of the record: whether it has, after `graceMs` at most. */
+  isFollowed(graceMs: number, signal?: AbortSignal): Promise<boolean>;
   /** Rejects where nobody answers now, or where the right has passed on: before something that cannot be taken back. */
   confirm(): Promise<void>;
   /** Who acts now, as far as somebody answers at once. */

@@ -52,6 +52,8 @@ export interface WatchedVm {
   readonly publish: (kind: string, facts?: Facts) => void;
   readonly dispatch: (event: ProtectionEvent) => void;
   readonly losePrimary: (reason: LossReason, facts: { readonly disk: FailedDisk }) => void;
+  /** It cannot be written any more. */
+  readonly noteFailed: (disk: FailedDisk) => void;
 }
 
 /**
@@ -65,6 +67,7 @@ export function watchDisks(vm: WatchedVm): void {
     onCutWanted: () => shadow.pipeline?.demand(),
     onFailed: (path, failure) => {
       const disk = failedDisk(path, failure);
+      vm.noteFailed(disk);
       publish('disk-failed', disk);
       if (!goesOnElsewhere(vm, disk)) dispatch({ kind: 'shadow-lost' });
     },

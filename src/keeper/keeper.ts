@@ -51,7 +51,7 @@ import { VmEvents } from './vm-events.ts';
 import { measureVm } from './vm-measures.ts';
 import { type OrderedVm, VmOrders } from './vm-orders.ts';
 import { recordVm } from './vm-record.ts';
-import { type TakenOverVm, takeOver } from './vm-takeover.ts';
+import { leaveToShadow, type TakenOverVm, takeOver } from './vm-takeover.ts';
 
 const NO_LOSS = { atMs: 0, noticedAtMs: 0, disk: undefined };
 
@@ -85,6 +85,8 @@ export class Keeper implements KeeperControl {
   readonly #ownSnapshots: OwnSnapshots;
   readonly #instances: InstanceSeries;
   #loss: Pick<ReturnType<TakenOverVm['loss']>, 'atMs' | 'noticedAtMs' | 'disk'> = NO_LOSS;
+  /** Of this host: not all that was written is on it. */
+  #failedDisk: FailedDisk | undefined;
   /** The request that the present takeover or end was asked for by. */
   #onBehalf: Trace | undefined;
   readonly #effects: EffectQueue;
@@ -106,7 +108,10 @@ export class Keeper implements KeeperControl {
     this.#shadow = shadowLifeOf(parts);
     this.#parts = { ...parts, shadow: this.#shadow };
     this.#right = options.remote && new RightKeeping(options.remote.right, { ...parts, ...options });
-    watchDisks({ ...this.#parts, right: options.remote?.right });
+    const noteFailed = (disk: FailedDisk) => {
+      this.#failedDisk = disk;
+    };
+    watchDisks({ ...this.#parts, right: options.remote?.right, noteFailed });
     this.#states = new StateKeeping(this.#parts);
     this.#orders = new VmOrders({ ...this.#parts, states: this.#states });
     this.#ownSnapshots = new OwnSnapshots({
@@ -431,14 +436,16 @@ export class Keeper implements KeeperControl {
     await this.#dispose();
     const { stopReason: reason = 'requested' } = this.#state;
     const { remote, savedIn, log } = this.#options;
-    const isOnRecord = await recordEnd(remote?.right, {
-      ...{ reason, suspendedIn: savedIn?.suspended, log, patience: this.#patience },
-    });
-    const { mayGoOnAt } = this.#shadow;
+    const { mayGoOnAt, leftTo } = this.#shadow;
+    // Who has all that was written stays on record.
+    const isLeft = leftTo !== undefined && !goesOnElsewhere(reason);
+    const ending = { reason, suspendedIn: savedIn?.suspended, log, patience: this.#patience };
+    const isOnRecord = isLeft ? false : await recordEnd(remote?.right, ending);
     if (isOnRecord === false) this.#publish('end-unrecorded', mayGoOnAt === undefined ? {} : { mayGoOnAt });
     this.#dispatch({ kind: 'stopped' });
     this.#events[Symbol.dispose]();
-    this.#finished.resolve({ reason, isOnRecord });
+    const hasFailed = (this.#failedDisk ?? this.#loss.disk) !== undefined;
+    this.#finished.resolve({ reason, isOnRecord, ...(hasFailed && { leftTo }) });
   }
 
   async #dispose(): Promise<void> {
@@ -448,14 +455,18 @@ export class Keeper implements KeeperControl {
     const primary = this.#primary;
     this.#primary = undefined;
     const { spec, remote, log } = this.#options;
-    const isElsewhere = goesOnElsewhere(this.#state.stopReason);
+    const isElsewhere = () => goesOnElsewhere(this.#state.stopReason) || this.#shadow.leftTo !== undefined;
+    const leaveDisks = async () => {
+      await this.#leaveDisks().catch((cause) =>
+        leaveToShadow(this.#parts, { disk: this.#failedDisk, cause }),
+      );
+    };
     await endVm({
-      ...{ vm: spec.name, isElsewhere, log },
-      keepsRelic: async () => isElsewhere && ((await remote?.keepsRelics()) ?? false),
+      ...{ vm: spec.name, isElsewhere, leaveDisks, log },
+      keepsRelic: async () => isElsewhere() && ((await remote?.keepsRelics()) ?? false),
       links: this.#links,
       primary,
       disks: this.#disks,
-      leaveDisks: () => this.#leaveDisks(),
       endSaving: () => this.#states.end(),
       dropShadow: () => this.#shadow.drop(),
     });

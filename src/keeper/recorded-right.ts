@@ -266,14 +266,19 @@ export class RecordedRight implements ActingRight {
   }
 
   async yieldThenGoAlone(graceMs: number, signal?: AbortSignal): Promise<'granted' | 'superseded'> {
-    const { clock } = this.#options;
     const readings = this.#readings;
     // The driver reads now and then, and at once when the store says that something is new.
     await this.#waiters.until(() => this.#readings > readings || this.#isSuperseded, signal);
-    const grace = Promise.withResolvers<void>();
-    const cancel = clock.after(graceMs, grace.resolve);
-    await Promise.race([grace.promise, this.#waiters.until(() => this.#isSuperseded)]).finally(cancel);
+    await this.isFollowed(graceMs);
     return await this.goAlone(signal);
+  }
+
+  async isFollowed(graceMs: number, signal?: AbortSignal): Promise<boolean> {
+    const grace = Promise.withResolvers<void>();
+    const cancel = this.#options.clock.after(graceMs, grace.resolve);
+    const superseded = this.#waiters.until(() => this.#isSuperseded, signal);
+    await Promise.race([grace.promise, superseded]).finally(cancel);
+    return this.#isSuperseded;
   }
 
   async confirm(): Promise<void> {

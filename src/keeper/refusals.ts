@@ -161,6 +161,19 @@ export function endUnrecorded(vm: string, shadowHost: string | undefined): Keepe
   });
 }
 
+/** It was to be ended or to go on alone, and what its guest wrote last is on the disks of another host only. */
+export function leftToShadow(vm: string, { host, acts }: { host: string; acts: boolean }): KeeperError {
+  const how = acts ? `goes on at ${host}` : `is left to its shadow on ${host}, which has said nothing`;
+  return new KeeperError(
+    'KEEPER_DISK_FAILED',
+    `${vm} ${how}: its disk here failed, and the newest is there`,
+    {
+      hint: `See \`understudy status ${vm}\` on ${host}, and stop it there if it shall end: \`understudy stop ${vm}\`.`,
+      facts: { vm, host },
+    },
+  );
+}
+
 export function isSuperseded(cause: unknown): boolean {
   return cause instanceof KeeperError && cause.code === 'KEEPER_SUPERSEDED';
 }

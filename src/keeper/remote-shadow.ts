@@ -91,7 +91,9 @@ export type HandOver =
   /** It acts, or has: that is on record, whatever it said. */
   | { readonly kind: 'superseded'; readonly error: string }
   /** The VM is ended, and nobody could say whether the shadow acts or will. */
-  | { readonly kind: 'unknown'; readonly error: string };
+  | { readonly kind: 'unknown'; readonly error: string }
+  /** The same where it alone has all that was written: it stays on record as the one that may act. */
+  | { readonly kind: 'left'; readonly error: string };
 
 /** The shadow of a VM on another host, as the keeper of the VM sees it. */
 export class RemoteShadow implements Shadow {
@@ -111,6 +113,7 @@ export class RemoteShadow implements Shadow {
   readonly #filling: RemoteFilling;
   #firmware: Uint8Array | undefined;
   #mayTakeOver = false;
+  #isHandedOver = false;
   readonly #armAbort = new AbortController();
   #arming: Promise<void> = Promise.resolve();
   #pipeline: EpochPipeline | undefined;
@@ -188,6 +191,16 @@ export class RemoteShadow implements Shadow {
 
   get mayTakeOver(): boolean {
     return this.#mayTakeOver;
+  }
+
+  /** It has all that ever left, and is on record as the one that may go on from it. */
+  get isOnRecord(): boolean {
+    return this.#mayTakeOver && this.#options.right.status().mode === 'in-sync';
+  }
+
+  /** The VM is its own from now on: it is not ended with the one that was here. */
+  get isHandedOver(): boolean {
+    return this.#isHandedOver;
   }
 
   /** Of the VM, as it was sent there. */
@@ -293,14 +306,28 @@ export class RemoteShadow implements Shadow {
       };
       const words = await this.#ask(order, 'acts', { deadlineMs: HAND_OVER_DEADLINE_MS });
       assert(words.kind === 'acts', 'asked whether it acts');
+      this.#isHandedOver = true;
       return { kind: 'acts', tookMs: words.tookMs, token: words.token };
     } catch (cause) {
       this.#options.link.forgo();
       const error = messageOf(cause);
       if (!this.#mayTakeOver) return { kind: 'free', error };
+      if (disk !== undefined) return await this.#leaveTo(error);
       const outcome = await this.#orUnknown((signal) => right.yieldThenGoAlone(TAKE_OVER_GRACE_MS, signal));
       return outcome === 'granted' ? { kind: 'free', error } : { kind: outcome, error };
     }
+  }
+
+  /** What was written last is on no disk of this host: nobody may go on from those here, whatever comes of the shadow. */
+  async #leaveTo(error: string): Promise<HandOver> {
+    const { link, patience, right } = this.#options;
+    this.#isHandedOver = true;
+    this.#isEnding = true;
+    // If it has not heard the order it acts when it hears nothing at all.
+    this.#pulse?.[Symbol.dispose]();
+    link.close();
+    const isFollowed = await patience.wait((signal) => right.isFollowed(TAKE_OVER_GRACE_MS, signal));
+    return { kind: isFollowed === true ? 'superseded' : 'left', error };
   }
 
   /**
@@ -314,6 +341,7 @@ export class RemoteShadow implements Shadow {
     // What is still being written would let it take over after it was given up.
     this.#armAbort.abort(peerLost(this.#options.host, 'it is given up'));
     await this.#arming.catch(() => {});
+    if (this.#isHandedOver) return await this.#end();
     const isKnown = await this.#dismiss();
     if (!isKnown && this.#mayTakeOver && (await this.#goAlone()) === 'superseded')
       await this.#end(superseded(this.#options.hello.vm, this.#options.host));

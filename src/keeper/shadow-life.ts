@@ -63,6 +63,7 @@ export class ShadowLife {
   #nextEpoch: EpochId = FIRST_EPOCH;
   #committed: EpochId = NO_EPOCH;
   #mayGoOnAt: string | undefined;
+  #leftTo: string | undefined;
 
   constructor(options: ShadowLifeOptions) {
     this.#options = options;
@@ -95,6 +96,13 @@ export class ShadowLife {
   /** The host of one that was ended, and could neither be told so nor kept from taking over. */
   get mayGoOnAt(): string | undefined {
     return this.#mayGoOnAt;
+  }
+
+  /** The host of one that the VM was handed over to, whether it has said so or not. */
+  get leftTo(): string | undefined {
+    const shadow = this.#current;
+    const isLeft = shadow instanceof RemoteShadow && shadow.isHandedOver;
+    return isLeft ? shadow.describe().host : this.#leftTo;
   }
 
   /** The VM goes on from this epoch, which another keeper has committed. */
@@ -155,6 +163,7 @@ export class ShadowLife {
     await this.#start.cancel();
     await this.#options.beforeStart();
     const shadow = this.#current;
+    this.#leftTo = this.leftTo;
     this.#current = undefined;
     if (shadow === undefined) return;
     await shadow.halt();

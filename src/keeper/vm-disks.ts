@@ -310,9 +310,11 @@ export class VmDisks implements ServedDisks, AsyncDisposable {
     await this.keepAll();
     const wasHeld = this.isHeld;
     const wasElsewhere = this.#isElsewhere;
+    // Until all is in them these images are not to be gone on with, but the shadow is, which has it.
+    if (wasHeld && wasElsewhere) await this.#setMode('alone');
     this.#stayAlone();
     if (wasHeld || wasElsewhere) record();
-    if (wasHeld) await this.#setMode('alone');
+    if (wasHeld && !wasElsewhere) await this.#setMode('alone');
   }
 
   /** The shadow goes on from this epoch: the images are as of it, and nothing else can write to them, when this resolves. */

@@ -10,6 +10,8 @@ export interface VmEnd {
   readonly reason: StopReason;
   /** Others know, so that none starts it who was not told to. Undefined where nobody has to, or tried. */
   readonly isOnRecord?: boolean | undefined;
+  /** The host of the shadow that it was left to because a disk of this one failed. */
+  readonly leftTo?: string | undefined;
 }
 
 export interface VmEnding {
@@ -20,8 +22,8 @@ export interface VmEnding {
   readonly keepsRelic: () => Promise<boolean>;
   readonly endSaving: () => Promise<void>;
   /** It goes on elsewhere, with disks of its own: what became of those here is no failure. */
-  readonly isElsewhere: boolean;
-  /** What is on its way to the disks arrives there. */
+  readonly isElsewhere: () => boolean;
+  /** What is on its way to the disks arrives there, or the VM is left to who has it. */
   readonly leaveDisks: () => Promise<void>;
   readonly disks: AsyncDisposable;
   readonly log: Logger;
@@ -48,7 +50,7 @@ export async function endVm({
     try {
       await disks[Symbol.asyncDispose]();
     } catch (thrown) {
-      if (!isElsewhere) throw thrown;
+      if (!isElsewhere()) throw thrown;
       log.warn('a disk was left as it is', { error: messageOf(thrown) });
     }
   });
@@ -60,7 +62,7 @@ export async function endVm({
     else dropRelic(vm);
   });
   ending.defer(dropShadow);
-  if (!isElsewhere) ending.defer(leaveDisks);
+  if (!isElsewhere()) ending.defer(leaveDisks);
   ending.defer(endSaving);
   ending.defer(() => primary?.kill());
 }

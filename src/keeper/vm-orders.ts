@@ -27,6 +27,7 @@ import {
   disksWouldBeWritten,
   endUnrecorded,
   isStopping,
+  leftToShadow,
   noPlaceToSave,
   notProtected,
   ofOneHost,
@@ -122,6 +123,7 @@ export class VmOrders {
     if (state().wanted) this.#wish('unprotect-requested');
     // Not in the middle of a takeover, which is not waited for.
     await waiters.until(() => state().dropping === 0 || isEnding(state()));
+    if (state().dropping > 0) await this.#endedHere();
   }
 
   async testFailover(): Promise<FailoverReport> {
@@ -182,7 +184,7 @@ export class VmOrders {
       this.#vm.patience.begin({ isForced: !graceful });
       this.#vm.dispatch({ kind: 'stop-requested' });
     }
-    const { reason, isOnRecord } = await this.#vm.finished;
+    const { reason, isOnRecord } = await this.#endedHere();
     if (goesOnElsewhere(reason)) throw superseded(this.#name, 'another host');
     if (isOnRecord === false) throw endUnrecorded(this.#name, this.#vm.shadow.mayGoOnAt);
   }
@@ -196,7 +198,20 @@ export class VmOrders {
     // A disk that went on meanwhile would not fit the memory of a snapshot.
     if (kind === 'snapshot' && hasWritableDisk(options.spec))
       throw cannotSave(this.#name, 'its disks are no part of a snapshot');
-    await states.save(kind);
+    try {
+      await states.save(kind);
+    } catch (cause) {
+      if (isEnding(this.#vm.state())) await this.#endedHere();
+      throw cause;
+    }
+  }
+
+  /** @throws KeeperError KEEPER_DISK_FAILED: it has ended here because it could not do what it was asked to */
+  async #endedHere(): Promise<VmEnd> {
+    const end = await this.#vm.finished;
+    const { leftTo, isOnRecord } = end;
+    if (leftTo !== undefined) throw leftToShadow(this.#name, { host: leftTo, acts: isOnRecord !== false });
+    return end;
   }
 
   /** All of its memory is there, and nothing that a state cannot hold. */

@@ -46,7 +46,7 @@ export interface TakenOverVm {
 export async function takeOver(vm: TakenOverVm): Promise<void> {
   const { current, session } = vm.shadow;
   vm.forgetHeldEvents();
-  if (current instanceof RemoteShadow) return await handOver(vm, current);
+  if (current instanceof RemoteShadow) return await handOver(vm, current, vm.loss());
   const { clock, failpoints } = vm.options;
   const fencedAtMs = clock.nowMs();
   const { trace } = vm.loss();
@@ -86,9 +86,35 @@ function finish(
   vm.dispatch({ kind: 'promoted' });
 }
 
+interface LeftVm {
+  /** Of this host. */
+  readonly disk: FailedDisk | undefined;
+  /** Why not all that was written is in the images of this host. */
+  readonly cause: unknown;
+}
+
+/**
+ * The VM ends, its QEMU is dead, and a disk of this host does not take what its guest was told is written: it goes on where
+ * all of that is.
+ * @throws the cause where that is nowhere
+ */
+export async function leaveToShadow(
+  vm: Pick<TakenOverVm, 'options' | 'shadow' | 'loss' | 'publish' | 'dispatch' | 'removeOldPrimary'>,
+  { disk, cause }: LeftVm,
+): Promise<void> {
+  const { current } = vm.shadow;
+  if (disk === undefined || !(current instanceof RemoteShadow) || !current.isOnRecord) throw cause;
+  vm.publish('primary-lost', { reason: 'disk-failed', disk });
+  const atMs = vm.options.clock.nowMs();
+  await handOver(vm, current, { ...vm.loss(), reason: 'disk-failed', atMs, disk });
+}
+
 /** The VM goes on elsewhere, or here anew if its shadow cannot take over. */
-async function handOver(vm: TakenOverVm, shadow: RemoteShadow): Promise<void> {
-  const { atMs, reason, disk, trace } = vm.loss();
+async function handOver(
+  vm: Pick<TakenOverVm, 'options' | 'publish' | 'dispatch' | 'removeOldPrimary'>,
+  shadow: RemoteShadow,
+  { atMs, reason, disk, trace }: Omit<ReturnType<TakenOverVm['loss']>, 'noticedAtMs'>,
+): Promise<void> {
   const outcome = await shadow.handOver({ reason: reason ?? 'planned', disk, trace });
   switch (outcome.kind) {
     case 'acts':
@@ -101,6 +127,10 @@ async function handOver(vm: TakenOverVm, shadow: RemoteShadow): Promise<void> {
     case 'superseded':
       vm.publish('hand-over-unanswered', { host: shadow.describe().host, error: outcome.error });
       return vm.dispatch({ kind: 'superseded' });
+    // Not to be begun anew here.
+    case 'left':
+      vm.publish('hand-over-unanswered', { host: shadow.describe().host, error: outcome.error });
+      return vm.dispatch({ kind: 'promote-failed' });
     // It is being stopped, and that comes next.
     case 'unknown':
       return vm.publish('promote-failed', { error: outcome.error, ...traceFacts(trace) });

@@ -56,6 +56,12 @@ describe('the protection of a VM', () => {
     ]);
   });
 
+  it('is moved where a disk of its own fails while it is being ended, and its shadow acts', () => {
+    const { state } = play([{ kind: 'stop-requested' }, { kind: 'moved' }], play(started).state);
+    expect(state).toMatchObject({ phase: 'stopping', stopReason: 'moved', promotions: 1 });
+    expect(play([{ kind: 'stopped' }], state).state).toMatchObject({ phase: 'stopped', stopReason: 'moved' });
+  });
+
   it('is handed over when a disk of its own fails, and stops where nobody takes it: booted anew it would have no other disk', () => {
     const { transcript, state } = play([lost('disk-failed'), { kind: 'fenced' }], play(started).state);
     expect(transcript).toEqual(['primary-lost: fencing fence', 'fenced: promoting promote']);

@@ -182,9 +182,7 @@ function decide(
   policy: ProtectionPolicy,
 ): ProtectionStep {
   if (state.phase === 'stopped') return stay(state);
-  if (state.phase === 'stopping') {
-    return event.kind === 'stopped' ? { next: { ...state, phase: 'stopped' }, effects: [] } : stay(state);
-  }
+  if (state.phase === 'stopping') return decideWhileStopping(state, event);
   switch (event.kind) {
     case 'stop-requested':
       return stop(state, 'requested');
@@ -237,6 +235,13 @@ function decide(
     default:
       return unreachable(event);
   }
+}
+
+/** It may turn out that its shadow acts, or has to, as what this host has of its disks is not all. */
+function decideWhileStopping(state: ProtectionState, { kind }: ProtectionEvent): ProtectionStep {
+  if (kind === 'stopped') return stay({ ...state, phase: 'stopped' });
+  if (kind === 'moved') return stay({ ...state, promotions: state.promotions + 1, stopReason: kind });
+  return stay(kind === 'superseded' ? { ...state, stopReason: kind } : state);
 }
 
 function stay(next: ProtectionState): ProtectionStep {
