@@ -25,6 +25,7 @@ function outcomesOf(fail: keyof Listener, { storeAwayMs }: { storeAwayMs: number
     publish: (kind) => void outcomes.push(kind),
     dispatch: ({ kind }) => void outcomes.push(kind),
     losePrimary: (reason) => void outcomes.push(reason),
+    noteFailed: () => {},
   });
   listener?.[fail]('/disk.img', new BlockError('BLOCK_DISK_FAILED', 'an error of the disk'));
   return outcomes;

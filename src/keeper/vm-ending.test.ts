@@ -158,7 +158,7 @@ class Stage implements AsyncDisposable {
     this.#options = parts.options;
     this.#owned = parts.owned;
     watchDisks({
-      disks: parts.disks,
+      ...{ disks: parts.disks, right: undefined },
       shadow: { current: parts.shadow, pipeline: undefined, freeze: () => {} },
       state: () => this.state,
       publish: (kind) => this.told.push(kind),
