@@ -53,8 +53,14 @@ export class TwoHostOracle implements AsyncDisposable {
     return holders.filter((holder, index) => index > 0 && holder !== holders[index - 1]).length;
   }
 
+  /** It knows what was on record until now: before that nothing can be judged. */
+  async begun(): Promise<void> {
+    await this.#hosts.eventually('what is on record', () => this.#history.records.length > 0);
+  }
+
   /** Both sides say that the VM is protected, the record says so, and it takes and commits requests. */
   async settled(): Promise<Roles> {
+    await this.begun();
     return await this.#hosts.eventually('a VM that is protected', async () => {
       const record = await this.#hosts.record();
       if (record?.mode !== 'in-sync') return undefined;

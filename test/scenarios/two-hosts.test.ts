@@ -360,6 +360,7 @@ describe('a VM whose hosts lose each other', () => {
   it('acts on both when nobody looks at the record (control)', async () => {
     await using pair = await TwoHosts.withVm({ clients: 1, plants: { a: NOBODY_LOOKS, b: NOBODY_LOOKS } });
     await using oracle = new TwoHostOracle(pair);
+    await oracle.begun();
     await pair.load.begin();
     expect(oracle.judgeActing()).toEqual([]);
     await pair.cutPeers();
