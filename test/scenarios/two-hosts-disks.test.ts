@@ -65,6 +65,12 @@ async function untilWarmed(hosts: TwoHosts, console: RemoteConsole): Promise<voi
 /** Again and again: nobody may be at the console yet of the host that it is said on first. */
 const saying = (words: string) => `for n in $(seq 60); do echo ${words}; sleep 0.5; done`;
 
+/** The guest does this in a moment, wherever it goes on: what was typed is in an epoch when it says so. */
+async function begin(line: string): Promise<void> {
+  console.type(`(sleep 2; ${line}) & echo be""gun`);
+  await console.take(/begun\r?\n/);
+}
+
 async function lastSeq(host: HostName): Promise<number> {
   return (await hosts.events(host)).at(-1)?.seq ?? 0;
 }
@@ -160,10 +166,7 @@ describe('a VM of two hosts with a raw disk and a qcow2 one', () => {
   });
 
   it('goes on where its shadow is when its disk cannot be read, and its guest reads it there', async () => {
-    console.type(
-      `(sleep 1; dd if=/dev/vda bs=4096 skip=1500 count=1 of=/dev/null && ${saying('was""read')}) &`,
-    );
-    await nextWritten(console);
+    await begin(`dd if=/dev/vda bs=4096 skip=1500 count=1 of=/dev/null && ${saying('was""read')}`);
     truncateSync(hosts.imagePath('b'));
     const { facts } = await movesFor('b');
     expect(facts).toMatchObject({ reason: 'disk-failed', disk: { code: 'BLOCK_DISK_FAILED' } });
@@ -173,8 +176,7 @@ describe('a VM of two hosts with a raw disk and a qcow2 one', () => {
 
   it('goes on where its shadow is when a sector of its disk cannot be written, with no shadow where that is so', async () => {
     const dd = `dd of=/dev/vda bs=${SECTOR_BYTES} seek=${BAD_SECTOR} conv=fsync,notrunc`;
-    console.type(`(sleep 1; printf %0${SECTOR_BYTES}d 7 | ${dd} && ${saying('was""written')}) &`);
-    await nextWritten(console);
+    await begin(`printf %0${SECTOR_BYTES}d 7 | ${dd} && ${saying('was""written')}`);
     const { facts } = await movesFor('a');
     expect(facts).toMatchObject({ disk: { error: expect.stringContaining('EIO') } });
     await console.take(/waswritten/);
