@@ -2,7 +2,7 @@ import { createServer, type Server, type Socket } from 'node:net';
 import { assert } from '../base/assert.ts';
 import { systemClock } from '../base/clock.ts';
 import { duplicate } from '../linux/file.ts';
-import { descriptorOf } from '../linux/tcp.ts';
+import { descriptorOf } from '../linux/socket-descriptor.ts';
 import { NbdConnection } from './nbd-connection.ts';
 import type { NbdExport } from './nbd-negotiation.ts';
 import { PayloadMemory } from './payload-memory.ts';

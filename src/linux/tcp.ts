@@ -1,5 +1,6 @@
 import type { Socket } from 'node:net';
 import { checked, libc } from './libc.ts';
+import { descriptorOf } from './socket-descriptor.ts';
 
 const IPPROTO_TCP = 6;
 const TCP_USER_TIMEOUT = 18;
@@ -29,10 +30,4 @@ export function tcpUserTimeoutMs(socket: Socket): number | undefined {
     libc.getsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, bytes, lengthBytes),
   );
   return value[0];
-}
-
-/** Node has no public way to ask for it. Undefined once the socket is closed. */
-export function descriptorOf(socket: Socket): number | undefined {
-  const { _handle } = socket as unknown as { readonly _handle: { readonly fd: number } | null };
-  return _handle === null || _handle.fd < 0 ? undefined : _handle.fd;
 }

@@ -5,12 +5,12 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { systemClock } from '../base/clock.ts';
 import type { EpochId } from '../epoch/epoch-id.ts';
+import { descriptorOf } from '../linux/socket-descriptor.ts';
 import { encodeFrame, FrameDecoder, frameFraming } from './frame-codec.ts';
 import { byteFraming, type Framing } from './framing.ts';
 import { GuestLink, type GuestLinkOptions } from './guest-link.ts';
 import type { NetError } from './net-error.ts';
 import { QemuPort } from './qemu-port.ts';
-import { descriptorOf } from './socket-descriptor.ts';
 import { StreamEnd } from './stream-end.ts';
 
 const FIRST = 1 as EpochId;

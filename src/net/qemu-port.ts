@@ -3,10 +3,10 @@ import { readSync } from 'node:fs';
 import type { Server, Socket } from 'node:net';
 import { assert } from '../base/assert.ts';
 import type { Clock } from '../base/clock.ts';
+import { descriptorOf, startReading, stopReading } from '../linux/socket-descriptor.ts';
 import { unreadBytes, unsentBytes } from '../linux/socket-queue.ts';
 import type { Framing, ItemDecoder } from './framing.ts';
 import { NetError } from './net-error.ts';
-import { descriptorOf, startReading, stopReading } from './socket-descriptor.ts';
 import { closeServer, listenUnix, type UnixServerOptions } from './unix-server.ts';
 
 export interface PortListener {

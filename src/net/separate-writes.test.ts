@@ -7,8 +7,8 @@ import { setImmediate } from 'node:timers/promises';
 import { afterEach, beforeEach, expect, it } from 'vitest';
 import { MIB } from '../base/units.ts';
 import { readInto } from '../linux/poll.ts';
+import { descriptorOf } from '../linux/socket-descriptor.ts';
 import { SeparateWrites } from './separate-writes.ts';
-import { descriptorOf } from './socket-descriptor.ts';
 
 let open: DisposableStack;
 beforeEach(() => {

@@ -54,24 +54,11 @@ describe('the effort that pages are packed with', () => {
   });
 });
 
-const experience = fc.record({
-  0: fc.record({
-    packUs: fc.double({ min: 0.5, max: 50, noNaN: true }),
-    bytes: fc.integer({ min: 20, max: 4098 }),
-  }),
-  1: fc.record({
-    packUs: fc.double({ min: 0.5, max: 50, noNaN: true }),
-    bytes: fc.integer({ min: 20, max: 4098 }),
-  }),
-  2: fc.record({
-    packUs: fc.double({ min: 0.5, max: 50, noNaN: true }),
-    bytes: fc.integer({ min: 20, max: 4098 }),
-  }),
-  3: fc.record({
-    packUs: fc.double({ min: 0.5, max: 50, noNaN: true }),
-    bytes: fc.integer({ min: 20, max: 4098 }),
-  }),
+const measured = fc.record({
+  packUs: fc.double({ min: 0.5, max: 50, noNaN: true }),
+  bytes: fc.integer({ min: 20, max: 4098 }),
 });
+const experience = fc.record({ 0: measured, 1: measured, 2: measured, 3: measured });
 const link = fc.double({ min: 1e5, max: 1e10, noNaN: true });
 const present = fc.constantFrom<Effort>(0, 1, 2, 3);
 
