@@ -49,7 +49,8 @@ shadow:
   dirtyPagesMax: 8192          # an epoch ends when more pages are dirty
   epochsInFlightMax: 4         # epochs cut but not yet committed
   commit: memory               # memory | durable: output also waits until what was written to disks survives a power loss
-  hangTimeoutMs: 2000          # a QEMU that is silent for so long is taken for dead
+  hangTimeoutMs: 2000          # a QEMU that could answer and is silent for so long is taken for dead: its shadow goes on
+  restartTimeoutMs: 60000      # the same where no shadow is in sync: its memory is lost, and it boots
   dirtyLog: auto               # auto | pagemap-scan | soft-dirty | compare
   standbyCpuShare: 0.01        # of one CPU, until the standby is promoted
 clock:

@@ -209,6 +209,8 @@ export const shadowSchema = z
      */
     commit: z.enum(['memory', 'durable']).optional(),
     hangTimeoutMs: z.number().min(100).max(600_000).default(2000),
+    /** No default, for the same reason; it is in src/keeper/primary-watching.ts. */
+    restartTimeoutMs: z.number().min(100).max(3_600_000).optional(),
     dirtyLog: z.enum(['auto', 'pagemap-scan', 'soft-dirty', 'compare']).default('auto'),
     standbyCpuShare: z.number().min(0.001).max(1).default(0.01),
     /** VMs, or words that VMs have in common, whose hosts its shadow avoids. No default, as with `generationId`. */
@@ -217,6 +219,10 @@ export const shadowSchema = z
   .refine(({ hosts, restartElsewhere }) => hosts !== undefined || !restartElsewhere, {
     path: ['restartElsewhere'],
     message: 'is about other hosts: name them in shadow.hosts',
+  })
+  .refine(({ hangTimeoutMs, restartTimeoutMs = hangTimeoutMs }) => restartTimeoutMs >= hangTimeoutMs, {
+    path: ['restartTimeoutMs'],
+    message: 'expected at least hangTimeoutMs: nothing is lost that is not silent yet',
   })
   .superRefine(({ hangTimeoutMs, maxIntervalMs }, context) => {
     if (hangTimeoutMs > maxIntervalMs) return;

@@ -172,6 +172,10 @@ describe('a specification that is wrong', () => {
       'shadow: {maxIntervalMs: 500, hangTimeoutMs: 400}',
       '3: shadow.hangTimeoutMs: expected more than maxIntervalMs',
     ],
+    [
+      'shadow: {hangTimeoutMs: 400, restartTimeoutMs: 300}',
+      '3: shadow.restartTimeoutMs: expected at least hangTimeoutMs: nothing is lost that is not silent yet',
+    ],
     ['shadow: {pauseShare: 1}', '3: shadow.pauseShare: expected 0.9 or less'],
     ['shadow:', '3: shadow: expected object, not null'],
     ['machine: microvm', '3: machine: expected q35'],

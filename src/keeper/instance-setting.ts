@@ -11,6 +11,7 @@ export function settingOf(options: KeeperOptions, disks?: ServedDisks): Instance
   return {
     ...options,
     disks,
+    blamesQemu: options.unsafe?.blameQemu === true,
     runDirectory: runDirectory.path,
     memoryDirectory: runDirectory.memoryPath,
     // Who goes back in time begins another future.

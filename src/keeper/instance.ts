@@ -19,6 +19,7 @@ import { Machine } from '../qemu/machine.ts';
 import { checkMachine } from '../qemu/protectability.ts';
 import type { QemuBinary } from '../qemu/qemu-binary.ts';
 import { identityOf } from '../qemu/qemu-process.ts';
+import { Hindrances } from './hindrances.ts';
 import { ensureFilesWithin } from './refusals.ts';
 import type { ServedDisks } from './served-disks.ts';
 
@@ -54,6 +55,8 @@ export interface InstanceSetting {
   readonly clock: Clock;
   /** Those that commit with epochs; without them QEMU opens all disks itself. */
   readonly disks?: ServedDisks | undefined;
+  /** For tests: see UnsafeKeeper. */
+  readonly blamesQemu?: boolean;
 }
 
 /**
@@ -70,6 +73,7 @@ export class Instance implements AsyncDisposable {
   readonly ports: ReadonlyMap<string, QemuPort>;
   readonly cgroup: Cgroup | undefined;
   readonly #cpuShareMax: number | null;
+  readonly hindrances: Hindrances;
   /** Where QEMU has mapped its memory. */
   readonly hello: PreloadHello;
   readonly #owned: AsyncDisposableStack;
@@ -83,6 +87,7 @@ export class Instance implements AsyncDisposable {
     this.ports = parts.ports;
     this.cgroup = parts.cgroup;
     this.#cpuShareMax = parts.cpuShareMax;
+    this.hindrances = parts.hindrances;
     this.hello = parts.hello;
     this.#owned = parts.owned;
     this.limitCpu(null);
@@ -123,7 +128,9 @@ export class Instance implements AsyncDisposable {
     const socketPath = paths.disks;
     if (served.length > 0) starting.use(await setting.disks?.serve({ instance: number, socketPath, owner }));
     const channel = starting.use(new PreloadChannel());
-    const machine = await launch({ ...setting, preloadLibrary }, { channel, paths, role, starting, signal });
+    const hindrances = new Hindrances(clock);
+    const context = { channel, paths, role, hindrances, starting, signal };
+    const machine = await launch({ ...setting, preloadLibrary }, context);
     const cgroup = makeCgroup(setting, number);
     // One that stays behind is removed before the next start.
     starting.defer(async () => void (await cgroup?.remove({ clock }).catch(ignoreRefusal)));
@@ -141,7 +148,7 @@ export class Instance implements AsyncDisposable {
       await orAborted(port.awaitConnection({ deadlineMs: CONNECT_DEADLINE_MS, clock }));
     if (role === 'standby') await orAborted(machine.beginIncoming(paths.incoming));
     owned = true;
-    const parts = { number, machine, memory, dirtyLog, paths, ports, cgroup, cpuShareMax, hello };
+    const parts = { number, machine, memory, dirtyLog, paths, ports, cgroup, cpuShareMax, hindrances, hello };
     return new Instance({ ...parts, owned: starting.move() });
   }
 
@@ -185,7 +192,7 @@ export class Instance implements AsyncDisposable {
 
 type Parts = Pick<
   Instance,
-  'number' | 'machine' | 'memory' | 'dirtyLog' | 'paths' | 'ports' | 'cgroup' | 'hello'
+  'number' | 'machine' | 'memory' | 'dirtyLog' | 'paths' | 'ports' | 'cgroup' | 'hindrances' | 'hello'
 > & {
   readonly cpuShareMax: number | null;
   readonly owned: AsyncDisposableStack;
@@ -208,13 +215,14 @@ interface LaunchContext {
   readonly channel: PreloadChannel;
   readonly paths: InstancePaths;
   readonly role: Role;
+  readonly hindrances: Hindrances;
   readonly starting: AsyncDisposableStack;
   readonly signal: AbortSignal | undefined;
 }
 
 function launch(
   setting: InstanceSetting,
-  { channel, paths, role, starting, signal }: LaunchContext,
+  { channel, paths, role, hindrances, starting, signal }: LaunchContext,
 ): Promise<Machine> {
   const { spec, clock } = setting;
   const qmpLog = starting.use(new BoundedLog(join(paths.directory, 'qmp.log'), { lossNote: jsonLossNote }));
@@ -234,6 +242,7 @@ function launch(
     qmpPath: paths.qmp,
     clock,
     commandDeadlineMs: spec.shadow.hangTimeoutMs,
+    ...(setting.blamesQemu !== true && { hindranceOf: (pid) => hindrances.watchOf(pid) }),
     qmpLog: (line) => qmpLog.append(Buffer.from(line)),
     ...(signal !== undefined && { signal }),
   });

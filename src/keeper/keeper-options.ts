@@ -108,4 +108,6 @@ export interface UnsafeKeeper {
   readonly leaveClock?: boolean;
   /** A QEMU that stood still when its keeper was killed is not taken back: the VM begins anew. */
   readonly forgetOrphan?: boolean;
+  /** A QEMU that does not answer hangs, whatever keeps it from answering. */
+  readonly blameQemu?: boolean;
 }

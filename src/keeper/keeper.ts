@@ -32,7 +32,8 @@ import { settingOf } from './instance-setting.ts';
 import type { KeeperOptions } from './keeper-options.ts';
 import { MemoryArrival } from './memory-arrival.ts';
 import { OwnSnapshots } from './own-snapshots.ts';
-import { PrimaryWatch } from './primary-watch.ts';
+import type { PrimaryWatch } from './primary-watch.ts';
+import { type WatchedVm, watchPrimary } from './primary-watching.ts';
 import { RecordPatience } from './record-patience.ts';
 import { isSuperseded, noConsole } from './refusals.ts';
 import { recordEnd } from './remote-site.ts';
@@ -56,7 +57,7 @@ import { leaveToShadow, type TakenOverVm, takeOver } from './vm-takeover.ts';
 const NO_LOSS = { atMs: 0, noticedAtMs: 0, disk: undefined };
 
 type Facts = Readonly<Record<string, unknown>>;
-type Parts = BeginningVm & StateKeepingOptions & Omit<OrderedVm, 'states'> & TakenOverVm;
+type Parts = BeginningVm & StateKeepingOptions & Omit<OrderedVm, 'states'> & TakenOverVm & WatchedVm;
 
 /** Keeps one VM: the QEMU that acts, the shadow behind it, and what happens when either dies. */
 export class Keeper implements KeeperControl {
@@ -296,17 +297,7 @@ export class Keeper implements KeeperControl {
     this.#primary = instance;
     this.#record();
     this.#watch?.[Symbol.dispose]();
-    this.#watch = new PrimaryWatch(instance, {
-      clock: this.#options.clock,
-      hangTimeoutMs: this.#options.spec.shadow.hangTimeoutMs,
-      // Epochs speak with QEMU all the time.
-      isBusy: () => this.#shadow.pipeline !== undefined,
-      onLost: (reason, facts) => this.#losePrimary(reason, facts),
-      onGuestEvent: (event) => {
-        this.#events.held.add(event);
-        if (event.name === 'SHUTDOWN') this.#shadow.pipeline?.demand();
-      },
-    });
+    this.#watch = watchPrimary(this.#parts, instance);
   }
 
   #losePrimary(reason: LossReason, facts: Facts & { readonly disk?: FailedDisk }): void {
@@ -374,6 +365,8 @@ export class Keeper implements KeeperControl {
         this.#onBehalf = trace;
       },
       losePrimary: (reason, facts) => this.#losePrimary(reason, facts),
+      notePrimaryFailure: (cause) => this.#watch?.noteFailure(cause),
+      isSilent: () => this.#watch?.isSilent === true,
       dispatch: (event) => this.#dispatch(event),
       publish: (kind, facts) => this.#publish(kind, facts),
       record: () => this.#record(),

@@ -1,4 +1,5 @@
-import { errorFacts, messageOf } from '../base/errors.ts';
+import type { ConditionWaiters } from '../base/condition-waiters.ts';
+import { errorFacts } from '../base/errors.ts';
 import type { GuestLink } from '../net/guest-link.ts';
 import type { QmpEvent } from '../qemu/qmp-events.ts';
 import type { FailedDisk } from '../replication/peer-messages.ts';
@@ -8,7 +9,6 @@ import type { ClaimedByLink } from './guest-links.ts';
 import type { Instance, InstanceSetting } from './instance.ts';
 import type { KeeperOptions } from './keeper-options.ts';
 import type { MemoryArrival } from './memory-arrival.ts';
-import { lossReasonOf } from './primary-watch.ts';
 import type { RecordPatience } from './record-patience.ts';
 import type { Shadow } from './shadow.ts';
 import { type EpochsOf, ShadowLife } from './shadow-life.ts';
@@ -46,6 +46,11 @@ export interface ShadowedVm {
   /** The guest runs again after it stood still: its clock is behind. */
   readonly onGoesOn: () => void;
   readonly notePause: (pausedMs: number) => void;
+  /** Who spoke with the QEMU that acts failed. */
+  readonly notePrimaryFailure: (cause: unknown) => void;
+  /** It does not answer, and may do so yet. */
+  readonly isSilent: () => boolean;
+  readonly waiters: ConditionWaiters;
   readonly losePrimary: (reason: LossReason, facts: Facts & { readonly disk?: FailedDisk }) => void;
   readonly dispatch: (event: ProtectionEvent) => void;
   readonly publish: (kind: string, facts?: Facts) => void;
@@ -87,6 +92,8 @@ async function openShadow(
   { signal, onLost }: { readonly signal: AbortSignal; readonly onLost: (error: string) => void },
 ): Promise<Shadow> {
   await vm.memory.whole(signal);
+  // Epochs stop the guest and let it go on: not before it is known how it stands.
+  await vm.waiters.until(() => !vm.isSilent(), signal);
   const { remote } = vm.options;
   // As long as it has ended there is nothing that a shadow could follow.
   await remote?.right.regained(signal);
@@ -108,7 +115,7 @@ function holdOutput(vm: ShadowedVm): EpochsOf {
     mayContinue: vm.mayContinue,
     hasPanicked: vm.hasPanicked,
     onPause: vm.notePause,
-    onPrimaryLost: (cause) => vm.losePrimary(lossReasonOf(cause), { error: messageOf(cause) }),
+    onPrimaryLost: vm.notePrimaryFailure,
   };
 }
 

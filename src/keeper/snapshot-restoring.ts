@@ -94,6 +94,8 @@ export async function restoreSnapshot(vm: RestoredVm, { file, key }: Restoring):
   for (const link of vm.links()) link.resumeInput();
   const tookMs = clock.nowMs() - startMs;
   vm.publish('resumed', { from: 'snapshot-file', path: file.path, savedAtMs, isLazy, tookMs });
+  const held = failpoints.hit('restore.filling');
+  if (isLazy && held !== undefined) restore.holdUntil(held);
   await failpoints.hit('restore.runs');
 }
 
@@ -114,6 +116,7 @@ async function beginFill(
     return false;
   }
   vm.memory.expect(restore, file);
+  instance.hindrances.awaitMemory(restore);
   void Promise.resolve(failpoints.hit('restore.background')).then(() => restore.fillInBackground());
   return true;
 }

@@ -1,5 +1,5 @@
 import { createConnection, type Socket } from 'node:net';
-import type { Clock } from '../base/clock.ts';
+import type { HindranceWatch } from './answer-deadline.ts';
 import { QemuError } from './qemu-error.ts';
 import { type LaunchOptions, lastLines, QemuProcess } from './qemu-process.ts';
 import { type ConnectOptions, type ExecuteOptions, QmpClient } from './qmp-client.ts';
@@ -11,11 +11,13 @@ const QUIT_DEADLINE_MS = 10_000;
 const ROUTINE = { routine: true } as const;
 const GUEST_EVENTS: readonly string[] = ['GUEST_PANICKED', 'SHUTDOWN', 'RESET'];
 
-export interface StartOptions extends Omit<ConnectOptions, 'deadlineMs' | 'log'> {
+export interface StartOptions extends Omit<ConnectOptions, 'deadlineMs' | 'log' | 'hindrance'> {
   readonly launch: Omit<LaunchOptions, 'clock'>;
   readonly qmpPath: string;
   readonly deadlineMs?: number;
   readonly qmpLog?: (line: string) => void;
+  /** What may keep this process from answering. */
+  readonly hindranceOf?: (pid: number) => HindranceWatch;
 }
 
 /** On whose behalf something is done; see base/trace.ts. */
@@ -39,7 +41,6 @@ export interface StopAndSave {
 export class Machine implements AsyncDisposable {
   readonly process: QemuProcess;
   readonly qmp: QmpClient;
-  readonly #clock: Clock;
   #incomingPath: string | undefined;
   #stoppedWallMs: number | undefined;
   #standstillMs: number | undefined;
@@ -53,6 +54,7 @@ export class Machine implements AsyncDisposable {
    */
   static async start(options: StartOptions): Promise<Machine> {
     const { launch, qmpPath, clock, qmpLog, commandDeadlineMs, deadlineMs = START_DEADLINE_MS } = options;
+    const { hindranceOf } = options;
     options.signal?.throwIfAborted();
     const process = await QemuProcess.launch({ ...launch, clock });
     const ended = new AbortController();
@@ -68,8 +70,9 @@ export class Machine implements AsyncDisposable {
         signal: ended.signal,
         ...(commandDeadlineMs === undefined ? {} : { commandDeadlineMs }),
         ...(qmpLog === undefined ? {} : { log: qmpLog }),
+        ...(hindranceOf === undefined ? {} : { hindrance: hindranceOf(process.pid) }),
       });
-      return new Machine(process, { qmp, clock });
+      return new Machine(process, qmp);
     } catch (cause) {
       const failure = options.signal?.aborted ? options.signal.reason : await process.startFailure(cause);
       await process[Symbol.asyncDispose]();
@@ -79,10 +82,9 @@ export class Machine implements AsyncDisposable {
     }
   }
 
-  private constructor(process: QemuProcess, { qmp, clock }: { qmp: QmpClient; clock: Clock }) {
+  private constructor(process: QemuProcess, qmp: QmpClient) {
     this.process = process;
     this.qmp = qmp;
-    this.#clock = clock;
     qmp.onEvent((event) => {
       const { name, wallMs } = event;
       if (name === 'STOP') this.#stoppedWallMs = wallMs;
@@ -113,8 +115,12 @@ export class Machine implements AsyncDisposable {
     for (const event of untold) listener(event);
   }
 
-  async status({ trace }: Traced = {}): Promise<MachineStatus> {
-    const { running, status } = await this.qmp.execute<MachineStatus>('query-status', undefined, { trace });
+  async status({
+    trace,
+    deadlineMs,
+  }: Pick<ExecuteOptions, 'trace' | 'deadlineMs'> = {}): Promise<MachineStatus> {
+    const options = { trace, ...(deadlineMs !== undefined && { deadlineMs }) };
+    const { running, status } = await this.qmp.execute<MachineStatus>('query-status', undefined, options);
     return { running, status };
   }
 
@@ -233,7 +239,7 @@ export class Machine implements AsyncDisposable {
     // Once connected, QEMU may hang up before it has read everything: how the load went is told by QMP.
     socket.once('connect', () => socket.off('error', reject).on('error', () => {}));
     const forget = [
-      this.#clock.after(deadlineMs, () => reject(new Error(`nothing after ${deadlineMs} ms`))),
+      this.qmp.afterUnhindered(deadlineMs, () => reject(new Error(`nothing after ${deadlineMs} ms`))),
       this.qmp.onClosed(reject),
       this.qmp.on('MIGRATION', ({ status }) => {
         if (status === 'completed' || status === 'failed') resolve(status);

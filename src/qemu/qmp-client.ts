@@ -4,6 +4,7 @@ import { assert } from '../base/assert.ts';
 import type { Clock } from '../base/clock.ts';
 import { messageOf } from '../base/errors.ts';
 import type { Trace } from '../base/trace.ts';
+import { type HindranceWatch, startAnswerDeadline } from './answer-deadline.ts';
 import { QemuError } from './qemu-error.ts';
 import type { QmpEvent, QmpEventData, QmpEventName } from './qmp-events.ts';
 import {
@@ -27,6 +28,8 @@ export interface ConnectOptions {
   readonly clock: Clock;
   /** After how long without an answer a command fails with QMP_TIMEOUT, if it says nothing else. */
   readonly commandDeadlineMs?: number;
+  /** What may keep QEMU from answering a command; that time does not count. */
+  readonly hindrance?: HindranceWatch;
   /**
    * Another connection to this QEMU has ended before, perhaps in the middle of a command: QEMU sends its answer to whoever
    * is connected when it is done.
@@ -64,6 +67,7 @@ export class QmpClient implements Disposable {
   readonly #socket: Socket;
   readonly #clock: Clock;
   readonly #commandDeadlineMs: number;
+  readonly #hindrance: HindranceWatch | undefined;
   readonly #log: ((line: string) => void) | undefined;
   readonly #pending = new Map<number, Pending>();
   readonly #eventListeners = new Set<(event: QmpEvent) => void>();
@@ -103,6 +107,7 @@ export class QmpClient implements Disposable {
     this.#nextId = afterAnother ? randomInt(STRANGE_NUMBERS) : 1;
     this.#clock = clock;
     this.#commandDeadlineMs = commandDeadlineMs;
+    this.#hindrance = options.hindrance;
     this.#log = log;
     this.#lastHeardMs = clock.nowMs();
     socket.on('data', (chunk: Buffer) => this.#push(chunk));
@@ -135,7 +140,7 @@ export class QmpClient implements Disposable {
     const number = this.#nextId++;
     const id = qmpId(number, trace);
     return new Promise<Result>((resolve, reject) => {
-      const cancelDeadline = this.#clock.after(deadlineMs, () => this.#timeOut(number, deadlineMs));
+      const cancelDeadline = this.afterUnhindered(deadlineMs, () => this.#timeOut(number, deadlineMs));
       this.#pending.set(number, {
         id,
         command,
@@ -147,6 +152,11 @@ export class QmpClient implements Disposable {
       if (!routine) this.#record('>', { execute: command, arguments: args, id });
       this.#socket.write(encodeCommand(command, args, id));
     });
+  }
+
+  /** Calls `pass` when QEMU could have said something for so long, see {@link startAnswerDeadline}; returns how to take it back. */
+  afterUnhindered(deadlineMs: number, pass: () => void): () => void {
+    return startAnswerDeadline({ clock: this.#clock, deadlineMs, watch: this.#hindrance }, pass);
   }
 
   /** All commands that `issue` executes leave in one write. */

@@ -1,8 +1,8 @@
 /** What the thread that fills memory and the one that asked for it tell each other. */
 
 /** Of the shared numbers. */
-export const SHARED = { stop: 0, background: 1, filledChunks: 2, faults: 3 } as const;
-export const SHARED_BYTES = 4 * 4;
+export const SHARED = { stop: 0, background: 1, filledChunks: 2, faults: 3, held: 4 } as const;
+export const SHARED_BYTES = 5 * 4;
 
 export interface FillWork {
   readonly path: string;

@@ -62,6 +62,10 @@ class MemoryFill {
     const start = startAddress;
     for (;;) {
       if (Atomics.load(this.#shared, SHARED.stop) !== 0) return { kind: 'stopped' };
+      if (Atomics.load(this.#shared, SHARED.held) !== 0) {
+        Atomics.wait(this.#shared, SHARED.held, 1, LOOK_MS);
+        continue;
+      }
       for (const address of answers.takeFaults())
         if (!this.#answer(answers, { address, start })) return { kind: 'stopped' };
       const chunk = this.#order[this.#next];

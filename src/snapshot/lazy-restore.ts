@@ -71,6 +71,11 @@ export class LazyRestore implements AsyncDisposable {
     return Atomics.load(this.#numbers, SHARED.faults);
   }
 
+  /** Grows with whatever the guest is given. */
+  get progress(): number {
+    return Atomics.load(this.#numbers, SHARED.filledChunks) + this.faults;
+  }
+
   /**
    * The memory of a QEMU whose guest does not run yet. When this resolves, all that touches it is answered.
    * @throws SnapshotError SNAPSHOT_FILL_REFUSED where that cannot be done here, SNAPSHOT_FILL_FAILED
@@ -102,6 +107,12 @@ export class LazyRestore implements AsyncDisposable {
 
   fillInBackground(): void {
     Atomics.store(this.#numbers, SHARED.background, 1);
+  }
+
+  /** For tests: nothing is answered or brought in until `release`, as if the snapshot could not be read meanwhile. */
+  holdUntil(release: Promise<void>): void {
+    Atomics.store(this.#numbers, SHARED.held, 1);
+    void release.then(() => Atomics.store(this.#numbers, SHARED.held, 0));
   }
 
   /** For tests: the thread ends as if it had been killed. */

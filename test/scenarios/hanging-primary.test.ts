@@ -1,5 +1,7 @@
 import { readdirSync, readFileSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
+import { systemClock } from '../../src/base/clock.ts';
+import { type Cgroup, CgroupTree } from '../../src/linux/cgroup.ts';
 import { borrowSocket } from '../kit/borrowed-socket.ts';
 import { TestVm, until } from '../kit/test-vm.ts';
 
@@ -68,19 +70,97 @@ describe('a primary that is stopped by a signal', () => {
     expect(await vm.load.verify()).toMatchObject({ ackedWrites: 1, lostWrites: 0 });
   });
 
-  it('with nobody behind it is killed and restarted cold', async () => {
+  it('with nobody behind it is waited for, and goes on as the guest that it was', async () => {
+    await using vm = await TestVm.start({ yaml: 'shadow: {enabled: false, hangTimeoutMs: 500}' });
+    await vm.load.begin();
+    const slow = vm.nextEvent('primary-slow');
+    vm.signalPrimary('SIGSTOP');
+    expect((await slow).facts.silentMs).toBeGreaterThan(500);
+    expect(vm.status).toMatchObject({ phase: 'alone' });
+    const answers = vm.nextEvent('primary-answers');
+    vm.signalPrimary('SIGCONT');
+    await answers;
+    expect((await vm.load.end()).connections.survived).toBe(1);
+    expect(await vm.load.verify()).toMatchObject({ lostWrites: 0 });
+    expect(vm.status).toMatchObject({ restarts: 0, promotions: 0 });
+    expect(vm.eventKinds).not.toContain('primary-lost');
+  });
+
+  it('while its shadow is being made, in the middle of a cut, goes on and gets another one', async () => {
+    await using vm = await TestVm.start({ yaml: 'shadow: {hangTimeoutMs: 500}' });
+    await vm.keeper.unprotect();
+    await vm.load.begin();
+    const cut = vm.holdAt('cut.before-pause');
+    const protecting = vm.keeper.protect();
+    await cut.reached;
+    // Then it is not woken first: it is told to stop and to save, and nothing more.
+    await until(() => vm.link('nic0').heldItems > 0);
+    const slow = vm.nextEvent('primary-slow');
+    const given = vm.nextEvent('alone');
+    vm.signalPrimary('SIGSTOP');
+    cut.release();
+    await slow;
+    await given;
+    const answers = vm.nextEvent('primary-answers');
+    vm.signalPrimary('SIGCONT');
+    await answers;
+    await protecting;
+    await vm.untilProtected();
+    expect((await vm.load.end()).connections.survived).toBe(1);
+    expect(await vm.load.verify()).toMatchObject({ lostWrites: 0 });
+    expect(vm.status).toMatchObject({ restarts: 0, promotions: 0 });
+  });
+
+  it('with nobody behind it is killed in the end, and restarted cold', async () => {
     await using vm = await TestVm.start({
       clients: 0,
-      yaml: 'shadow: {enabled: false, hangTimeoutMs: 1000}',
+      yaml: 'shadow: {enabled: false, hangTimeoutMs: 500, restartTimeoutMs: 1500}',
     });
     const lost = vm.nextEvent('primary-lost');
     const restarted = vm.nextEvent('restarted-cold');
     vm.signalPrimary('SIGSTOP');
     expect((await lost).facts).toMatchObject({ reason: 'hung' });
+    expect(vm.eventKinds).toContain('primary-slow');
     await restarted;
     using console = vm.openConsole();
     await console.take(/understudy-guest: ready/);
     expect(vm.status).toMatchObject({ phase: 'alone', restarts: 1, promotions: 0 });
+  });
+});
+
+describe('a primary that gets next to no processor', () => {
+  /** Commands take longer than the deadline now, whatever the machine is like. */
+  function starve(vm: TestVm, tree: CgroupTree): Cgroup {
+    const group = tree.create(`${vm.status.name}-${vm.status.primary?.instance}`);
+    group.setCpuShare(0.001);
+    return group;
+  }
+
+  const detected = CgroupTree.detect();
+  const tree = detected.kind === 'usable' ? detected.tree : undefined;
+
+  it.runIf(tree)('is not taken for one that hangs', async () => {
+    await using vm = await TestVm.start({ yaml: QUICK });
+    const pid = vm.primaryPid;
+    const group = starve(vm, tree as CgroupTree);
+    const startMs = systemClock.nowMs();
+    const usedNs = processorNs(pid);
+    // Its share of three seconds.
+    await until(() => systemClock.nowMs() > startMs + 3000);
+    group.setCpuShare(null);
+    await until(() => processorNs(pid) > usedNs + 100e6);
+    await vm.load.begin();
+    expect((await vm.load.end()).connections.survived).toBe(1);
+    expect(vm.primaryPid).toBe(pid);
+    expect(vm.eventKinds).not.toContain('primary-lost');
+  });
+
+  it.runIf(tree)('would be, if nobody looked at what keeps it (control)', async () => {
+    await using vm = await TestVm.start({ yaml: QUICK, unsafe: { blameQemu: true } });
+    const lost = vm.nextEvent('primary-lost');
+    starve(vm, tree as CgroupTree);
+    expect((await lost).facts).toMatchObject({ reason: 'hung' });
+    await vm.untilProtected();
   });
 });
 

@@ -15,6 +15,7 @@ import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { type Clock, systemClock } from '../../src/base/clock.ts';
 import { PAGE_BYTES } from '../../src/base/units.ts';
+import type { RedisLoad } from '../../src/demo/redis-load.ts';
 import type { KeeperOptions } from '../../src/keeper/keeper-options.ts';
 import { SnapshotFile } from '../../src/snapshot/snapshot-file.ts';
 import { locationOf } from '../../src/snapshot/snapshot-format.ts';
@@ -273,6 +274,45 @@ describe('a snapshot that is damaged', () => {
 });
 
 describe('a VM whose memory is still missing', () => {
+  /** Nothing of its memory comes for much longer than a QEMU may be silent. */
+  async function starve(options: Partial<KeeperOptions>): Promise<{ end(): void; load: Promise<RedisLoad> }> {
+    const shadow = { ...vm.spec.shadow, hangTimeoutMs: 500, restartTimeoutMs: 500 };
+    const background = vm.holdAt('restore.background');
+    const filling = vm.holdAt('restore.filling');
+    await vm.startAgain({ restoreFrom: { path: first }, spec: { ...vm.spec, shadow }, ...options });
+    await Promise.all([background.reached, filling.reached]);
+    // Its QEMU takes frames in, and has no memory to put them.
+    const load = vm.newLoad();
+    load.catch(() => {});
+    const end = () => {
+      filling.release();
+      background.release();
+    };
+    return { end, load };
+  }
+
+  it('waits for it, however long that takes, and is not taken for one that hangs', async () => {
+    await vm.keeper.stop({ graceful: false, termination: 'remove' });
+    const { end, load } = await starve({});
+    await systemClock.sleep(1800);
+    end();
+    expect(await (await load).command('GET', 'nonce')).toBe(nonce);
+    await vm.untilProtected();
+    expect(vm.eventKinds).not.toContain('primary-lost');
+    await vm.keeper.stop({ graceful: false, termination: 'remove' });
+  });
+
+  it('would be killed and begin anew, if nobody looked at what keeps its QEMU (control)', async () => {
+    const { end, load } = await starve({ unsafe: { blameQemu: true } });
+    await vm.nextEvent('restarted-cold');
+    end();
+    await load.catch(() => {});
+    expect(await (await vm.newLoad()).command('GET', 'nonce')).toBe(null);
+    await vm.untilProtected();
+    await vm.keeper.stop({ graceful: false, termination: 'remove' });
+    await vm.startAgain({ restoreFrom: { path: first } });
+  });
+
   it('is stopped like any other, and leaves nothing behind', async () => {
     const hold = vm.holdAt('restore.background');
     await restore(first);
