@@ -6,6 +6,7 @@ import { KIB, MIB } from '../src/base/units.ts';
 import { endProcess } from '../src/control/process-identity.ts';
 import { RunDirectory } from '../src/control/run-directory.ts';
 import { HostDaemon, hostEnvironment } from '../test/kit/host-daemon.ts';
+import { marked } from '../test/kit/run-mark.ts';
 import type { BenchRun } from './harness.ts';
 
 const END_DEADLINE_MS = 30_000;
@@ -23,7 +24,7 @@ export class BenchHost implements AsyncDisposable {
   constructor(run: BenchRun) {
     this.#run = run;
     this.folder = mkdtempSync(join(tmpdir(), 'us-bench-'));
-    this.#memoryFolder = mkdtempSync('/dev/shm/us-bench-');
+    this.#memoryFolder = mkdtempSync(`/dev/shm/${marked('bench')}-`);
     this.#environment = process.env;
     // For what this process itself looks for in run directories.
     process.env = { ...process.env, ...hostEnvironment(this.folder, this.#memoryFolder) };

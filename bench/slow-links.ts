@@ -14,6 +14,7 @@ import { decodeWords, encodeWords, MESSAGE } from '../src/replication/peer-messa
 import { RemoteImage } from '../src/replication/remote-image.ts';
 import { ShadowImage } from '../src/replication/shadow-image.ts';
 import type { Effort } from '../src/wire/page-codec.ts';
+import { marked } from '../test/kit/run-mark.ts';
 import type { WrittenPages } from './guest-pages.ts';
 import type { BenchRun, FigureInfo } from './harness.ts';
 
@@ -90,7 +91,7 @@ class Way implements AsyncDisposable {
     pageCount: number,
     { nowMs, toll, effort }: ReturnType<typeof computedLink> & { effort: Effort | undefined },
   ) {
-    const directory = mkdtempSync('/dev/shm/us-links-');
+    const directory = mkdtempSync(`/dev/shm/${marked('links')}-`);
     this.#owned.defer(() => rmSync(directory, { recursive: true }));
     const memoryBytes = pageCount * PAGE_BYTES;
     const memoryOf = (role: string) =>

@@ -13,6 +13,7 @@ import {
 } from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import { marked } from '../../test/kit/run-mark.ts';
 import { systemClock as clock } from '../base/clock.ts';
 import { Mapping } from '../linux/mapping.ts';
 import { dropAllRelics, keepRelic, listRelics, sweepRelics, takeRelic } from './relic.ts';
@@ -23,7 +24,7 @@ let root: string;
 let to: string;
 
 beforeEach(() => {
-  root = mkdtempSync('/dev/shm/us-relic-');
+  root = mkdtempSync(`/dev/shm/${marked('relic')}-`);
   vi.stubEnv('UNDERSTUDY_MEMORY_DIR', join(root, 'memory'));
   vi.stubEnv('UNDERSTUDY_RUN_DIR', join(root, 'run'));
   mkdirSync(join(root, 'memory'), { mode: 0o700 });

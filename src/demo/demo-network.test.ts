@@ -1,12 +1,13 @@
 import { execFileSync } from 'node:child_process';
 import { closeSync } from 'node:fs';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { runMark } from '../../test/kit/run-mark.ts';
 import { openTap } from '../linux/tap.ts';
 import { NetError } from '../net/net-error.ts';
 import { DemoError } from './demo-error.ts';
 import { DemoNetwork } from './demo-network.ts';
 
-const name = `demo-network-${process.pid}`;
+const name = `${runMark()}-demo-${process.pid}`;
 const netns = `us-${name}`;
 let open: AsyncDisposableStack;
 beforeEach(() => {

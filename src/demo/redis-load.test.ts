@@ -1,6 +1,7 @@
 import { execFileSync } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { marked } from '../../test/kit/run-mark.ts';
 import { systemClock as clock } from '../base/clock.ts';
 import { monotonicMs } from './monotonic-time.ts';
 import { type RedisServer, startRedis } from './redis-fixture.ts';
@@ -140,7 +141,7 @@ describe('the load on Redis', () => {
   });
 
   it('can stand in another network namespace', async () => {
-    const netns = `us-load-${process.pid}`;
+    const netns = `${marked('load')}-${process.pid}`;
     execFileSync('ip', ['netns', 'add', netns]);
     open.defer(() => {
       execFileSync('ip', ['netns', 'del', netns]);

@@ -1,6 +1,7 @@
 import { mkdtempSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeEach, describe, expect, it, onTestFinished } from 'vitest';
+import { marked } from '../../test/kit/run-mark.ts';
 import { systemClock as clock } from '../base/clock.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
 import type { SnapshotOrder, SnapshotReport } from '../control/snapshot-report.ts';
@@ -14,7 +15,7 @@ let memory: GuestMemory;
 const events: string[] = [];
 
 beforeEach(() => {
-  directory = mkdtempSync('/dev/shm/understudy-files-');
+  directory = mkdtempSync(`/dev/shm/${marked('files')}-`);
   memory = GuestMemory.create(join(directory, 'ram'), FIXTURE_FACTS.memoryBytes);
   writePages(memory, new Map([[3, 'noise' as const]]));
   events.length = 0;

@@ -2,6 +2,7 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { describe, expect, it, onTestFinished } from 'vitest';
+import { marked } from '../../test/kit/run-mark.ts';
 import { systemClock as clock } from '../base/clock.ts';
 import { Failpoints } from '../base/failpoint.ts';
 import { silentLogger as log } from '../base/logger.ts';
@@ -48,7 +49,7 @@ class Stage implements AsyncDisposable {
 
   static async set(hosts: TwoHosts): Promise<Stage> {
     await using opening = new AsyncDisposableStack();
-    const directory = mkdtempSync('/dev/shm/understudy-hostile-');
+    const directory = mkdtempSync(`/dev/shm/${marked('hostile')}-`);
     opening.defer(() => rmSync(directory, { recursive: true }));
     const failpoints = new Failpoints();
     const door = opening.use(

@@ -1,6 +1,7 @@
 import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeEach, describe, expect, it, onTestFinished } from 'vitest';
+import { marked } from '../../test/kit/run-mark.ts';
 import { Failpoints } from '../base/failpoint.ts';
 import { silentLogger as log } from '../base/logger.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
@@ -18,7 +19,7 @@ const HOUR_MS = 3_600_000;
 let directory: string;
 
 beforeEach(() => {
-  directory = mkdtempSync('/dev/shm/understudy-own-');
+  directory = mkdtempSync(`/dev/shm/${marked('own')}-`);
   onTestFinished(() => rmSync(directory, { recursive: true }));
 });
 

@@ -2,6 +2,7 @@ import { execFileSync } from 'node:child_process';
 import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeEach, describe, expect, it, onTestFinished } from 'vitest';
+import { marked } from '../../test/kit/run-mark.ts';
 import { systemClock as clock } from '../base/clock.ts';
 import { MIB } from '../base/units.ts';
 import { journalPathOf, openJournalFile } from '../block/journal-file.ts';
@@ -20,7 +21,7 @@ const ID = 'disk0';
 let directory: string;
 
 beforeEach(() => {
-  directory = mkdtempSync('/dev/shm/understudy-qcow2-');
+  directory = mkdtempSync(`/dev/shm/${marked('qcow2')}-`);
   for (const host of ['a', 'b']) mkdirSync(join(directory, host));
   onTestFinished(() => {
     // Of whatever became of a disk: its processes have ended with it.

@@ -1,6 +1,7 @@
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeEach, describe, expect, it, onTestFinished } from 'vitest';
+import { marked } from '../../test/kit/run-mark.ts';
 import { systemClock as clock } from '../base/clock.ts';
 import { Failpoints } from '../base/failpoint.ts';
 import { silentLogger as log } from '../base/logger.ts';
@@ -24,7 +25,7 @@ import type { ShadowSession } from './shadow-session.ts';
 let directory: string;
 
 beforeEach(() => {
-  directory = mkdtempSync('/dev/shm/understudy-errands-');
+  directory = mkdtempSync(`/dev/shm/${marked('errands')}-`);
   onTestFinished(() => rmSync(directory, { recursive: true }));
 });
 

@@ -1,6 +1,7 @@
 import { mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeEach, describe, expect, it, onTestFinished } from 'vitest';
+import { marked } from '../../test/kit/run-mark.ts';
 import { SmallTmpfs } from '../../test/kit/small-tmpfs.ts';
 import { systemClock as clock } from '../base/clock.ts';
 import { MIB } from '../base/units.ts';
@@ -12,7 +13,7 @@ type Hello = Parameters<typeof openCopies>[1];
 
 let folder: string;
 beforeEach(() => {
-  folder = mkdtempSync('/dev/shm/understudy-copies-');
+  folder = mkdtempSync(`/dev/shm/${marked('copies')}-`);
   onTestFinished(() => rmSync(folder, { recursive: true }));
 });
 

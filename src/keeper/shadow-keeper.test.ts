@@ -1,6 +1,7 @@
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeEach, describe, expect, it, onTestFinished } from 'vitest';
+import { marked } from '../../test/kit/run-mark.ts';
 import { systemClock as clock } from '../base/clock.ts';
 import { Failpoints } from '../base/failpoint.ts';
 import { silentLogger as log } from '../base/logger.ts';
@@ -20,7 +21,7 @@ import type { ShadowSession } from './shadow-session.ts';
 let directory: string;
 
 beforeEach(() => {
-  directory = mkdtempSync('/dev/shm/understudy-shadow-keeper-');
+  directory = mkdtempSync(`/dev/shm/${marked('shadow-keeper')}-`);
   onTestFinished(() => rmSync(directory, { recursive: true }));
 });
 

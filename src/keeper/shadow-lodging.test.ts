@@ -1,6 +1,7 @@
 import { existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, it, onTestFinished, vi } from 'vitest';
+import { marked } from '../../test/kit/run-mark.ts';
 import { systemClock as clock } from '../base/clock.ts';
 import { Failpoints } from '../base/failpoint.ts';
 import { silentLogger as log } from '../base/logger.ts';
@@ -23,7 +24,7 @@ const SPEC = 'name: one\nvcpus: 1\nmemory: 64MiB\nboot: {disk: {path: /none, for
 
 describe('room for the shadow of a VM of another host', () => {
   it('is not made at the expense of what is here while nobody can tell who acts as it', async () => {
-    const root = mkdtempSync('/dev/shm/us-lodging-');
+    const root = mkdtempSync(`/dev/shm/${marked('lodging')}-`);
     onTestFinished(() => {
       vi.unstubAllEnvs();
       rmSync(root, { recursive: true });

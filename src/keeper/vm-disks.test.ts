@@ -2,6 +2,7 @@ import { execFileSync } from 'node:child_process';
 import { copyFileSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeEach, describe, expect, it, onTestFinished } from 'vitest';
+import { marked } from '../../test/kit/run-mark.ts';
 import { systemClock as clock } from '../base/clock.ts';
 import { Failpoints } from '../base/failpoint.ts';
 import { MIB } from '../base/units.ts';
@@ -22,7 +23,7 @@ const SLOTS = 3;
 
 let folder: string;
 beforeEach(() => {
-  folder = mkdtempSync('/dev/shm/understudy-disks-');
+  folder = mkdtempSync(`/dev/shm/${marked('disks')}-`);
   onTestFinished(() => rmSync(folder, { recursive: true }));
 });
 

@@ -2,6 +2,7 @@ import { execFileSync } from 'node:child_process';
 import { mkdtempSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
+import { marked } from '../../test/kit/run-mark.ts';
 import { SmallTmpfs } from '../../test/kit/small-tmpfs.ts';
 import { systemClock as clock } from '../base/clock.ts';
 import { ConditionWaiters } from '../base/condition-waiters.ts';
@@ -71,7 +72,7 @@ class Stage implements AsyncDisposable {
   /** `isArmed`: it is on record that the shadow may take over. `hasJournalRoom`: not all of the disk fails. */
   static async set({ isArmed = true, hasJournalRoom = false } = {}): Promise<Stage> {
     await using opening = new AsyncDisposableStack();
-    const folder = mkdtempSync('/dev/shm/understudy-ending-');
+    const folder = mkdtempSync(`/dev/shm/${marked('ending')}-`);
     opening.defer(() => rmSync(folder, { recursive: true }));
     const tmpfs = opening.use(new SmallTmpfs(8 * MIB));
     const time = new QuickTime();

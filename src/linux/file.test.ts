@@ -1,6 +1,7 @@
 import { closeSync, ftruncateSync, mkdtempSync, openSync, rmSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeEach, expect, onTestFinished, test } from 'vitest';
+import { marked } from '../../test/kit/run-mark.ts';
 import { dataExtents, freeBytesOf, preadInto, punchHole, pwriteFrom, tryLockExclusive } from './file.ts';
 import { Mapping } from './mapping.ts';
 
@@ -8,7 +9,7 @@ let path: string;
 let fd: number;
 
 beforeEach(() => {
-  const directory = mkdtempSync('/dev/shm/understudy-file-');
+  const directory = mkdtempSync(`/dev/shm/${marked('file')}-`);
   path = join(directory, 'file');
   fd = openSync(path, 'wx+');
   onTestFinished(() => {

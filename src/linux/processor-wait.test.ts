@@ -1,6 +1,7 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { describe, expect, it } from 'vitest';
+import { marked } from '../../test/kit/run-mark.ts';
 import { systemClock } from '../base/clock.ts';
 import { CgroupTree } from './cgroup.ts';
 import { ProcessorWait } from './processor-wait.ts';
@@ -34,7 +35,7 @@ describe('a process that wants to run', () => {
     async () => {
       await withBusyProcess(async (pid) => {
         if (detected.kind !== 'usable') return;
-        const group = detected.tree.create(`us-wait-${process.pid}`);
+        const group = detected.tree.create(`${marked('wait')}-${process.pid}`);
         try {
           group.setCpuShare(0.01);
           await group.addProcess(pid);

@@ -1,11 +1,12 @@
 import { execFileSync } from 'node:child_process';
 import { closeSync, readlinkSync } from 'node:fs';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { marked } from '../../test/kit/run-mark.ts';
 import { LinuxError } from './linux-error.ts';
 import { RouteSocket } from './route-socket.ts';
 import { openTap } from './tap.ts';
 
-const netns = `us-route-test-${process.pid}`;
+const netns = `${marked('route-test')}-${process.pid}`;
 const device = 'us-route0';
 const bridge = 'us-route-br';
 const ip = (...words: string[]) =>

@@ -1,11 +1,12 @@
 import { execFileSync } from 'node:child_process';
 import { closeSync, readlinkSync } from 'node:fs';
 import { afterAll, beforeAll, expect, onTestFinished, test } from 'vitest';
+import { marked } from '../../test/kit/run-mark.ts';
 import { inNetns } from './netns.ts';
 import { pollReadable, readInto, writeFrom } from './poll.ts';
 import { openTap } from './tap.ts';
 
-const netns = `us-tap-test-${process.pid}`;
+const netns = `${marked('tap-test')}-${process.pid}`;
 const device = 'us0';
 const ip = (...args: string[]) => execFileSync('ip', args, { encoding: 'utf8', stdio: 'pipe' });
 const whereWeAre = () => readlinkSync('/proc/thread-self/ns/net');

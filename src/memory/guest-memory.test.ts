@@ -2,6 +2,7 @@ import { mkdirSync, mkdtempSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { beforeEach, expect, onTestFinished, test } from 'vitest';
+import { marked } from '../../test/kit/run-mark.ts';
 import { SmallTmpfs } from '../../test/kit/small-tmpfs.ts';
 import { MIB, PAGE_BYTES } from '../base/units.ts';
 import { Mapping } from '../linux/mapping.ts';
@@ -14,7 +15,7 @@ let path: string;
 let memory: GuestMemory;
 
 beforeEach(() => {
-  const directory = mkdtempSync('/dev/shm/understudy-memory-');
+  const directory = mkdtempSync(`/dev/shm/${marked('memory')}-`);
   path = join(directory, 'vm.ram');
   memory = GuestMemory.create(path, PAGES * PAGE_BYTES);
   onTestFinished(() => {

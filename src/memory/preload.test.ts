@@ -5,6 +5,7 @@ import { basename, join } from 'node:path';
 import { setImmediate } from 'node:timers/promises';
 import fc from 'fast-check';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { marked } from '../../test/kit/run-mark.ts';
 import { systemClock } from '../base/clock.ts';
 import { PAGE_BYTES } from '../base/units.ts';
 import { CompiledWriter } from './compiled-writer.ts';
@@ -27,7 +28,7 @@ beforeAll(async () => {
 afterAll(() => compiled[Symbol.dispose]());
 
 beforeEach(() => {
-  directory = mkdtempSync('/dev/shm/understudy-preload-');
+  directory = mkdtempSync(`/dev/shm/${marked('preload')}-`);
   memory = GuestMemory.create(join(directory, 'vm.ram'), PAGES * PAGE_BYTES);
 });
 afterEach(() => {

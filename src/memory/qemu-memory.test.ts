@@ -4,6 +4,7 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { afterAll, beforeAll, expect, onTestFinished, test } from 'vitest';
+import { marked } from '../../test/kit/run-mark.ts';
 import { systemClock } from '../base/clock.ts';
 import { MIB } from '../base/units.ts';
 import { CompiledWriter } from './compiled-writer.ts';
@@ -63,7 +64,7 @@ function startQemu(memory: GuestMemory, channel: PreloadChannel) {
 }
 
 test('the scan of a real QEMU finds every page that its firmware changed', async () => {
-  const directory = mkdtempSync('/dev/shm/understudy-qemu-memory-');
+  const directory = mkdtempSync(`/dev/shm/${marked('qemu-memory')}-`);
   onTestFinished(() => rmSync(directory, { recursive: true }));
   using memory = GuestMemory.create(join(directory, 'vm.ram'), 64 * MIB);
   using channel = new PreloadChannel();

@@ -1,6 +1,7 @@
 import { execFileSync } from 'node:child_process';
 import fc from 'fast-check';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { marked } from '../../test/kit/run-mark.ts';
 import { systemClock as clock } from '../base/clock.ts';
 import { AnnouncedUplink } from './announced-uplink.ts';
 import { announcementFrames, ClaimedAddresses } from './announcement.ts';
@@ -23,7 +24,7 @@ afterEach(() => open.disposeAsync());
 
 /** Two ports of a bridge in a network of their own, which has an address itself. */
 async function bridged() {
-  const netns = `us-say-${process.pid}`;
+  const netns = `${marked('say')}-${process.pid}`;
   const ip = (...words: string[]) => execFileSync('ip', ['-n', netns, ...words], { encoding: 'utf8' });
   execFileSync('ip', ['netns', 'add', netns]);
   open.defer(() => void execFileSync('ip', ['netns', 'del', netns]));

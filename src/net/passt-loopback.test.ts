@@ -2,6 +2,7 @@ import { execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { type AddressInfo, createServer } from 'node:net';
 import { afterEach, beforeEach, expect, it } from 'vitest';
+import { marked } from '../../test/kit/run-mark.ts';
 import { systemClock as clock } from '../base/clock.ts';
 import { isForLoopback } from './loopback-frames.ts';
 import type { NetError } from './net-error.ts';
@@ -23,7 +24,7 @@ const fail = (error: NetError) => {
 
 /** A guest that is root: a network namespace whose packets for a loopback leave over its card. */
 async function guestOn(hostLoopback: boolean | undefined) {
-  const netns = `us-loop-${process.pid}`;
+  const netns = `${marked('loop')}-${process.pid}`;
   const ip = (...words: string[]) => execFileSync('ip', ['-n', netns, ...words]);
   execFileSync('ip', ['netns', 'add', netns]);
   open.defer(() => void execFileSync('ip', ['netns', 'del', netns]));

@@ -6,6 +6,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { marked } from '../../test/kit/run-mark.ts';
 import { systemClock } from '../base/clock.ts';
 import { type EpochId, NO_EPOCH, nextEpoch } from '../epoch/epoch-id.ts';
 import { inNetns } from '../linux/netns.ts';
@@ -39,7 +40,7 @@ afterEach(() => open.disposeAsync());
 
 /** A network namespace of this test, with nothing but what the test puts in. */
 function namespace(suffix: string): string {
-  const name = `us-net-${process.pid}-${suffix}`;
+  const name = `${marked('net')}-${process.pid}-${suffix}`;
   execFileSync('ip', ['netns', 'add', name]);
   open.defer(() => {
     execFileSync('ip', ['netns', 'del', name]);

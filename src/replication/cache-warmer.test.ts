@@ -4,6 +4,7 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { beforeEach, describe, expect, it, onTestFinished } from 'vitest';
+import { marked } from '../../test/kit/run-mark.ts';
 import { systemClock } from '../base/clock.ts';
 import { KIB, MIB } from '../base/units.ts';
 import { HINT_BYTES_MAX } from '../block/read-hints.ts';
@@ -18,7 +19,7 @@ const GARBLED = { code: 'REPLICATION_PEER_GARBLED' };
 let options: DisksWorldOptions;
 
 beforeEach(() => {
-  const directory = mkdtempSync('/dev/shm/understudy-warm-');
+  const directory = mkdtempSync(`/dev/shm/${marked('warm')}-`);
   onTestFinished(() => rmSync(directory, { recursive: true }));
   options = { directory, imagePath: join(directory, 'root.img'), copyPath: join(directory, 'copy.img') };
   writeFileSync(options.imagePath, randomBytes(DISK_BYTES));

@@ -1,6 +1,7 @@
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeEach, describe, expect, it, onTestFinished } from 'vitest';
+import { marked } from '../../test/kit/run-mark.ts';
 import { systemClock } from '../base/clock.ts';
 import { Failpoints } from '../base/failpoint.ts';
 import { PAGE_BYTES } from '../base/units.ts';
@@ -21,7 +22,7 @@ let directory: string;
 let owned: AsyncDisposableStack;
 
 beforeEach(() => {
-  directory = mkdtempSync('/dev/shm/understudy-pipeline-');
+  directory = mkdtempSync(`/dev/shm/${marked('pipeline')}-`);
   owned = new AsyncDisposableStack();
   owned.defer(() => rmSync(directory, { recursive: true }));
   onTestFinished(() => owned.disposeAsync());

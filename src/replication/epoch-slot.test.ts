@@ -2,6 +2,7 @@ import { mkdtempSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { beforeEach, describe, expect, it, onTestFinished } from 'vitest';
+import { marked } from '../../test/kit/run-mark.ts';
 import { SmallTmpfs } from '../../test/kit/small-tmpfs.ts';
 import { MIB, PAGE_BYTES } from '../base/units.ts';
 import type { DiskWrite } from '../block/disk-write.ts';
@@ -23,7 +24,7 @@ let directory: string;
 let memory: GuestMemory;
 
 beforeEach(() => {
-  directory = mkdtempSync('/dev/shm/understudy-slot-');
+  directory = mkdtempSync(`/dev/shm/${marked('slot')}-`);
   memory = GuestMemory.create(join(directory, 'vm.ram'), PAGES * PAGE_BYTES);
   onTestFinished(() => {
     memory[Symbol.dispose]();

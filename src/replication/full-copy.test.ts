@@ -2,6 +2,7 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { beforeEach, describe, expect, it, onTestFinished } from 'vitest';
+import { marked } from '../../test/kit/run-mark.ts';
 import { MIB, PAGE_BYTES } from '../base/units.ts';
 import { Mapping } from '../linux/mapping.ts';
 import { CompareLog } from '../memory/compare-log.ts';
@@ -19,7 +20,7 @@ let to: GuestMemory;
 let page: Mapping;
 
 beforeEach(() => {
-  const directory = mkdtempSync('/dev/shm/understudy-copy-');
+  const directory = mkdtempSync(`/dev/shm/${marked('copy')}-`);
   from = GuestMemory.create(join(directory, 'from.ram'), PAGES * PAGE_BYTES);
   to = GuestMemory.create(join(directory, 'to.ram'), PAGES * PAGE_BYTES);
   page = Mapping.anonymous(PAGE_BYTES);

@@ -2,6 +2,7 @@ import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { beforeEach, describe, expect, it, onTestFinished } from 'vitest';
+import { marked } from '../../test/kit/run-mark.ts';
 import { Failpoints } from '../base/failpoint.ts';
 import { MIB, PAGE_BYTES } from '../base/units.ts';
 import { epochId } from '../epoch/epoch-id.ts';
@@ -15,7 +16,7 @@ const PAGES = (3 * MIB) / PAGE_BYTES;
 let directory: string;
 
 beforeEach(() => {
-  directory = mkdtempSync('/dev/shm/understudy-copy-');
+  directory = mkdtempSync(`/dev/shm/${marked('copy')}-`);
   onTestFinished(() => rmSync(directory, { recursive: true }));
 });
 

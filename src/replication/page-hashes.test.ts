@@ -2,6 +2,7 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { beforeEach, describe, expect, it, onTestFinished } from 'vitest';
+import { marked } from '../../test/kit/run-mark.ts';
 import { systemClock as clock } from '../base/clock.ts';
 import { PAGE_BYTES } from '../base/units.ts';
 import { WorkPace } from '../base/work-pace.ts';
@@ -22,7 +23,7 @@ let to: GuestMemory;
 let buffer: Mapping;
 
 beforeEach(() => {
-  const directory = mkdtempSync('/dev/shm/understudy-delta-');
+  const directory = mkdtempSync(`/dev/shm/${marked('delta')}-`);
   from = GuestMemory.create(join(directory, 'from.ram'), PAGES * PAGE_BYTES);
   to = GuestMemory.create(join(directory, 'to.ram'), PAGES * PAGE_BYTES);
   buffer = Mapping.anonymous(PAGES * PAGE_BYTES);

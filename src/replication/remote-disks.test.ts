@@ -11,6 +11,7 @@ import {
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { beforeEach, describe, expect, it, onTestFinished } from 'vitest';
+import { marked } from '../../test/kit/run-mark.ts';
 import { SmallTmpfs } from '../../test/kit/small-tmpfs.ts';
 import { MIB } from '../base/units.ts';
 import { FileDevice } from '../block/file-device.ts';
@@ -27,7 +28,7 @@ let directory: string;
 let options: DisksWorldOptions;
 
 beforeEach(() => {
-  directory = mkdtempSync('/dev/shm/understudy-disks-');
+  directory = mkdtempSync(`/dev/shm/${marked('disks')}-`);
   onTestFinished(() => rmSync(directory, { recursive: true }));
   options = { directory, imagePath: join(directory, 'root.img'), copyPath: join(directory, 'copy.img') };
   makeDisk(options.imagePath, DISK_BYTES);

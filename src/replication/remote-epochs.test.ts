@@ -2,6 +2,7 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { beforeEach, describe, expect, it, onTestFinished } from 'vitest';
+import { marked } from '../../test/kit/run-mark.ts';
 import { Failpoints } from '../base/failpoint.ts';
 import { PAGE_BYTES } from '../base/units.ts';
 import { type EpochId, epochId } from '../epoch/epoch-id.ts';
@@ -23,7 +24,7 @@ const SLOTS = 3;
 let directory: string;
 
 beforeEach(() => {
-  directory = mkdtempSync('/dev/shm/understudy-remote-');
+  directory = mkdtempSync(`/dev/shm/${marked('remote')}-`);
   onTestFinished(() => rmSync(directory, { recursive: true }));
 });
 

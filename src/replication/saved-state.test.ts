@@ -2,6 +2,7 @@ import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'n
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { beforeEach, describe, expect, it, onTestFinished } from 'vitest';
+import { marked } from '../../test/kit/run-mark.ts';
 import { SmallTmpfs } from '../../test/kit/small-tmpfs.ts';
 import { Failpoints } from '../base/failpoint.ts';
 import { MIB, PAGE_BYTES } from '../base/units.ts';
@@ -16,7 +17,7 @@ let place: string;
 let memory: GuestMemory;
 
 beforeEach(() => {
-  folder = mkdtempSync('/dev/shm/understudy-saved-');
+  folder = mkdtempSync(`/dev/shm/${marked('saved')}-`);
   place = join(folder, 'states/vm');
   memory = newMemory('vm');
   onTestFinished(() => rmSync(folder, { recursive: true }));

@@ -11,6 +11,7 @@ import {
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { beforeEach, describe, expect, it, onTestFinished } from 'vitest';
+import { marked } from '../../test/kit/run-mark.ts';
 import { SmallTmpfs } from '../../test/kit/small-tmpfs.ts';
 import { Failpoints } from '../base/failpoint.ts';
 import { MIB, PAGE_BYTES } from '../base/units.ts';
@@ -29,7 +30,7 @@ const APPLIED_MARK_OFFSET = 112;
 let directory: string;
 
 beforeEach(() => {
-  directory = mkdtempSync('/dev/shm/understudy-image-');
+  directory = mkdtempSync(`/dev/shm/${marked('image')}-`);
   onTestFinished(() => rmSync(directory, { recursive: true }));
 });
 

@@ -1,6 +1,7 @@
 import { chmodSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, beforeEach, describe, expect, it, onTestFinished } from 'vitest';
+import { marked } from '../../test/kit/run-mark.ts';
 import { systemClock as clock } from '../base/clock.ts';
 import { PAGE_BYTES } from '../base/units.ts';
 import { CompiledWriter } from '../memory/compiled-writer.ts';
@@ -25,7 +26,7 @@ beforeAll(async () => {
 afterAll(() => compiled[Symbol.dispose]());
 
 beforeEach(() => {
-  folder = mkdtempSync('/dev/shm/understudy-lazy-');
+  folder = mkdtempSync(`/dev/shm/${marked('lazy')}-`);
   path = join(folder, 'one.usnap');
   onTestFinished(() => rmSync(folder, { recursive: true }));
 });

@@ -2,6 +2,7 @@ import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { beforeEach, describe, expect, it, onTestFinished } from 'vitest';
+import { marked } from '../../test/kit/run-mark.ts';
 import { Failpoints } from '../base/failpoint.ts';
 import { PAGE_BYTES } from '../base/units.ts';
 import { epochId } from '../epoch/epoch-id.ts';
@@ -17,7 +18,7 @@ let directory: string;
 let path: string;
 
 beforeEach(() => {
-  directory = mkdtempSync('/dev/shm/understudy-snapshot-');
+  directory = mkdtempSync(`/dev/shm/${marked('snapshot')}-`);
   path = join(directory, 'snapshots', 'one.usnap');
   onTestFinished(() => rmSync(directory, { recursive: true }));
 });

@@ -5,7 +5,7 @@ import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { parseVmSpec } from '../../src/config/vm-spec.ts';
 import { savedStatePaths } from '../../src/control/run-paths.ts';
 import { bootedState, nameOfWorker } from './booted-state.ts';
-import { RUN_ID_VARIABLE } from './leftovers.ts';
+import { RUN_ID_VARIABLE } from './run-mark.ts';
 
 let folder: string;
 let boots: string[];

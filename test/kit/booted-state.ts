@@ -1,19 +1,17 @@
-import { createHash } from 'node:crypto';
 import { existsSync, mkdirSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { savedStatePaths } from '../../src/control/run-paths.ts';
 import type { KeeperOptions } from '../../src/keeper/keeper-options.ts';
 import { stateFacts } from '../../src/keeper/state-restoring.ts';
-import { RUN_ID_VARIABLE } from './leftovers.ts';
+import { RUN_ID_VARIABLE, runMark } from './run-mark.ts';
 
 /**
  * The name of VMs that may go on from a state: it is part of a state. One worker has one VM at a time, and no other run
  * on this machine has a VM of that name.
  */
 export function nameOfWorker(): string {
-  const run = createHash('sha256').update(process.env[RUN_ID_VARIABLE] ?? String(process.pid));
-  return `test-${run.digest('hex').slice(0, 8)}-${process.env.VITEST_POOL_ID ?? 0}`;
+  return `test-${runMark()}-${process.env.VITEST_POOL_ID ?? 0}`;
 }
 
 /**

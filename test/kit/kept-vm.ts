@@ -20,6 +20,7 @@ import { writeGuest } from '../../src/qemu/machine-fixture.ts';
 import { QemuFinder } from '../../src/qemu/qemu-binary.ts';
 import { QemuProcess } from '../../src/qemu/qemu-process.ts';
 import { bootedState, nameOfWorker } from './booted-state.ts';
+import { marked } from './run-mark.ts';
 
 /** Of every wait; shorter than that of a test, so that what failed is still tidied up. */
 const DEADLINE_MS = 60_000;
@@ -82,7 +83,7 @@ export class KeptVm implements AsyncDisposable {
     const name = nameOfWorker();
     await using preparing = new AsyncDisposableStack();
     const folder = mkdtempSync(join(tmpdir(), 'us-kept-'));
-    const memoryDirectory = mkdtempSync('/dev/shm/us-kept-');
+    const memoryDirectory = mkdtempSync(`/dev/shm/${marked('kept')}-`);
     const before = { ...process.env };
     preparing.defer(() => {
       process.env = before;

@@ -6,7 +6,8 @@ import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
-import { findLeftovers, type Leftover, RUN_ID_VARIABLE, survey, type TestRun } from './leftovers.ts';
+import { findLeftovers, type Leftover, survey, type TestRun } from './leftovers.ts';
+import { markOf, RUN_ID_VARIABLE } from './run-mark.ts';
 
 const CGROUP_PARENT = ['/sys/fs/cgroup/cpu', '/sys/fs/cgroup'].find(existsSync) as string;
 
@@ -116,6 +117,15 @@ describe('the search for leftovers', () => {
     removals.push(() => child.kill('SIGKILL'));
     await once(child, 'spawn');
     expect(await found()).toEqual([]);
+  });
+
+  it('does not count what another run has made, which may go on beside this one', async () => {
+    const [own, others] = [run.id, randomUUID()].map((id) => `/dev/shm/us-${markOf(id)}-${name}`);
+    for (const path of [own, others]) {
+      writeFileSync(String(path), '');
+      removals.push(() => rmSync(String(path)));
+    }
+    expect(await found()).toEqual([{ kind: 'shared memory', name: own }]);
   });
 
   it('waits for what is about to end', async () => {

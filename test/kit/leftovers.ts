@@ -1,5 +1,6 @@
 import { type Dirent, lstatSync, readdirSync, readFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
+import { isOfAnotherRun, markOf, RUN_ID_VARIABLE } from './run-mark.ts';
 
 /**
  * Finds what a test run left behind. Only what carries our marks counts: a process by the run's id in its
@@ -26,8 +27,6 @@ export interface TestRun {
   /** TMPDIR of the run. */
   readonly folder: string;
 }
-
-export const RUN_ID_VARIABLE = 'UNDERSTUDY_TEST_RUN';
 
 const OUR_NAME = /^(?:us-|understudy)/;
 const CGROUP_DEPTH_MAX = 6;
@@ -57,7 +56,9 @@ export async function findLeftovers(
   const known = new Set(before.map(keyOf));
   const endMs = performance.now() + deadlineMs;
   for (;;) {
-    const left = survey(run).filter((found) => !known.has(keyOf(found)));
+    const left = survey(run).filter(
+      (found) => !known.has(keyOf(found)) && !isOfAnotherRun(basename(found.name), markOf(run.id)),
+    );
     if (left.length === 0 || performance.now() >= endMs) return left;
     await new Promise((resolve) => setTimeout(resolve, 50));
   }
@@ -75,7 +76,9 @@ function processesOf(run: TestRun): Leftover[] {
     if (!Number.isInteger(pid) || pid === process.pid) continue;
     const commandLine = readIfPossible(`/proc/${pid}/cmdline`);
     const environment = readIfPossible(`/proc/${pid}/environ`).split('\0');
-    if (!environment.includes(mark) && !commandLine.includes(run.folder)) continue;
+    // A run within this one has an id of its own.
+    const isWithin = environment.some((variable) => variable.startsWith(`TMPDIR=${run.folder}`));
+    if (!environment.includes(mark) && !isWithin && !commandLine.includes(run.folder)) continue;
     found.push({ kind: 'process', pid, name: `${pid}: ${commandLine.replaceAll('\0', ' ').trim()}` });
   }
   return found;

@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
 import { fileURLToPath } from 'node:url';
 import { systemClock as clock } from '../../src/base/clock.ts';
+import { marked } from './run-mark.ts';
 import { REPOSITORY } from './static-checks.ts';
 
 /** Where the repository lies in the machine. */
@@ -33,7 +34,7 @@ export class SystemdMachine implements AsyncDisposable {
 
   private constructor() {
     this.#base = mkdtempSync(join(tmpdir(), 'us-systemd-'));
-    this.#cgroup = join(cgroup2Mount(), `us-systemd-${process.pid}`);
+    this.#cgroup = join(cgroup2Mount(), `${marked('systemd')}-${process.pid}`);
     mkdirSync(this.#cgroup);
     const namespaces = ['--cgroup', '--pid', '--fork', '--mount', '--uts', '--ipc', '--net', '--kill-child'];
     const systemd = ['/lib/systemd/systemd', '--system', '--unit=us-test.target', '--log-target=journal'];

@@ -10,6 +10,7 @@ import type { HostEvent, Vm } from '../../src/api/resources.ts';
 import { systemClock as clock } from '../../src/base/clock.ts';
 import { endProcess } from '../../src/control/process-identity.ts';
 import { RunDirectory } from '../../src/control/run-directory.ts';
+import { marked } from './run-mark.ts';
 
 const DAEMON = fileURLToPath(new URL('../../src/host/main.ts', import.meta.url));
 const DEADLINE_MS = 60_000;
@@ -30,7 +31,7 @@ export class TestHost implements AsyncDisposable {
     await using starting = new AsyncDisposableStack();
     const before = { ...process.env };
     const folder = mkdtempSync(join(tmpdir(), 'us-host-'));
-    const memory = mkdtempSync('/dev/shm/us-host-');
+    const memory = mkdtempSync(`/dev/shm/${marked('host')}-`);
     starting.defer(() => {
       process.env = before;
       for (const path of [folder, memory]) rmSync(path, { recursive: true, force: true });

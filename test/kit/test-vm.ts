@@ -22,6 +22,7 @@ import { ensurePreloadLibrary } from '../../src/memory/preload-library.ts';
 import { QemuFinder } from '../../src/qemu/qemu-binary.ts';
 import { bootedState, nameOfWorker } from './booted-state.ts';
 import { ConsoleText } from './console-text.ts';
+import { marked } from './run-mark.ts';
 
 const GUEST_ADDRESS = '10.77.0.2';
 const REDIS_PORT = 6379;
@@ -444,7 +445,7 @@ export class GuestConsole implements Disposable {
 function useDirectories(owned: AsyncDisposableStack, memoryDirectory: string | undefined): void {
   const before = { ...process.env };
   const folder = mkdtempSync(join(tmpdir(), 'us-vm-'));
-  const memory = memoryDirectory ?? mkdtempSync('/dev/shm/us-vm-');
+  const memory = memoryDirectory ?? mkdtempSync(`/dev/shm/${marked('vm')}-`);
   // For a QEMU that runs as another user.
   for (const path of [folder, memory]) chmodSync(path, 0o755);
   owned.defer(() => {

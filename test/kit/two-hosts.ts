@@ -25,12 +25,14 @@ import type { VmStatus } from '../../src/control/vm-status.ts';
 import { RedisLoad } from '../../src/demo/redis-load.ts';
 import type { LeaseRecord } from '../../src/lease/lease-record.ts';
 import { readRecord } from '../../src/lease/lease-store.ts';
+import { nameOfWorker } from './booted-state.ts';
 import { endChild } from './child-end.ts';
 import { makeDiskRoom } from './disk-room.ts';
 import { HOST_NAMES, HOSTS, type HostName, HostNetwork, otherThan, type Place } from './host-network.ts';
 import { processesOn } from './host-usage.ts';
 import type { OddClock } from './odd-clock.ts';
 import { RemoteConsole } from './remote-console.ts';
+import { marked } from './run-mark.ts';
 import { SiteEtcd } from './site-etcd.ts';
 import type { SmallTmpfs } from './small-tmpfs.ts';
 import {
@@ -90,10 +92,10 @@ export class TwoHosts implements AsyncDisposable {
   private constructor(options: TwoHostsOptions) {
     made += 1;
     this.#options = options;
-    this.#network = new HostNetwork(`us-${process.pid}-${made}`);
-    this.vm = `two-${process.pid}-${made}`;
+    this.#network = new HostNetwork(`${marked('two')}-${process.pid}-${made}`);
+    this.vm = `${nameOfWorker()}-${made}`;
     this.folder = mkdtempSync(join(tmpdir(), 'us-two-'));
-    this.memoryFolder = mkdtempSync('/dev/shm/us-two-');
+    this.memoryFolder = mkdtempSync(`/dev/shm/${marked('two')}-`);
     this.#etcd = new SiteEtcd({
       ...{ folder: this.folder, network: this.#network },
       eventually: (what, look) => this.eventually(what, look),

@@ -17,6 +17,7 @@ import { endProcess } from '../../src/control/process-identity.ts';
 import { controlSocketOf, RunDirectory } from '../../src/control/run-directory.ts';
 import type { VmStatus } from '../../src/control/vm-status.ts';
 import { HostDaemon, hostEnvironment } from '../kit/host-daemon.ts';
+import { marked } from '../kit/run-mark.ts';
 
 const CLI = fileURLToPath(new URL('../../src/cli/main.ts', import.meta.url));
 const DEADLINE_MS = 60_000;
@@ -32,7 +33,7 @@ beforeAll(async () => {
 });
 beforeEach(async () => {
   folder = mkdtempSync(join(tmpdir(), 'us-commands-'));
-  memoryFolder = mkdtempSync('/dev/shm/us-commands-');
+  memoryFolder = mkdtempSync(`/dev/shm/${marked('commands')}-`);
   for (const [name, value] of Object.entries(hostEnvironment(folder, memoryFolder))) vi.stubEnv(name, value);
   daemon = await HostDaemon.start({ folder, memoryFolder });
 });

@@ -16,6 +16,7 @@ import { ControlClient } from '../../src/control/control-client.ts';
 import { endProcess, identityOf } from '../../src/control/process-identity.ts';
 import { controlSocketOf, RunDirectory } from '../../src/control/run-directory.ts';
 import type { VmStatus } from '../../src/control/vm-status.ts';
+import { marked } from '../kit/run-mark.ts';
 
 const DAEMON = fileURLToPath(new URL('../../src/host/main.ts', import.meta.url));
 const CLI = fileURLToPath(new URL('../../src/cli/main.ts', import.meta.url));
@@ -33,7 +34,7 @@ beforeAll(async () => {
 beforeEach(async () => {
   folder = mkdtempSync(join(tmpdir(), 'us-host-'));
   vi.stubEnv('UNDERSTUDY_RUN_DIR', join(folder, 'run'));
-  vi.stubEnv('UNDERSTUDY_MEMORY_DIR', mkdtempSync('/dev/shm/us-host-'));
+  vi.stubEnv('UNDERSTUDY_MEMORY_DIR', mkdtempSync(`/dev/shm/${marked('host')}-`));
   vi.stubEnv('UNDERSTUDY_STATE_DIR', join(folder, 'state'));
   client = new ApiClient({ socketPath: join(folder, 'run/host.sock'), clock });
   await startDaemon();

@@ -18,6 +18,7 @@ import { controlSocketOf, RunDirectory } from '../../src/control/run-directory.t
 import type { VmStatus } from '../../src/control/vm-status.ts';
 import { PHASES } from '../../src/shadow/protection.ts';
 import { parseExposition, sampleOf } from '../kit/exposition.ts';
+import { marked } from '../kit/run-mark.ts';
 
 const MAIN = fileURLToPath(new URL('../../src/cli/main.ts', import.meta.url));
 const DAEMON = fileURLToPath(new URL('../../src/host/main.ts', import.meta.url));
@@ -35,7 +36,7 @@ beforeAll(async () => {
   const { kernel, initrd, cmdline } = await ensureDemoGuest();
   folder = mkdtempSync(join(tmpdir(), 'us-seen-'));
   vi.stubEnv('UNDERSTUDY_RUN_DIR', join(folder, 'run'));
-  vi.stubEnv('UNDERSTUDY_MEMORY_DIR', mkdtempSync('/dev/shm/us-seen-'));
+  vi.stubEnv('UNDERSTUDY_MEMORY_DIR', mkdtempSync(`/dev/shm/${marked('seen')}-`));
   vi.stubEnv('UNDERSTUDY_STATE_DIR', join(folder, 'state'));
   socketPath = join(folder, 'run/host.sock');
   client = new ApiClient({ socketPath, clock });

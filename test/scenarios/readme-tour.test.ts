@@ -8,17 +8,18 @@ import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { systemClock as clock } from '../../src/base/clock.ts';
 import { endProcess } from '../../src/control/process-identity.ts';
 import { RunDirectory } from '../../src/control/run-directory.ts';
+import { marked } from '../kit/run-mark.ts';
 
 const ROOT = fileURLToPath(new URL('../..', import.meta.url));
 const DEADLINE_MS = 150_000;
-const NETNS = `us-tour-${process.pid}`;
+const NETNS = `${marked('tour')}-${process.pid}`;
 
 let folder: string;
 let memory: string;
 let before: NodeJS.ProcessEnv;
 beforeEach(() => {
   folder = mkdtempSync(join(tmpdir(), 'us-tour-'));
-  memory = mkdtempSync('/dev/shm/us-tour-');
+  memory = mkdtempSync(`/dev/shm/${marked('tour')}-`);
   before = { ...process.env };
   const bin = join(folder, 'bin');
   mkdirSync(bin);

@@ -29,6 +29,7 @@ import { CgroupTree } from '../../src/linux/cgroup.ts';
 import { freePort } from '../../src/net/free-port.ts';
 import { CertificateStore } from '../../src/pki/certificate-store.ts';
 import { HostDaemon, hostEnvironment } from '../kit/host-daemon.ts';
+import { marked } from '../kit/run-mark.ts';
 
 const DEADLINE_MS = 60_000;
 const GUESTS_LOOPBACK = '127.0.0.1';
@@ -44,7 +45,7 @@ let hostPort: number;
 
 beforeAll(async () => {
   folder = realpathSync(mkdtempSync(join(tmpdir(), 'us-tenant-')));
-  const memoryFolder = mkdtempSync('/dev/shm/us-tenant-');
+  const memoryFolder = mkdtempSync(`/dev/shm/${marked('tenant')}-`);
   open.defer(() => {
     vi.unstubAllEnvs();
     for (const path of [folder, memoryFolder]) rmSync(path, { recursive: true, force: true });

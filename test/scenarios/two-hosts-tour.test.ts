@@ -5,11 +5,12 @@ import { delimiter, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { marked } from '../kit/run-mark.ts';
 
 const ROOT = fileURLToPath(new URL('../..', import.meta.url));
 const DEADLINE_MS = 150_000;
 /** In place of the names of the tour, which may be somebody's here. */
-const PREFIX = `us-tour-${process.pid}`;
+const PREFIX = `${marked('tour')}-${process.pid}`;
 const PLACES = ['a', 'b', 'lan'].map((place) => `${PREFIX}-${place}`);
 
 let folder: string;

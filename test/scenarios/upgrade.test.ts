@@ -14,6 +14,7 @@ import { RunDirectory } from '../../src/control/run-directory.ts';
 import { DemoNetwork } from '../../src/demo/demo-network.ts';
 import { RedisLoad } from '../../src/demo/redis-load.ts';
 import { type PreviousRelease, previousRelease } from '../kit/previous-release.ts';
+import { marked } from '../kit/run-mark.ts';
 import { REPOSITORY } from '../kit/static-checks.ts';
 
 const DEADLINE_MS = 60_000;
@@ -28,7 +29,7 @@ let daemon: ChildProcess | undefined;
 beforeEach(() => {
   open = new AsyncDisposableStack();
   folder = mkdtempSync(join(tmpdir(), 'us-upgrade-'));
-  const memory = mkdtempSync('/dev/shm/us-upgrade-');
+  const memory = mkdtempSync(`/dev/shm/${marked('upgrade')}-`);
   open.defer(() => {
     for (const path of [folder, memory]) rmSync(path, { recursive: true });
     vi.unstubAllEnvs();
