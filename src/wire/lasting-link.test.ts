@@ -42,6 +42,8 @@ interface Wishes {
   /** What the side that dials shows. */
   readonly claim?: () => LinkClaim;
   readonly change?: (link: Carrier) => Carrier;
+  /** What the side that is dialled does about a message. */
+  readonly handle?: () => Promise<void>;
 }
 
 /** Both ends of a lasting link, between them a network that can be cut. */
@@ -52,6 +54,8 @@ class Pair {
   readonly got: Record<'near' | 'far', number[]> = { near: [], far: [] };
   readonly near: LastingLink;
   readonly far: LastingLink;
+  /** The first connection of the far end. */
+  readonly taken: Carrier;
   readonly #listener: SecureListener;
 
   static async open(wishes: Wishes = {}): Promise<Pair> {
@@ -83,6 +87,7 @@ class Pair {
     const { network, dial, wishes } = parts;
     const { silenceMs = SILENCE_MS, claim = () => CLAIM, change = (link) => link } = wishes;
     this.network = network;
+    this.taken = parts.taken;
     this.#listener = parts.listener;
     const common = { clock, silenceMs };
     const dials: Reach = { role: 'dials', dial: async (signal) => change(await dial(signal)) };
@@ -98,6 +103,7 @@ class Pair {
     for (const side of ['near', 'far'] as const)
       this[side].deliver(({ body }) => {
         this.got[side].push(new DataView(body.buffer, body.byteOffset).getUint32(0, true));
+        return side === 'far' ? wishes.handle?.() : undefined;
       });
     owned.defer(async () => {
       this.#listener.close();
@@ -261,6 +267,44 @@ describe('a link that outlasts its connections', () => {
     expect(left.got.near).toEqual([0]);
   });
 
+  it('takes nothing more once the other side has taken leave, also while a message of it is being dealt with', async () => {
+    const begun = Promise.withResolvers<void>();
+    const refused = Promise.withResolvers<unknown>();
+    const pair = await Pair.open({
+      handle: async () => {
+        begun.resolve();
+        // Its sender waits for the end of this, and this for somebody who sends.
+        await refused.promise;
+      },
+    });
+    await pair.near.send(numbered(0, 10));
+    await begun.promise;
+    const closing = pair.near.close();
+    await until(() => pair.taken.isLeft);
+    refused.resolve(await pair.far.send(numbered(0, 10)).catch((error: unknown) => error));
+    expect(await refused.promise).toMatchObject({ code: 'WIRE_CLOSED' });
+    await closing;
+    expect(await pair.far.closed).toEqual({ kind: 'closed-there' });
+  });
+
+  it('refuses what waits for room when the other side takes leave', async () => {
+    const begun = Promise.withResolvers<void>();
+    const end = Promise.withResolvers<void>();
+    const pair = await Pair.open({
+      handle: async () => {
+        begun.resolve();
+        await end.promise;
+      },
+    });
+    // More than its window, whose reader does not come to it.
+    const sends = Array.from({ length: 6 }, (_, index) => pair.near.send(numbered(index, BODY_BYTES)));
+    const outcomes = Promise.allSettled(sends);
+    await begun.promise;
+    await pair.far.close();
+    end.resolve();
+    expect((await outcomes).at(-1)).toMatchObject({ status: 'rejected', reason: { code: 'WIRE_CLOSED' } });
+  });
+
   it('is lost to a silence, as every link is', async () => {
     const pair = await Pair.open({ silenceMs: 400 });
     pair.network.block('forth');
@@ -274,6 +318,7 @@ describe('a link that outlasts its connections', () => {
       peer: link.peer,
       heardMs: link.heardMs,
       closed: link.closed,
+      isLeft: link.isLeft,
       deliver: (handler) => link.deliver(handler),
       close: () => link.close(),
       send: (message) => {

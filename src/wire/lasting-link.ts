@@ -28,7 +28,10 @@ import type { LinkEnd, SecureLink } from './secure-link.ts';
 import { WireError } from './wire-error.ts';
 
 /** A link over one connection. */
-export type Carrier = Pick<SecureLink, 'peer' | 'heardMs' | 'closed' | 'send' | 'deliver' | 'close'>;
+export type Carrier = Pick<
+  SecureLink,
+  'peer' | 'heardMs' | 'isLeft' | 'closed' | 'send' | 'deliver' | 'close'
+>;
 
 export interface LastingLinkOptions {
   readonly clock: Clock;
@@ -383,8 +386,10 @@ export class LastingLink {
         this.#noteLeft(next.sequence);
       }
     } catch (thrown) {
+      // Who has taken leave does not come back. The link ends when what came before was dealt with, which may wait for this.
+      if (this.#isPresent(number) && this.#links.get(number)?.link.isLeft === true) this.#rejectWaiting();
       // Where the connection is over its end tells why. What no connection would take must not be waited for for ever.
-      if (!(thrown instanceof WireError) && this.#isPresent(number))
+      else if (!(thrown instanceof WireError) && this.#isPresent(number))
         this.#step({
           kind: 'over',
           link: number,
@@ -426,10 +431,14 @@ export class LastingLink {
 
   #finish(end: LinkEnd): void {
     for (const number of [...this.#links.keys()]) this.#drop(number);
+    this.#rejectWaiting(end);
+    this.#ended.resolve(end);
+  }
+
+  #rejectWaiting(end?: LinkEnd): void {
     for (const { reject } of this.#waiting.values()) reject(this.#closedError(end));
     this.#waiting.clear();
     this.#unsent = [];
-    this.#ended.resolve(end);
   }
 
   #closedError(end?: LinkEnd): WireError {

@@ -145,6 +145,11 @@ export class SecureLink implements AsyncDisposable {
     return this.#heardMs;
   }
 
+  /** The other side has taken leave: it takes nothing more, while what it sent before is still being dealt with. */
+  get isLeft(): boolean {
+    return this.#saidBye;
+  }
+
   /** Messages that were sent and that the other side has not dealt with yet. */
   get inFlightBytes(): number {
     return Number(this.#sentBytes - this.#creditedBytes);
