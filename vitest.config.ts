@@ -15,11 +15,9 @@ const tools = ['test/integration/{etcd-faults,lease-hosts,nbd-tools,qcow2-layer}
 /** What looks at time, at CPU shares or at the machine as a whole: one file at a time, with nothing beside it. */
 const alone = [
   'test/integration/{debian-guest,systemd}.test.ts',
-  'test/scenarios/{cpu-limit,demo,guest-time,hanging-primary}.test.ts',
+  'test/scenarios/{cpu-limit,guest-time,hanging-primary}.test.ts',
   // Two hosts and their clients want both processors; and what takes too long there is taken for dead.
   'test/scenarios/{file-systems,site,two-hosts*}.test.ts',
-  // Memory that comes on demand: a QEMU that waits for it must not wait for a processor as well.
-  'test/scenarios/{snapshot,snapshot-commands}.test.ts',
 ];
 
 const MINUTE_MS = 60_000;

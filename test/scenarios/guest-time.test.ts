@@ -1,11 +1,11 @@
 import { describe, expect, it } from 'vitest';
+import { standStillFor } from '../kit/outage.ts';
 import { soaking } from '../kit/soak.ts';
 import { TestVm, until } from '../kit/test-vm.ts';
 
 /** How far the guest's wall clock may be off while the VM is protected and busy. */
 const ERROR_MAX_MS = 100;
 const READINGS = soaking ? 600 : 30;
-const OUTAGE_MS = 20_000;
 const OUTAGE_TOLERANCE_MS = 2000;
 
 describe('the wall clock of a protected guest', () => {
@@ -34,23 +34,4 @@ describe('the wall clock of a protected guest', () => {
     await standStillFor(vm, OUTAGE_TOLERANCE_MS + 1000);
     expect((await vm.load.guestClockErrorMs()) - beforeMs).toBeLessThan(-OUTAGE_TOLERANCE_MS);
   });
-
-  it('is right again after an outage of 20 s, and connections live on', async () => {
-    await using vm = await TestVm.start();
-    await standStillFor(vm, OUTAGE_MS);
-    expect(Math.abs(await vm.load.guestClockErrorMs())).toBeLessThan(OUTAGE_TOLERANCE_MS);
-    expect(await vm.load.paced({ requests: 3, gapMs: 1 })).toHaveLength(3);
-  });
 });
-
-/** Kills the primary, and lets the shadow wait for so long before it goes on. */
-async function standStillFor(vm: TestVm, outageMs: number): Promise<void> {
-  const hold = vm.holdAt('promote.before');
-  const promoted = vm.nextEvent('promoted');
-  vm.signalPrimary('SIGKILL');
-  await hold.reached;
-  await new Promise((resolve) => setTimeout(resolve, outageMs));
-  hold.release();
-  await promoted;
-  await vm.untilProtected();
-}
