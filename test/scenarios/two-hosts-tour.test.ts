@@ -82,7 +82,8 @@ async function walk({ script, deadlineMs = LINE_DEADLINE_MS }: Walk): Promise<st
   const isLate = !ended.signal.aborted;
   bash.kill('SIGKILL');
   const [code] = await exited;
-  const printed = readFileSync(output, 'utf8');
+  // bash shows the trap with each of its lines as well.
+  const printed = readFileSync(output, 'utf8').replaceAll(/^echo \$LINENO .*\n/gm, '');
   if (code === 0) return printed;
   const line = lines.split('\n')[Number(before) - 1];
   const what = isLate ? `has not ended after ${deadlineMs} ms` : `failed with ${code}`;
