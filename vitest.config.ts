@@ -10,7 +10,7 @@ const machines = [
 ];
 
 /** Tools without a guest beside them: they may share the machine with another file. */
-const tools = ['test/integration/{etcd-faults,lease-hosts,nbd-tools,qcow2-layer}.test.ts'];
+const tools = ['test/integration/{etcd-faults,lease-hosts,nbd-tester,nbd-tools,qcow2-layer}.test.ts'];
 
 /** What looks at time, at CPU shares or at the machine as a whole: one file at a time, with nothing beside it. */
 const alone = [

@@ -7,13 +7,15 @@ const FILES_OF_A_WHOLE_RUN = 50;
 
 /**
  * What whoever reads the end of a log of CI looks for: each failure in one line with how long it took, which tells a wait that
- * was in vain from a wrong value, how busy the machine is, and where the time went.
+ * was in vain from a wrong value, how busy the machine is, what could not run here and why, and where the time went.
  */
 export function summarize(modules: readonly TestModule[]): string[] {
   const failures = modules.flatMap(failuresOf);
+  const skips = modules.flatMap(skipsOf);
   const load = loadavg().map((value) => value.toFixed(1));
   return [
     ...(failures.length > 0 ? ['Failed:', ...failures, `  (load of the machine: ${load.join(', ')})`] : []),
+    ...(skips.length > 0 ? ['Skipped:', ...skips] : []),
     ...(modules.length >= FILES_OF_A_WHOLE_RUN ? longestFiles(modules) : []),
   ];
 }
@@ -27,6 +29,16 @@ function failuresOf(module: TestModule): string[] {
     return `  ${place} > ${test.fullName} (${seconds} s): ${firstLine(error?.message ?? '')}`;
   });
   return [...outside, ...inside];
+}
+
+/** Those that say why, one line for each reason. */
+function skipsOf(module: TestModule): string[] {
+  const skipped = [...module.children.allTests('skipped')].map((test) => test.result());
+  const notes = skipped.flatMap((result) => (result.state === 'skipped' && result.note) || []);
+  const place = `${module.project.name} ${module.relativeModuleId}`;
+  return [...Map.groupBy(notes, firstLine)].map(
+    ([note, { length }]) => `  ${place}: ${length} ${length === 1 ? 'test' : 'tests'}: ${note}`,
+  );
 }
 
 function firstLine(message: string): string {
