@@ -15,17 +15,23 @@ export interface CopyTarget {
   readonly isNew: boolean;
 }
 
-/** Where it is not a raw image. */
 export interface TargetFormat {
   /** Looks at an image that is there, which belongs to a copy. Throws where it cannot be used. */
   readonly check: () => void;
   /** Makes the image if it is new, and opens it for nobody else. */
-  readonly open: (isNew: boolean) => Promise<BlockDevice>;
+  readonly open: (isNew: boolean) => Promise<OpenTarget>;
+}
+
+export interface OpenTarget {
+  readonly device: BlockDevice;
+  /** Gives the image the size of the disk, where its format allows that. Not before its journal says that it is no whole copy. */
+  readonly resize: () => Promise<void>;
 }
 
 export interface TargetPlace {
   readonly imagePath: string;
   readonly journalPath: string;
+  /** Undefined: raw. */
   readonly format?: TargetFormat | undefined;
 }
 
@@ -47,39 +53,30 @@ export async function openCopyTarget(
 }
 
 async function openTarget(
-  { imagePath, journalPath, format }: TargetPlace,
+  { imagePath, journalPath, ...place }: TargetPlace,
   of: Omit<DiskCopyOptions, 'isNew'>,
 ): Promise<CopyTarget> {
+  const format = place.format ?? rawTarget(imagePath, of);
   const found = statSync(imagePath, { throwIfNoEntry: false });
   if (found !== undefined && !found.isFile()) throw copyForeign(`${imagePath} is no plain file`);
   const isNew = found === undefined;
   if (!isNew && statSync(journalPath, { throwIfNoEntry: false }) === undefined)
     throw copyForeign(`${imagePath} is no copy of any disk`);
   await using opening = new AsyncDisposableStack();
-  const lock = (device: FileDevice) => {
-    opening.use(device);
-    if (!device.tryLock()) throw copyForeign(`${imagePath} is used by somebody`);
-    return device;
+  const openImage = async () => {
+    const target = await format.open(isNew);
+    opening.defer(() => target.device.close());
+    return target;
   };
-  const openLayer = async (through: TargetFormat) => {
-    const device = await through.open(isNew);
-    opening.defer(() => device.close());
-    return device;
-  };
-  const openPresent = async (): Promise<BlockDevice> => {
-    if (format === undefined) return lock(await FileDevice.open(imagePath));
-    format.check();
-    return await openLayer(format);
-  };
+  if (!isNew) format.check();
   // Before its journal says that it is of no use until the copy is whole: somebody may be using it.
-  const present = isNew ? undefined : await openPresent();
+  const present = isNew ? undefined : await openImage();
   const journal = await openJournalFile(journalPath);
   opening.defer(() => journal.close());
   if (!journal.tryLock()) throw copyForeign(`${imagePath} is being copied already`);
   const openDevice = async () => {
-    if (format !== undefined) return present ?? (await openLayer(format));
-    const device = present ?? lock(await created(imagePath));
-    if (device instanceof FileDevice) await device.resize(of.diskBytes);
+    const { device, resize } = present ?? (await openImage());
+    await resize();
     return device;
   };
   const image = await JournaledImage.openCopy({ journal, openDevice }, { ...of, isNew });
@@ -100,6 +97,18 @@ const OF_STORAGE: readonly (string | undefined)[] = [
 
 function isOfStorage(cause: unknown): boolean {
   return OF_STORAGE.includes(cause instanceof LinuxError ? cause.errnoName : errnoNameOf(cause));
+}
+
+function rawTarget(path: string, { diskBytes }: Pick<DiskCopyOptions, 'diskBytes'>): TargetFormat {
+  return {
+    check: () => {},
+    open: async (isNew) => {
+      const device = await (isNew ? created(path) : FileDevice.open(path));
+      if (device.tryLock()) return { device, resize: () => device.resize(diskBytes) };
+      await device.close();
+      throw copyForeign(`${path} is used by somebody`);
+    },
+  };
 }
 
 async function created(path: string): Promise<FileDevice> {

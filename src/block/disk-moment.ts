@@ -1,7 +1,7 @@
 import type { EpochId } from '../epoch/epoch-id.ts';
 import type { BlockDevice } from './block-device.ts';
 import { BlockError } from './block-error.ts';
-import { copyContent } from './disk-range.ts';
+import { copyAbove } from './disk-range.ts';
 import { type DiskWrite, endOf } from './disk-write.ts';
 import { BLOCK_BYTES, WriteSet } from './write-set.ts';
 
@@ -49,15 +49,7 @@ export class DiskMoment {
     if (this.#lost === undefined) await this.#device.read(offset, into);
     if (this.#lost !== undefined) throw this.#lost;
     // What was overwritten while it was read was kept before that.
-    const endByte = offset + into.length;
-    for (let at = offset; at < endByte && !this.#kept.isEmpty; ) {
-      const block = Math.floor(at / BLOCK_BYTES);
-      const next = Math.min(endByte, (block + 1) * BLOCK_BYTES);
-      const content = this.#kept.get(block);
-      if (content !== undefined)
-        copyContent(content, into.subarray(at - offset, next - offset), at - block * BLOCK_BYTES);
-      at = next;
-    }
+    copyAbove(this.#kept, { offset, into });
   }
 
   async #keepRange(offset: number, endByte: number): Promise<void> {

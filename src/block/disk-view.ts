@@ -1,7 +1,7 @@
 import { MIB } from '../base/units.ts';
 import { appendExtent, type BlockDevice, type DiskExtent } from './block-device.ts';
 import type { DiskOverlay } from './disk-overlay.ts';
-import { copyContent, extentOf } from './disk-range.ts';
+import { copyAbove, extentOf } from './disk-range.ts';
 import { BLOCK_BYTES } from './write-set.ts';
 
 /** Looked at in one question about extents while there is something above the image. */
@@ -18,7 +18,6 @@ export class DiskView {
   }
 
   async read(offset: number, into: Uint8Array): Promise<void> {
-    const endByte = offset + into.length;
     const waits: Promise<void>[] = [];
     let missingFrom = offset;
     const readMissing = (upTo: number) => {
@@ -27,18 +26,11 @@ export class DiskView {
       }
     };
     // What lies above the image is copied now: later it may be in the image, and the image is read for the rest only.
-    for (let at = offset; at < endByte && !this.#overlay.isEmpty; ) {
-      const block = Math.floor(at / BLOCK_BYTES);
-      const next = Math.min(endByte, (block + 1) * BLOCK_BYTES);
-      const content = this.#overlay.get(block);
-      if (content !== undefined) {
-        readMissing(at);
-        copyContent(content, into.subarray(at - offset, next - offset), at - block * BLOCK_BYTES);
-        missingFrom = next;
-      }
-      at = next;
-    }
-    readMissing(endByte);
+    copyAbove(this.#overlay, { offset, into }, (at, endByte) => {
+      readMissing(at);
+      missingFrom = endByte;
+    });
+    readMissing(offset + into.length);
     await Promise.all(waits);
   }
 

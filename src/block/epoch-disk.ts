@@ -7,12 +7,12 @@ import type { BlockDevice, DiskExtent, WriteOptions, ZeroOptions } from './block
 import type { BlockError } from './block-error.ts';
 import { diskClosed, diskFailed, diskUnreadable } from './disk-failures.ts';
 import { DiskOverlay, merged, type Segment } from './disk-overlay.ts';
-import { type Aligned, aligned, ownMemory } from './disk-range.ts';
+import { type Aligned, aligned, inZeroSteps, ownMemory } from './disk-range.ts';
 import { DiskView } from './disk-view.ts';
 import type { DiskWrite } from './disk-write.ts';
 import type { JournalEntry } from './journal-entry.ts';
 import { type JournaledImage, rollbackTooLate } from './journaled-image.ts';
-import { BLOCK_BYTES, ZERO_STEP_BLOCKS } from './write-set.ts';
+import { BLOCK_BYTES } from './write-set.ts';
 
 /**
  * `in-sync`: all output waits for the shadow, so that nobody can see that a flush was answered before its epoch was
@@ -302,14 +302,11 @@ export class EpochDisk implements BlockDevice, EpochParticipant, AsyncDisposable
   }
 
   async #putZeros(parts: Aligned, options: { readonly mayPunch: boolean }): Promise<void> {
-    const endBlock = parts.firstBlock + parts.count;
-    for (let block = parts.firstBlock; block < endBlock; block += ZERO_STEP_BLOCKS) {
+    await inZeroSteps(parts, async (block, count) => {
       await this.#room();
-      const count = Math.min(ZERO_STEP_BLOCKS, endBlock - block);
       this.#overlay.open.putZeros(block, count, options);
       this.#onWritten?.(block * BLOCK_BYTES, count * BLOCK_BYTES);
-      if (block + ZERO_STEP_BLOCKS < endBlock) await new Promise((resolve) => setImmediate(resolve));
-    }
+    });
   }
 
   /** Whether a write goes to the image at once. Waits for room where it does not. */

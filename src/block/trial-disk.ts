@@ -2,9 +2,9 @@ import type { BlockDevice, DiskExtent, ZeroOptions } from './block-device.ts';
 import { BlockError } from './block-error.ts';
 import type { DiskMoment } from './disk-moment.ts';
 import { DiskOverlay } from './disk-overlay.ts';
-import { type Aligned, aligned, ownMemory } from './disk-range.ts';
+import { type Aligned, aligned, inZeroSteps, ownMemory } from './disk-range.ts';
 import { DiskView } from './disk-view.ts';
-import { BLOCK_BYTES, BLOCK_COST_BYTES, ZERO_STEP_BLOCKS } from './write-set.ts';
+import { BLOCK_BYTES, BLOCK_COST_BYTES } from './write-set.ts';
 
 export interface TrialDiskOptions {
   readonly image: Pick<BlockDevice, 'sizeBytes' | 'read'>;
@@ -68,7 +68,10 @@ export class TrialDisk implements BlockDevice {
   async zero(offset: number, lengthBytes: number, { mayPunch }: ZeroOptions): Promise<void> {
     await this.#try(async () => {
       const parts = aligned(offset, lengthBytes, { diskBytes: this.sizeBytes });
-      await this.#putZeros(parts, { mayPunch });
+      await inZeroSteps(parts, (block, count) => {
+        this.#assertRoom(count * BLOCK_COST_BYTES);
+        this.#overlay.open.putZeros(block, count, { mayPunch });
+      });
       await this.#patch(parts, (edge) => new Uint8Array(edge.lengthBytes));
     });
   }
@@ -84,17 +87,6 @@ export class TrialDisk implements BlockDevice {
   }
 
   async close(): Promise<void> {}
-
-  async #putZeros({ firstBlock, count }: Aligned, options: Pick<ZeroOptions, 'mayPunch'>): Promise<void> {
-    const endBlock = firstBlock + count;
-    for (let block = firstBlock; block < endBlock; block += ZERO_STEP_BLOCKS) {
-      const step = Math.min(ZERO_STEP_BLOCKS, endBlock - block);
-      this.#assertRoom(step * BLOCK_COST_BYTES);
-      this.#overlay.open.putZeros(block, step, options);
-      // The keeper has heartbeats to send, and its VM another disk.
-      if (block + step < endBlock) await new Promise((resolve) => setImmediate(resolve));
-    }
-  }
 
   /** What is no whole block, one after the other: two may be of the same block. */
   async #patch({ edges }: Aligned, bytesOf: (edge: Aligned['edges'][number]) => Uint8Array): Promise<void> {

@@ -117,7 +117,8 @@ function formatOf(
     check: () => void checkDiskImage(sized),
     open: async (isNew) => {
       if (isNew) await createImage(sized, { owner });
-      return await openLower({ ...options, disk });
+      // It was made in the size of the disk, or checked for that.
+      return { device: await openLower({ ...options, disk }), resize: async () => {} };
     },
   };
 }

@@ -1,10 +1,8 @@
-import { lchownSync, rmSync } from 'node:fs';
 import { MIB } from '../base/units.ts';
 import type { JournaledImage } from '../block/journaled-image.ts';
-import { NbdServer } from '../block/nbd-server.ts';
 import { TrialDisk } from '../block/trial-disk.ts';
 import type { EpochId } from '../epoch/epoch-id.ts';
-import type { ServedDisks, ServeOptions } from './served-disks.ts';
+import { type ServedDisks, type ServeOptions, serveExports } from './served-disks.ts';
 
 /** What the guest that is tried out may write to a disk, and what of a disk may be overwritten meanwhile. */
 const TRIAL_BYTES_MAX = 64 * MIB;
@@ -32,12 +30,9 @@ export class TrialDisks implements ServedDisks, Disposable {
     return this.#tried.map(({ from }) => from.name);
   }
 
-  async serve({ socketPath, owner }: ServeOptions): Promise<AsyncDisposable> {
-    rmSync(socketPath, { force: true });
+  async serve(options: ServeOptions): Promise<AsyncDisposable> {
     const exports = this.#tried.map(({ from, disk }) => ({ name: from.name, device: disk, readOnly: false }));
-    const server = await NbdServer.listen({ socketPath, exports });
-    if (owner !== undefined) lchownSync(socketPath, owner.uid, owner.gid);
-    return { [Symbol.asyncDispose]: () => server.close() };
+    return await serveExports(exports, options);
   }
 
   /** The disks are as of this epoch, the last that was committed: nothing newer has been committed to them when this is called. */

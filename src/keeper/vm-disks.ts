@@ -1,16 +1,15 @@
-import { lchownSync, rmSync } from 'node:fs';
 import { assert } from '../base/assert.ts';
 import { DiskDoor } from '../block/disk-door.ts';
 import type { EpochDisk } from '../block/epoch-disk.ts';
 import type { JournaledImage } from '../block/journaled-image.ts';
-import { NbdServer } from '../block/nbd-server.ts';
+import type { NbdServer } from '../block/nbd-server.ts';
 import type { SpecDisk } from '../config/spec-disks.ts';
 import type { DiskEpochsStatus } from '../control/vm-status.ts';
 import { type EpochId, epochId, NO_EPOCH, nextEpoch } from '../epoch/epoch-id.ts';
 import { allocatedBytesOf } from '../linux/file.ts';
 import type { CopiedDisk } from '../replication/disk-copy.ts';
 import type { EpochDiskSource } from '../replication/epoch-writes.ts';
-import type { ServedDisks, ServeOptions } from './served-disks.ts';
+import { type ServedDisks, type ServeOptions, serveExports } from './served-disks.ts';
 import type { TriedDisk } from './trial-disks.ts';
 import { VmDisk, type VmDiskOptions } from './vm-disk.ts';
 
@@ -198,9 +197,8 @@ export class VmDisks implements ServedDisks, AsyncDisposable {
   }
 
   /** Serves the disks to one QEMU, until it is fenced or what this returns is disposed of. @throws Error of Node */
-  async serve({ instance, socketPath, owner }: ServeOptions): Promise<AsyncDisposable> {
+  async serve({ instance, ...place }: ServeOptions): Promise<AsyncDisposable> {
     if (this.#disks.length === 0) return { [Symbol.asyncDispose]: async () => {} };
-    rmSync(socketPath, { force: true });
     const doors = this.#disks.map(
       ({ epochs, reads }) =>
         new DiskDoor(epochs, {
@@ -213,8 +211,7 @@ export class VmDisks implements ServedDisks, AsyncDisposable {
       assert(device !== undefined, 'each disk has a door');
       return { name: disk.id, device, readOnly: false };
     });
-    const server = await NbdServer.listen({ socketPath, exports });
-    if (owner !== undefined) lchownSync(socketPath, owner.uid, owner.gid);
+    const server = await serveExports(exports, place);
     assert(!this.#clients.has(instance), 'the QEMU before it with this number was fenced');
     this.#clients.set(instance, { doors, server });
     return { [Symbol.asyncDispose]: () => this.fence(instance) };
