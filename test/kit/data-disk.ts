@@ -3,10 +3,14 @@ import { copyFile, mkdtemp, readFile, rm, truncate, writeFile } from 'node:fs/pr
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
+import { systemClock as clock } from '../../src/base/clock.ts';
 import { KIB, MIB } from '../../src/base/units.ts';
-import { FileDevice } from '../../src/block/file-device.ts';
 import { journalPathOf, openJournalFile } from '../../src/block/journal-file.ts';
 import { JournaledImage } from '../../src/block/journaled-image.ts';
+import { disksOf } from '../../src/config/spec-disks.ts';
+import { parseVmSpec } from '../../src/config/vm-spec.ts';
+import { openLower } from '../../src/keeper/lower-device.ts';
+import type { DiskFormat } from './two-host-files.ts';
 
 const run = promisify(execFile);
 
@@ -36,6 +40,14 @@ export async function makeDataDisk(path: string): Promise<void> {
   await makeExt4(path, { sizeBytes: DATA_DISK_BYTES });
 }
 
+/** The same as a qcow2 image. */
+export async function makeQcowDataDisk(path: string): Promise<void> {
+  const raw = `${path}.raw`;
+  await makeDataDisk(raw);
+  await run('qemu-img', ['convert', '-f', 'raw', '-O', 'qcow2', raw, path]);
+  await rm(raw);
+}
+
 /** Nothing of it is left to the first mount, so that it is small and quick. */
 export async function makeExt4(path: string, { sizeBytes }: { sizeBytes: number }): Promise<void> {
   const now = 'lazy_itable_init=0,lazy_journal_init=0,nodiscard';
@@ -43,13 +55,15 @@ export async function makeExt4(path: string, { sizeBytes }: { sizeBytes: number 
 }
 
 /** As after a loss of power: on copies, brought up to its journal as at the next start of its VM. Nobody may use the image. */
-export async function checkDataDisk(image: string): Promise<DataDiskVerdict> {
+export async function checkDataDisk(image: string, format: DiskFormat = 'raw'): Promise<DataDiskVerdict> {
   const folder = await mkdtemp(join(tmpdir(), 'us-data-disk-'));
   try {
-    const copy = join(folder, 'image');
-    await copyFile(image, copy);
-    await copyFile(`${image}.journal`, `${copy}.journal`).catch(unlessMissing);
-    await bringUp(copy);
+    const kept = join(folder, `image.${format}`);
+    await copyFile(image, kept);
+    await copyFile(`${image}.journal`, `${kept}.journal`).catch(unlessMissing);
+    await bringUp(kept, { format, folder });
+    const copy = format === 'raw' ? kept : join(folder, 'content');
+    if (copy !== kept) await run('qemu-img', ['convert', '-f', format, '-O', 'raw', kept, copy]);
     const complaints = await complaintsOfFileSystem(copy);
     await run('debugfs', ['-R', `rdump /${AOF_FOLDER} ${folder}`, copy]);
     const { complaints: ofRedis, writes } = await judgeAof(join(folder, AOF_FOLDER));
@@ -68,10 +82,17 @@ export async function takeOut(name: string, { from, to }: { from: string; to: st
 }
 
 /** What `start` of a VM does with each disk before its QEMU opens it. */
-async function bringUp(image: string): Promise<void> {
-  const journal = await openJournalFile(journalPathOf(image));
-  const opened = await JournaledImage.open({ device: await FileDevice.open(image), journal });
-  await opened.close();
+async function bringUp(
+  path: string,
+  { format, folder }: { format: DiskFormat; folder: string },
+): Promise<void> {
+  const yaml = `name: a\nmemory: 64M\nboot: {kernel: k}\ndisks: [{path: ${path}, format: ${format}}]\n`;
+  for (const disk of disksOf(parseVmSpec(yaml, { source: path }))) {
+    const device = await openLower({ disk, runDirectory: folder, user: undefined, clock });
+    const journal = await openJournalFile(journalPathOf(path));
+    const opened = await JournaledImage.open({ device, journal });
+    await opened.close();
+  }
 }
 
 /** Replays its journal, and then has every structure of it checked. */

@@ -22,6 +22,7 @@ const IMAGE = 'data.img';
 const POWER_LOSSES = 3;
 const WRITES_BETWEEN = 5;
 const UNCUT_BYTES = 200_000;
+const SECTOR_BYTES = 512;
 
 let folder: string;
 beforeEach(() => {
@@ -103,6 +104,38 @@ describe('a VM of two hosts with an append-only file, whose commits are durable'
   });
 });
 
+describe('a VM of two hosts with an append-only file, whose commits are in memory', () => {
+  it('goes on with all that was acknowledged when its host is killed, and what that host has is sound', async () => {
+    await using hosts = await TwoHosts.open({
+      ...{ diskBytes: DATA_DISK_BYTES, cmdline: DATA_ON_FIRST_DISK },
+      spec: { shadow: { hosts: ['a', 'b'], commit: 'memory' } },
+      prepareDisks: makeFirstDataDisk,
+    });
+    await hosts.start('a');
+    await hosts.connect(1);
+    await hosts.until('a', 'protected');
+    using writes = new CountedWrites(hosts.load);
+    await writes.more(WRITES_BETWEEN);
+    await hosts.endSite('a');
+    hosts.killHost('a');
+    await hosts.until('b', 'promoted');
+    await writes.more(WRITES_BETWEEN);
+    expect(await hosts.isSameGuest()).toBe(true);
+    hosts.killHost('b');
+    const [first, second] = [hosts.imagePath('a'), hosts.imagePath('b')];
+    expectAll(await checkDataDisk(second), writes.acknowledged);
+    // As of an epoch: not the last one, as nothing of that waited for its disk.
+    const left = await checkDataDisk(first);
+    expectAll(left, left.writes.length);
+    expect(left.writes.length).toBeLessThan(writes.acknowledged);
+  });
+});
+
+async function makeFirstDataDisk(host: HostName, path: string): Promise<AsyncDisposable> {
+  if (host === 'a') await makeDataDisk(join(path, IMAGE));
+  return new AsyncDisposableStack();
+}
+
 /** Would the same check notice a disk that says that it has flushed, and has not? */
 async function expectLiarFound(disks: HostDisks): Promise<void> {
   const ofB = disks.losses.filter(({ host }) => host === 'b');
@@ -175,5 +208,68 @@ describe('a file system that is in use when its QEMU is killed', () => {
     const { verdict, had } = await afterKill();
     expect(had).toContain('many');
     expect(verdict).toEqual({ complaints: [], files: had, writes: [] });
+  });
+});
+
+/** So many that those that are made later have their inodes in another block. */
+const FILES = 80;
+const TAKEN_AWAY = 'f30';
+/** What the guest does when it is told to, by what is on another disk: it does something else when it does that again. */
+const STEP = [
+  `case $(head -c 5 /dev/vdb) in first) rm /data/${TAKEN_AWAY};; *) echo later > /data/later;; esac`,
+  // Now each structure of the file system is in its place, and not only in its journal.
+  ...['fsfreeze --freeze /data', 'fsfreeze --unfreeze /data'],
+  ...['seq 2000', 'echo step""ped'],
+].join('; ');
+const STEP_SAYS_BYTES = 8000;
+
+/**
+ * A guest writes something through that no epoch has, and its QEMU is killed. It goes on without having done that, and does
+ * something else. What is on its disk then, and what it has on it.
+ */
+async function afterOtherFuture(more: string): Promise<{ verdict: DataDiskVerdict; had: string[] }> {
+  let had: string[] = [];
+  const path = join(folder, IMAGE);
+  const told = join(folder, 'told.img');
+  const tell = (word: string) => writeFile(told, word.padEnd(SECTOR_BYTES, '.'));
+  await makeDataDisk(path);
+  await tell('first');
+  {
+    const yaml = `disks: [{path: ${path}, format: raw${more}}, {path: ${told}, format: raw, readOnly: true}]`;
+    await using vm = await TestVm.start({ clients: 0, yaml, cmdline: DATA_ON_FIRST_DISK });
+    using console = vm.openConsole();
+    await console.take(/understudy-guest: ready[\s\S]*\/ # /);
+    const make = `for i in $(seq ${FILES}); do echo $i > /data/f$i; done`;
+    console.type(`${make}; fsfreeze --freeze /data; fsfreeze --unfreeze /data; echo rea""dy`);
+    await console.take(/ready\r?\n/);
+    const promoted = vm.nextEvent('promoted');
+    const hold = vm.holdAt('cut.before-pause');
+    await hold.reached;
+    console.type(STEP);
+    await until(() => vm.link('console').heldBytes > STEP_SAYS_BYTES);
+    await tell('other');
+    vm.signalPrimary('SIGKILL');
+    hold.release();
+    await promoted;
+    // What was typed since the last epoch is typed again.
+    await console.take(/stepped\r?\n/);
+    console.type('echo "fi""les:$(echo $(ls /data));"');
+    had = (await console.take(/files:([^;]*);/))[1]?.split(/\s+/) ?? [];
+    await vm.untilProtected();
+  }
+  return { verdict: await checkDataDisk(path), had: had.toSorted() };
+}
+
+describe('what a guest wrote through that no epoch has', () => {
+  it('is not on its disk when it goes on, and its file system is sound whatever it does instead', async () => {
+    const { verdict, had } = await afterOtherFuture('');
+    expect(had).toEqual(expect.arrayContaining([TAKEN_AWAY, 'later']));
+    expect(verdict).toEqual({ complaints: [], files: had, writes: [] });
+  });
+
+  it('is on a disk that does not commit with epochs, and damages its file system', async () => {
+    const { verdict, had } = await afterOtherFuture(', unprotectedDisk: true');
+    expect(had).toEqual(expect.arrayContaining([TAKEN_AWAY, 'later']));
+    expect(verdict.complaints.join('\n')).toContain(`${TAKEN_AWAY}'`);
   });
 });
