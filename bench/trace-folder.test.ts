@@ -1,8 +1,8 @@
-import { mkdtempSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { gzipSync } from 'node:zlib';
-import { expect, test } from 'vitest';
+import { expect, onTestFinished, test } from 'vitest';
 import { parseTraces, readTraces } from './trace-folder.ts';
 
 const stepMs = 300_000;
@@ -35,6 +35,7 @@ test('a time that is none is refused with its file and line', () => {
 
 test('packed files are read, and a folder without any is refused', () => {
   const folder = mkdtempSync(join(tmpdir(), 'us-traces-'));
+  onTestFinished(() => rmSync(folder, { recursive: true }));
   expect(() => readTraces(folder, { stepMs })).toThrow('there is no .csv');
   writeFileSync(join(folder, 'x.csv.gz'), gzipSync('step,a\n0,1\n'));
   expect(readTraces(folder, { stepMs })).toMatchObject([{ name: 'x/a', values: new Float64Array([1]) }]);
