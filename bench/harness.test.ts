@@ -22,6 +22,8 @@ function runOf(quick = false): BenchRun {
   return new BenchRun(benchmark, {
     quick,
     kills: undefined,
+    traces: undefined,
+    stepMs: 300_000,
     clock: systemClock,
     signal: new AbortController().signal,
     onProgress: () => {},

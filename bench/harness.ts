@@ -41,6 +41,10 @@ export interface RunOptions {
   readonly quick: boolean;
   /** How often `failover` kills; undefined: as often as it thinks fit. */
   readonly kills: number | undefined;
+  /** A folder of traces, for benchmarks that replay them. */
+  readonly traces: string | undefined;
+  /** Between two steps of traces without timestamps. */
+  readonly stepMs: number;
   readonly clock: Clock;
   /** Aborted when the person wants to stop. */
   readonly signal: AbortSignal;

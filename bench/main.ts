@@ -41,6 +41,9 @@ Options:
   --markdown  print the section for docs/benchmarks.md
   --quick     less than 60 s; the figures mean the same and are less sure
   --kills N   how often failover kills the primary (default: 20, with --quick 5)
+  --traces D  for forecast, policy, anomaly: a folder of CSV files (.csv, .csv.gz) with a column "timestamp" or
+              "step" and one column per series
+  --step S    between two steps of traces without timestamps, in seconds (default: 300)
   -h, --help  show help
 
 A ratio says in its line below what is divided by what. A dash, or null, is a figure that could not be measured
@@ -52,7 +55,7 @@ process.exitCode = await main(process.argv.slice(2));
 async function main(args: readonly string[]): Promise<number> {
   const out = new Output({ json: args.includes('--json') });
   try {
-    const { name, help, quick, kills, markdown } = parse(args);
+    const { name, help, quick, kills, traces, stepMs, markdown } = parse(args);
     if (help) {
       process.stdout.write(`${USAGE}\n${BENCHMARKS.map(helpOn).join('\n\n')}\n`);
       return 0;
@@ -62,7 +65,8 @@ async function main(args: readonly string[]): Promise<number> {
       out.result(list, () => table(list.map((entry) => [entry.name, entry.summary])));
       return 0;
     }
-    await measure(find(name), { quick, kills, out, toText: markdown ? reportMarkdown : reportText });
+    const toText = markdown ? reportMarkdown : reportText;
+    await measure(find(name), { quick, kills, traces, stepMs, out, toText });
     return 0;
   } catch (thrown) {
     out.error(thrown);
@@ -80,11 +84,14 @@ function parse(args: readonly string[]) {
         markdown: { type: 'boolean', default: false },
         quick: { type: 'boolean', default: false },
         kills: { type: 'string' },
+        traces: { type: 'string' },
+        step: { type: 'string', default: '300' },
         help: { type: 'boolean', short: 'h', default: false },
       },
     });
     if (positionals.length > 1) throw new Error(`one benchmark at a time, not ${positionals.join(' ')}`);
-    return { ...values, name: positionals[0], kills: killCount(values.kills) };
+    const { kills, step, ...plain } = values;
+    return { ...plain, name: positionals[0], kills: killCount(kills), stepMs: stepLength(step) };
   } catch (thrown) {
     throw new BenchError('BENCH_USAGE', messageOf(thrown), {
       hint: '`npm run -s bench -- --help` shows the options.',
@@ -99,6 +106,12 @@ function killCount(text: string | undefined): number | undefined {
   throw new Error(`--kills takes a whole number from 1 to ${KILLS_MAX}, not '${text}'`);
 }
 
+function stepLength(text: string): number {
+  const seconds = Number(text);
+  if (seconds > 0 && Number.isFinite(seconds)) return seconds * 1000;
+  throw new Error(`--step takes a number of seconds, not '${text}'`);
+}
+
 function find(name: string): Benchmark {
   const found = BENCHMARKS.find((benchmark) => benchmark.name === name);
   if (found !== undefined) return found;
@@ -111,6 +124,8 @@ function find(name: string): Benchmark {
 interface MeasureOptions {
   readonly quick: boolean;
   readonly kills: number | undefined;
+  readonly traces: string | undefined;
+  readonly stepMs: number;
   readonly out: Output;
   readonly toText: typeof reportText;
 }
