@@ -1,6 +1,11 @@
 import { assert } from '../base/assert.ts';
 import { AnomalySigns, WINDOW_STEPS } from './anomaly-signs.ts';
-import { type AnomalyProgress, restoreAnomalyState, saveAnomalyState } from './anomaly-state.ts';
+import {
+  type AnomalyProgress,
+  LASTING_STEPS,
+  restoreAnomalyState,
+  saveAnomalyState,
+} from './anomaly-state.ts';
 import {
   ALARM_SCORE,
   ANOMALY_KINDS,
@@ -15,12 +20,8 @@ const NO_NEWS_SHARE = 0.5;
 const NEWS_STEPS = 100;
 /** News of this size (rarer by two digits than what is no news) is half of the way to the highest score. */
 const NEWS_SCALE = 2;
-/**
- * What comes slowly is never news. But as rare as one in a thousand, on average over an hour of steps of 5 min, is an anomaly
- * as well.
- */
+/** What comes slowly is never news. But as rare as one in a thousand for {@link LASTING_STEPS} is an anomaly as well. */
 const LASTING_RARITY = 3;
-const LASTING_STEPS = 12;
 /** What happens once in a hundred steps is calm. */
 const CALM_RARITY = 2;
 const CALM_STEPS = 12;
@@ -82,6 +83,7 @@ export class AnomalyDetector {
    * one count as missing. A value of a step that it knows already, or of one before, changes nothing.
    */
   push(value: number, startMs: number): AnomalyVerdict {
+    assert(Number.isFinite(startMs), 'a step has a time');
     const progress = this.#progress;
     if (!this.#advance(startMs)) return this.#verdict({ score: 0, change: undefined });
     const signs = this.#signs;

@@ -4,6 +4,8 @@ import { ANOMALY_KINDS } from './anomaly-verdict.ts';
 
 const VERSION = 1;
 const HEAD_BYTES = 8;
+/** Over so many steps a detector looks whether what is rare lasts: an hour of steps of 5 min. */
+export const LASTING_STEPS = 12;
 
 const number = z.number();
 const count = z.number().nonnegative();
@@ -23,7 +25,7 @@ export const progressSchema = z.strictObject({
   values: count,
   peak: count,
   /** Rarities of the last steps. */
-  recent: z.array(count),
+  recent: z.array(count).max(LASTING_STEPS),
   calmSteps: count,
   isArmed: z.boolean(),
   episode: episodeSchema.optional(),
