@@ -122,6 +122,11 @@ export class SeriesForecaster {
     return this.#models.flatMap(({ fault }) => fault ?? []);
   }
 
+  /** Steps with a value so far. */
+  get known(): number {
+    return this.#known;
+  }
+
   /** The value of the step after the last one; NaN where it is missing. `startMs` is where that step begins: Unix time in ms. */
   update(value: number, startMs: number, { learn = true }: UpdateOptions = {}): void {
     const cut = Math.fround(Math.max(-VALUE_MAX, Math.min(VALUE_MAX, value)));
