@@ -126,12 +126,12 @@ function holtWinters(values: Float64Array, testFrom: number): ForecastFrom {
 function winters(values: Float64Array, { share, season }: { share: number; season: number }): Winters {
   const levels = new Float64Array(values.length);
   const seasons = new Float64Array(values.length);
-  let level = Number.NaN;
+  const first = values.subarray(0, DAY).filter((value) => !Number.isNaN(value));
+  let level = first.reduce((sum, value) => sum + value, 0) / first.length;
   for (const [at, value] of values.entries()) {
-    const before = seasons[at - DAY] ?? 0;
-    seasons[at] = before;
-    if (Number.isNaN(level)) level = value;
-    else if (!Number.isNaN(value)) {
+    const before = at < DAY ? value - level : (seasons[at - DAY] ?? 0);
+    seasons[at] = Number.isNaN(before) ? 0 : before;
+    if (at >= DAY && !Number.isNaN(value)) {
       level += share * (value - before - level);
       seasons[at] = before + season * (value - level - before);
     }

@@ -157,8 +157,8 @@ describe('forecasts of a metric', () => {
     const forecaster = feed(new Forecaster(), { seconds: 26 * 3600 + 7, every: 7, valueAt });
     const restored = Forecaster.restore(forecaster.save());
     if (restored.kind !== 'restored') throw restored.error;
-    for (const of of ['mean', 'peak'] as const)
-      expect(valuesOf(restored.forecaster, of)).toEqual(valuesOf(forecaster, of));
+    for (const part of ['mean', 'peak'] as const)
+      expect(valuesOf(restored.forecaster, part)).toEqual(valuesOf(forecaster, part));
     for (const one of [forecaster, restored.forecaster])
       feed(one, { from: 26 * 3600 + 14, seconds: 21, valueAt });
     for (const [at, value] of valuesOf(restored.forecaster).entries())
