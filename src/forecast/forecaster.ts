@@ -65,14 +65,12 @@ const SECONDS_SERIES = {
   stepMs: SECONDS_STEP_MS,
   historySteps: 720,
   buckets: SECONDS_BUCKETS,
-  halfLifeMs: HOUR_MS,
 };
-/** Two weeks of steps of minutes: two of each day of the week. What happened a day and a half ago counts half. */
+/** Two weeks of steps of minutes: two of each day of the week. */
 export const MINUTES_SERIES = {
   stepMs: MINUTES_STEP_MS,
   historySteps: 4032,
   buckets: MINUTES_BUCKETS,
-  halfLifeMs: 36 * HOUR_MS,
   floor: FLOOR_METHOD,
 };
 const STATE_VERSION = 1;

@@ -1,7 +1,7 @@
 /** How much better a method has to be: one that costs a tenth more than the best counts e^(-2) of it. */
 const STEEPNESS = 20;
 /** So many outcomes weigh as much as the belief that all methods are alike. */
-const PRIOR_OUTCOMES = 6;
+const PRIOR_OUTCOMES = 20;
 
 export interface ScoreShape {
   readonly buckets: number;

@@ -1,5 +1,5 @@
 /** How far one outcome moves a quantile, in standard deviations of "was exceeded or not", as a share of the spread. */
-const RATE = 0.01;
+const RATE = 0.005;
 /** In spreads: what is off by more is no matter of calibration. */
 const OFFSET_MAX = 4;
 

@@ -6,27 +6,33 @@ export interface LeadBucket {
   readonly probes: readonly number[];
   /** So many steps lie between two forecasts that are kept. */
   readonly everySteps: number;
+  /** After which an outcome counts half. */
+  readonly halfLifeSteps: number;
 }
 
-/** For steps of 5 minutes, up to a day and what is beyond. */
+const A_DAY_AND_A_HALF = 432;
+const THREE_DAYS = 864;
+const AN_HOUR = 720;
+
+/** For steps of 5 minutes, up to a day and what is beyond. Far ahead there are few outcomes, and they are remembered for longer. */
 export const MINUTES_BUCKETS: readonly LeadBucket[] = [
-  { upTo: 1, probes: [1], everySteps: 3 },
-  { upTo: 3, probes: [2, 3], everySteps: 3 },
-  { upTo: 12, probes: [6, 9, 12], everySteps: 6 },
-  { upTo: 24, probes: [16, 20, 24], everySteps: 12 },
-  { upTo: 48, probes: [32, 40, 48], everySteps: 12 },
-  { upTo: 96, probes: [72, 96], everySteps: 24 },
-  { upTo: 192, probes: [144, 192], everySteps: 48 },
-  { upTo: 288, probes: [240, 288], everySteps: 48 },
+  { upTo: 1, probes: [1], everySteps: 3, halfLifeSteps: A_DAY_AND_A_HALF },
+  { upTo: 3, probes: [2, 3], everySteps: 3, halfLifeSteps: A_DAY_AND_A_HALF },
+  { upTo: 12, probes: [6, 9, 12], everySteps: 6, halfLifeSteps: A_DAY_AND_A_HALF },
+  { upTo: 24, probes: [16, 20, 24], everySteps: 12, halfLifeSteps: A_DAY_AND_A_HALF },
+  { upTo: 48, probes: [32, 40, 48], everySteps: 12, halfLifeSteps: A_DAY_AND_A_HALF },
+  { upTo: 96, probes: [72, 96], everySteps: 24, halfLifeSteps: THREE_DAYS },
+  { upTo: 192, probes: [144, 192], everySteps: 48, halfLifeSteps: THREE_DAYS },
+  { upTo: 288, probes: [240, 288], everySteps: 48, halfLifeSteps: THREE_DAYS },
 ];
 
 /** For steps of 5 seconds, up to a quarter of an hour. */
 export const SECONDS_BUCKETS: readonly LeadBucket[] = [
-  { upTo: 1, probes: [1], everySteps: 3 },
-  { upTo: 3, probes: [2, 3], everySteps: 3 },
-  { upTo: 12, probes: [6, 12], everySteps: 6 },
-  { upTo: 60, probes: [30, 60], everySteps: 30 },
-  { upTo: 180, probes: [120, 180], everySteps: 60 },
+  { upTo: 1, probes: [1], everySteps: 3, halfLifeSteps: AN_HOUR },
+  { upTo: 3, probes: [2, 3], everySteps: 3, halfLifeSteps: AN_HOUR },
+  { upTo: 12, probes: [6, 12], everySteps: 6, halfLifeSteps: AN_HOUR },
+  { upTo: 60, probes: [30, 60], everySteps: 30, halfLifeSteps: AN_HOUR },
+  { upTo: 180, probes: [120, 180], everySteps: 60, halfLifeSteps: AN_HOUR },
 ];
 
 /** Which bucket judges a lead. */

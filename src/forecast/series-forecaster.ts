@@ -17,8 +17,6 @@ export interface SeriesForecasterOptions {
   readonly historySteps: number;
   readonly methods: readonly ForecastMethod[];
   readonly buckets: readonly LeadBucket[];
-  /** After which an outcome counts half. */
-  readonly halfLifeMs: number;
   /** The name of the method that no forecast shall be worse than for long. */
   readonly floor?: string;
   readonly levels?: readonly number[];
@@ -72,7 +70,7 @@ export class SeriesForecaster {
   #least = Number.POSITIVE_INFINITY;
 
   constructor(options: SeriesForecasterOptions, saved?: SeriesState) {
-    const { stepMs, historySteps, methods, buckets, halfLifeMs, levels = LEVELS } = options;
+    const { stepMs, historySteps, methods, buckets, levels = LEVELS } = options;
     this.#options = options;
     this.levels = levels;
     this.history = new SeriesHistory({ stepMs, capacity: historySteps });
@@ -104,7 +102,7 @@ export class SeriesForecaster {
     }
     this.#pending = new PendingForecasts(buckets, (methods.length + 2) * levels.length);
     this.#fading = buckets.map(
-      ({ everySteps, probes }) => 0.5 ** ((everySteps * stepMs) / (halfLifeMs * probes.length)),
+      ({ everySteps, halfLifeSteps, probes }) => 0.5 ** (everySteps / (halfLifeSteps * probes.length)),
     );
     this.#floor = methods.findIndex(({ name }) => name === options.floor);
     this.#scratch = options.scratch ?? new MethodScratch();
