@@ -255,8 +255,8 @@ function reportScores(run: BenchRun, results: readonly Compared[]): void {
     run.figure(`pinball99At${name}`, ours.relativePinball(0.99));
     run.note(`WQL ${name}: ${simple.map(({ way, wql }) => `${way} ${wql.toFixed(4)}`).join(', ')}`);
     reportSeries(run, name, results);
-    reportFiles(run, name, results);
     if (name !== '4h') continue;
+    reportFiles(run, name, results);
     for (const [level, text] of [
       [0.9, '90'],
       [0.95, '95'],

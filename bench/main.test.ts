@@ -88,6 +88,18 @@ describe('npm run bench', () => {
     expect(figures.adoptAllMs).toBeGreaterThan(0);
   });
 
+  it('compares forecasts of generated machines with simple ones, and says why R is not among them', async () => {
+    const ended = await end(start('forecast', '--quick', '--json'));
+    expect(ended, ended.stderr).toMatchObject({ code: 0 });
+    const { figures, notes } = lastLine(ended);
+    expect(figures).toMatchObject({ seriesCount: 8, wqlBestR4h: null });
+    for (const horizon of ['5m', '1h', '4h', '24h']) {
+      expect(figures[`wql${horizon}`]).toBeGreaterThan(0);
+      expect(figures[`wql${horizon}`]).toBeLessThan(figures[`wqlSeasonalNaive${horizon}`]);
+    }
+    expect(notes).toContainEqual(expect.stringMatching(/^wqlBestR4h: /));
+  });
+
   it('measures failovers next to a cold restart and prints one JSON object as its last line', async () => {
     const ended = await end(start('failover', '--quick', '--kills', '2', '--json'));
     expect(ended, ended.stderr).toMatchObject({ code: 0 });

@@ -19,16 +19,35 @@ const LEAD_STRIDE = 6;
 
 /** What forecasts are held against everywhere: simple, and hard to beat. */
 export const SIMPLE_FORECASTS: readonly SimpleForecast[] = [
-  { name: 'naive', prepare: (values) => withErrors(values, (origin) => values[origin - 1] ?? Number.NaN) },
+  {
+    name: 'naive',
+    prepare: (values: Float64Array) => withErrors(values, (origin) => values[origin - 1] ?? Number.NaN),
+  },
   {
     name: 'seasonal naive',
-    prepare: (values) => withErrors(values, (origin, lead) => values[origin + lead - 1 - DAY] ?? Number.NaN),
+    prepare: (values: Float64Array) =>
+      withErrors(
+        values,
+        (origin, lead) => values[origin + lead - 1 - DAY] ?? values[origin - 1] ?? Number.NaN,
+      ),
   },
   { name: 'last 24 h', prepare: lastDay },
   { name: 'same time of 7 days', prepare: sameTimeOfDays },
-  { name: 'EWMA', prepare: (values, testFrom) => exponential(values, testFrom) },
-  { name: 'Holt-Winters', prepare: (values, testFrom) => holtWinters(values, testFrom) },
-];
+  { name: 'EWMA', prepare: exponential },
+  { name: 'Holt-Winters', prepare: holtWinters },
+].map(({ name, prepare }) => ({
+  name,
+  prepare: (values: Float64Array, testFrom: number) => prepare(heldOver(values), testFrom),
+}));
+
+/** What is missing is as it was before: point methods have nothing to say about gaps. */
+function heldOver(values: Float64Array): Float64Array {
+  let last = values.find((value) => !Number.isNaN(value)) ?? 0;
+  return values.map((value) => {
+    if (!Number.isNaN(value)) last = value;
+    return last;
+  });
+}
 
 function lastDay(values: Float64Array): ForecastFrom {
   return (origin, leads) => {
@@ -43,11 +62,9 @@ function sameTimeOfDays(values: Float64Array): ForecastFrom {
   return (origin, leads) => {
     const rows = new Float64Array(leads * WIDTH);
     for (let lead = 1; lead <= leads; lead += 1) {
-      const days = Array.from(
-        { length: 7 },
-        (_, day) => values[origin + lead - 1 - (day + 1) * DAY] ?? Number.NaN,
-      );
-      rows.set(quantilesOf(Float64Array.from(days)), (lead - 1) * WIDTH);
+      const days = Array.from({ length: 7 }, (_, day) => values[origin + lead - 1 - (day + 1) * DAY]);
+      if (days[0] === undefined) days[0] = values[origin - 1];
+      rows.set(quantilesOf(Float64Array.from(days, (value) => value ?? Number.NaN)), (lead - 1) * WIDTH);
     }
     return rows;
   };

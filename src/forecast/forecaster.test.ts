@@ -60,6 +60,36 @@ describe('forecasts of a metric', () => {
     expect(width()).toBeLessThan(2);
   });
 
+  it.each([0.1, 1, 10, 60])(
+    'are there for all horizons with a sample every %d s, and never surprised by a steady level',
+    (every) => {
+      const forecaster = feed(new Forecaster(), {
+        seconds: 5400,
+        every,
+        valueAt: (second) => 40 + noise(second),
+      });
+      const values = valuesOf(forecaster);
+      expectForecast(values);
+      expect(Math.min(...values)).toBeGreaterThan(38);
+      expect(Math.max(...values)).toBeLessThan(43);
+    },
+  );
+
+  it('learn nothing from samples that they are told not to learn from', () => {
+    const valueAt = (second: number) => 40 + noise(second);
+    const [plain, odd] = [new Forecaster(), new Forecaster()];
+    for (const one of [plain, odd]) feed(one, { seconds: 7200, every: 5, valueAt });
+    for (let second = 7200; second < 14_400; second += 5) {
+      plain.add(valueAt(second), timeOf(second));
+      odd.add(400, timeOf(second), { learn: false });
+    }
+    // A day later, when the hours of the anomaly are in few windows, nothing is left of it but those.
+    for (const one of [plain, odd]) feed(one, { from: 14_400, seconds: 90_000, every: 5, valueAt });
+    const horizonsMs = [60_000, HOUR_MS];
+    const [calm, after] = [plain, odd].map((one) => one.forecast({ horizonsMs })?.values ?? []);
+    for (const column of [0, 5, 8]) expect(after?.[column]).toBeCloseTo(calm?.[column] ?? 0, 0);
+  });
+
   it('speak in seconds about the next minutes, and in minutes about the day', () => {
     const forecaster = feed(new Forecaster(), { seconds: 3600, every: 5, valueAt: () => 1 });
     expect(forecaster.forecast({ horizonsMs: [5000, 900_000, 901_000, 24 * HOUR_MS] })?.stepsMs).toEqual([

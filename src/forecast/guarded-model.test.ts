@@ -65,6 +65,16 @@ describe('a plug-in', () => {
       }),
       /stated Infinity/,
     ],
+    [
+      'that changes what it is asked for',
+      plugIn({
+        predict: (leads) => {
+          (leads as number[]).length = 0;
+          return true;
+        },
+      }),
+      /predict threw: .*read only/,
+    ],
     ['that writes fewer quantiles than it says', plugIn({ predict: () => true }), /stated NaN/],
     [
       'that cannot be made',
@@ -108,6 +118,21 @@ describe('a plug-in', () => {
     ]);
     if (restored.kind !== 'restored') throw restored.error;
     expect(restored.forecaster.predict(LEADS)).toEqual(forecaster.predict(LEADS));
+  });
+
+  it('that cannot read its own state is begun anew', () => {
+    const method: ForecastMethod = {
+      ...plugIn({}),
+      restore: () => {
+        throw new Error('what is this');
+      },
+    };
+    const methods = [...simpleMethods(), method];
+    const restored = SeriesForecaster.restore({ ...MINUTES_SERIES, methods }, fed(methods).save());
+    if (restored.kind !== 'restored') throw restored.error;
+    expect(restored.forecaster.faults).toEqual([
+      { method: 'plug-in', reason: 'could not be restored: what is this', times: 1, isOut: false },
+    ]);
   });
 
   it('that knows better is heard more than all others', () => {

@@ -37,10 +37,8 @@ export class GuardedModel {
     this.name = method.name;
     this.#width = series.levels.length;
     this.#nowMs = nowMs;
-    this.#attempt(() => {
-      const restored = state === undefined ? undefined : method.restore(series, state);
-      this.#model = restored ?? method.create(series);
-    });
+    if (state !== undefined) this.#attempt('restored', () => method.restore(series, state));
+    if (this.#model === undefined) this.#attempt('made', () => method.create(series));
   }
 
   get fault(): ModelFault | undefined {
@@ -110,11 +108,11 @@ export class GuardedModel {
     return true;
   }
 
-  #attempt(step: () => void): void {
+  #attempt(what: string, make: () => ForecastModel | undefined): void {
     try {
-      step();
+      this.#model = make();
     } catch (thrown) {
-      this.#note(`could not be made: ${messageOf(thrown)}`);
+      this.#note(`could not be ${what}: ${messageOf(thrown)}`);
     }
   }
 

@@ -44,7 +44,8 @@ export class PendingForecasts {
     const cycle = buckets.reduce((all, { everySteps }) => commonMultiple(all, everySteps), 1);
     this.#rounds = Array.from({ length: cycle }, (_, step) => {
       const probes = this.probes.filter(({ everySteps }) => step % everySteps === 0);
-      return { probes, leads: probes.map(({ lead }) => lead) };
+      // A plug-in is given these, and must not be able to change them for the others.
+      return { probes, leads: Object.freeze(probes.map(({ lead }) => lead)) };
     });
     this.rowWidth = rowWidth;
     this.rows = new Float32Array(places * rowWidth);

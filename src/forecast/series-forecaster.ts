@@ -147,7 +147,7 @@ export class SeriesForecaster {
     this.#open();
   }
 
-  /** Quantiles of the steps `leads`, ascending; 1 is the next one. Undefined while no value is known. */
+  /** Quantiles of the steps `leads`, ascending; 1 is the next one. Freezes `leads`. Undefined while no value is known. */
   predict(leads: readonly number[]): QuantileForecast | undefined {
     const values = new Float64Array(leads.length * this.levels.length);
     return this.predictInto(leads, values) ? { levels: this.levels, leads, values } : undefined;
@@ -155,6 +155,8 @@ export class SeriesForecaster {
 
   /** As {@link predict}, into memory of the caller's. False while no value is known. */
   predictInto(leads: readonly number[], into: Float64Array): boolean {
+    // A plug-in must not be able to change them for the others.
+    Object.freeze(leads);
     if (!this.#combine(leads, into)) return false;
     this.#finish(leads, into);
     this.#liftToFloor(leads, into);
