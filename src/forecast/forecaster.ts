@@ -1,7 +1,7 @@
 import type { ForecastMethod } from './forecast-model.ts';
 import type { ModelFault } from './guarded-model.ts';
 import { MethodScratch } from './method-scratch.ts';
-import { MINUTES_BUCKETS, SECONDS_BUCKETS } from './probe-plan.ts';
+import { MINUTES_PLAN, SECONDS_PLAN } from './probe-plan.ts';
 import { LEVELS } from './quantile-forecast.ts';
 import { passageOf, type SampleTime } from './sample-clock.ts';
 import { SeriesForecaster, type SeriesForecasterOptions, type UpdateOptions } from './series-forecaster.ts';
@@ -64,13 +64,13 @@ type SeriesName = (typeof SERIES)[number];
 const SECONDS_SERIES = {
   stepMs: SECONDS_STEP_MS,
   historySteps: 720,
-  buckets: SECONDS_BUCKETS,
+  plan: SECONDS_PLAN,
 };
 /** Two weeks of steps of minutes: two of each day of the week. */
 export const MINUTES_SERIES = {
   stepMs: MINUTES_STEP_MS,
   historySteps: 4032,
-  buckets: MINUTES_BUCKETS,
+  plan: MINUTES_PLAN,
   floor: FLOOR_METHOD,
 };
 const STATE_VERSION = 1;

@@ -4,8 +4,8 @@ import { GuardedModel, type ModelFault } from './guarded-model.ts';
 import { MethodScores } from './method-scores.ts';
 import { MethodScratch } from './method-scratch.ts';
 import { OnlineCalibration } from './online-calibration.ts';
-import { PendingForecasts, type Probe } from './pending-forecasts.ts';
-import { bucketOf, type LeadBucket } from './probe-plan.ts';
+import { PendingForecasts } from './pending-forecasts.ts';
+import type { Probe, ProbePlan } from './probe-plan.ts';
 import { LEVELS, pinballLoss, type QuantileForecast } from './quantile-forecast.ts';
 import { SeriesHistory } from './series-history.ts';
 import { decodeSeriesState, encodeSeriesState, type SeriesState } from './series-state.ts';
@@ -16,7 +16,7 @@ export interface SeriesForecasterOptions {
   /** So many values are remembered. */
   readonly historySteps: number;
   readonly methods: readonly ForecastMethod[];
-  readonly buckets: readonly LeadBucket[];
+  readonly plan: ProbePlan;
   /** The name of the method that no forecast shall be worse than for long. */
   readonly floor?: string;
   readonly levels?: readonly number[];
@@ -70,7 +70,7 @@ export class SeriesForecaster {
   #least = Number.POSITIVE_INFINITY;
 
   constructor(options: SeriesForecasterOptions, saved?: SeriesState) {
-    const { stepMs, historySteps, methods, buckets, levels = LEVELS } = options;
+    const { stepMs, historySteps, methods, plan, levels = LEVELS } = options;
     this.#options = options;
     this.levels = levels;
     this.history = new SeriesHistory({ stepMs, capacity: historySteps });
@@ -92,7 +92,7 @@ export class SeriesForecaster {
       const state = before?.stateVersion === method.stateVersion ? before.bytes : undefined;
       return new GuardedModel(method, { series, state, nowMs });
     });
-    const shape = { buckets: buckets.length, levels: levels.length, methods: methods.length };
+    const shape = { buckets: plan.buckets.length, levels: levels.length, methods: methods.length };
     this.#scores = new MethodScores(shape);
     this.#calibration = new OnlineCalibration(shape.buckets, levels);
     if (saved !== undefined) {
@@ -100,14 +100,14 @@ export class SeriesForecaster {
       this.#scores.restore(saved.scores, { places, methodsBefore: saved.methods.length });
       this.#calibration.restore(saved.calibration);
     }
-    this.#pending = new PendingForecasts(buckets, (methods.length + 2) * levels.length);
-    this.#fading = buckets.map(
+    this.#pending = new PendingForecasts(plan, (methods.length + 2) * levels.length);
+    this.#fading = plan.buckets.map(
       ({ everySteps, halfLifeSteps, probes }) => 0.5 ** (everySteps / (halfLifeSteps * probes.length)),
     );
     this.#floor = methods.findIndex(({ name }) => name === options.floor);
     this.#scratch = options.scratch ?? new MethodScratch();
     this.#says = new Uint8Array(methods.length);
-    this.#stated = new Float64Array(this.#pending.probes.length * levels.length);
+    this.#stated = new Float64Array(plan.probes.length * levels.length);
     this.#plain = new Float64Array(this.#stated.length);
   }
 
@@ -201,7 +201,7 @@ export class SeriesForecaster {
     }
     if (speaking === 0) return false;
     for (let row = 0; row < leads.length; row += 1) {
-      const bucket = bucketOf(this.#options.buckets, leads[row] ?? 1);
+      const bucket = this.#options.plan.bucketOf(leads[row] ?? 1);
       const worth = this.#scores.weightsOf(bucket);
       for (let column = 0; column < width; column += 1) {
         const place = this.#scores.placeOf(bucket, column);
@@ -225,7 +225,7 @@ export class SeriesForecaster {
     const floor = this.#least >= 0 ? 0 : Number.NEGATIVE_INFINITY;
     for (let row = 0; row < leads.length; row += 1) {
       const at = row * width;
-      const bucket = bucketOf(this.#options.buckets, leads[row] ?? 1);
+      const bucket = this.#options.plan.bucketOf(leads[row] ?? 1);
       const spread = this.#calibration.spreadOf(into, at, bucket);
       if (this.#options.calibrates !== false) this.#calibration.adjust(into, { at, bucket, spread });
       widenEarly(into, at, { levels: this.levels, spread, known: this.#known });
@@ -245,7 +245,7 @@ export class SeriesForecaster {
     const floor = this.#scratch.rows[this.#floor];
     if (floor === undefined || this.#says[this.#floor] === 0) return;
     for (let row = 0; row < leads.length; row += 1) {
-      if (!this.#isFloorBetter(bucketOf(this.#options.buckets, leads[row] ?? 1))) continue;
+      if (!this.#isFloorBetter(this.#options.plan.bucketOf(leads[row] ?? 1))) continue;
       const at = row * width;
       for (let cell = at; cell < at + width; cell += 1) into[cell] = floor[cell] ?? 0;
       straighten(into, { at, width, floor: this.#least >= 0 ? 0 : Number.NEGATIVE_INFINITY });
@@ -255,7 +255,7 @@ export class SeriesForecaster {
   /** Notes what all methods say now of the leads whose turn it is. */
   #open(): void {
     const { count } = this.history;
-    const { probes, leads } = this.#pending.roundAt(count);
+    const { probes, leads } = this.#options.plan.roundAt(count);
     if (probes.length === 0 || !this.#combine(leads, this.#plain)) return;
     const width = this.levels.length;
     const cells = leads.length * width;
@@ -279,7 +279,7 @@ export class SeriesForecaster {
   /** Holds against `actual` what was said of this step. */
   #settle(actual: number): void {
     if (Number.isNaN(actual)) return;
-    const { probes } = this.#pending;
+    const { probes } = this.#options.plan;
     for (let index = 0; index < probes.length; index += 1) {
       const probe = probes[index];
       if (probe === undefined) continue;
