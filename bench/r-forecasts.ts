@@ -1,9 +1,9 @@
 import { spawn, spawnSync } from 'node:child_process';
-import { once } from 'node:events';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
+import { messageOf } from '../src/base/errors.ts';
 import { LEVELS } from '../src/forecast/quantile-forecast.ts';
 import { BenchError } from './bench-error.ts';
 
@@ -72,7 +72,8 @@ export async function forecastWithR(
     });
     // An abort is also an 'error' event; what it means is decided below.
     child.on('error', () => undefined);
-    const [complaint, [code]] = await Promise.all([text(child.stderr), once(child, 'close')]);
+    const closed = new Promise<number | null>((resolve) => child.once('close', resolve));
+    const [complaint, code] = await Promise.all([text(child.stderr).catch(messageOf), closed]);
     signal.throwIfAborted();
     if (code !== 0 && !tooLong.aborted) {
       throw new BenchError(
