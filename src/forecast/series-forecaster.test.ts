@@ -2,8 +2,8 @@ import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { MINUTES_SERIES } from './forecaster.ts';
 import { LEVELS } from './quantile-forecast.ts';
-import { SeriesForecaster } from './series-forecaster.ts';
-import { decodeSeriesState } from './series-state.ts';
+import { SeriesForecaster, type SeriesForecasterOptions } from './series-forecaster.ts';
+import { decodeSeriesState, encodeSeriesState } from './series-state.ts';
 import { simpleMethods } from './simple-methods.ts';
 
 const STEP_MS = MINUTES_SERIES.stepMs;
@@ -11,7 +11,7 @@ const DAY = 288;
 const OPTIONS = { ...MINUTES_SERIES, methods: simpleMethods() };
 const LEADS = [1, 2, 6, 12, 30, 48, 100, 288];
 
-function fed(values: Iterable<number>, options = OPTIONS): SeriesForecaster {
+function fed(values: Iterable<number>, options: SeriesForecasterOptions = OPTIONS): SeriesForecaster {
   const series = new SeriesForecaster(options);
   let step = 0;
   for (const value of values) series.update(value, step++ * STEP_MS);
@@ -166,6 +166,29 @@ describe('quantiles of a series that wanders', () => {
       expect(Math.abs((calibrated.get(level) ?? 0) - level)).toBeLessThan(0.02);
       expect(Math.abs((plain.get(level) ?? 0) - level)).toBeGreaterThan(0.02);
     }
+  });
+});
+
+describe('where all methods together were worse than the floor', () => {
+  it('the floor is the forecast, and is not where they were better (control)', () => {
+    const random = randomFrom(21);
+    const forecaster = fed(series(4 * DAY, (step) => (step % DAY) + 20 * normal(random)));
+    const floor = fed(
+      series(4 * DAY, () => 0).map((_, step) => forecaster.history.at(4 * DAY - 1 - step)),
+      {
+        ...OPTIONS,
+        methods: simpleMethods().filter(({ name }) => name === OPTIONS.floor),
+        calibrates: false,
+      },
+    );
+    const saved = decodeSeriesState(forecaster.save());
+    const [offsets, errors, losses, outcomes] = saved.calibration;
+    if (!offsets || !errors || !losses || !outcomes) throw new Error('calibration has four arrays');
+    const worse = { ...saved, calibration: [offsets, errors, losses.map((loss) => 9 * loss), outcomes] };
+    const restored = SeriesForecaster.restore(OPTIONS, encodeSeriesState(worse));
+    if (restored.kind !== 'restored') throw restored.error;
+    expect(restored.forecaster.predict([12, 48])?.values).toEqual(floor.predict([12, 48])?.values);
+    expect(forecaster.predict([12, 48])?.values).not.toEqual(floor.predict([12, 48])?.values);
   });
 });
 
