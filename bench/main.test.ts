@@ -40,7 +40,7 @@ describe('npm run bench', () => {
     const ended = await end(start());
     expect(ended.code).toBe(0);
     expect(ended.stdout).toMatch(
-      /^checkpoint .*\nfailover .*\noverhead .*\napi .*\nadoption .*\nwire .*\nrestore .*\nnbd .*\ndisk .*\nwarming .*\nreplication .*\nfailover2 .*\nanomaly .*\n$/,
+      /^checkpoint .*\nfailover .*\noverhead .*\napi .*\nadoption .*\nwire .*\nrestore .*\nnbd .*\ndisk .*\nwarming .*\nreplication .*\nfailover2 .*\nforecast .*\nanomaly .*\n$/,
     );
   });
 
@@ -55,7 +55,7 @@ describe('npm run bench', () => {
   it.each([
     [
       ['nonsense'],
-      'checkpoint, failover, overhead, api, adoption, wire, restore, nbd, disk, warming, replication, failover2, anomaly',
+      'checkpoint, failover, overhead, api, adoption, wire, restore, nbd, disk, warming, replication, failover2, forecast, anomaly',
     ],
     [['failover', '--kills', '0'], '--help'],
     [['failover', 'overhead'], '--help'],
@@ -86,6 +86,18 @@ describe('npm run bench', () => {
     const { figures } = lastLine(ended);
     expect(figures).toMatchObject({ vms: 5, lostVms: 0 });
     expect(figures.adoptAllMs).toBeGreaterThan(0);
+  });
+
+  it('compares forecasts of generated machines with simple ones, and says why R is not among them', async () => {
+    const ended = await end(start('forecast', '--quick', '--json'));
+    expect(ended, ended.stderr).toMatchObject({ code: 0 });
+    const { figures, notes } = lastLine(ended);
+    expect(figures).toMatchObject({ seriesCount: 8, wqlBestR4h: null });
+    for (const horizon of ['5m', '1h', '4h', '24h']) {
+      expect(figures[`wql${horizon}`]).toBeGreaterThan(0);
+      expect(figures[`wql${horizon}`]).toBeLessThan(figures[`wqlSeasonalNaive${horizon}`]);
+    }
+    expect(notes).toContainEqual(expect.stringMatching(/^wqlBestR4h: /));
   });
 
   it('measures failovers next to a cold restart and prints one JSON object as its last line', async () => {
