@@ -46,7 +46,8 @@ function fittedModel(
     const steps =
       kind === 'ets' ? Math.min(ETS_STEPS_MAX, HISTORY_DAYS_MAX.ets * day) : HISTORY_DAYS_MAX.mstl * day;
     const length = Math.min(history.length, steps);
-    const isEnough = kind === 'ets' ? length >= FIT_VALUES_MIN : day <= STEPS_PER_DAY_MAX && length > 2 * day;
+    const isEnough =
+      kind === 'ets' ? length >= FIT_VALUES_MIN : day <= STEPS_PER_DAY_MAX && length >= 2 * day;
     if (!isEnough) return;
     const values = Float64Array.from({ length }, (_, index) => boundedValue(history.at(length - 1 - index)));
     const askedAt = history.count;

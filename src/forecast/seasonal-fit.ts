@@ -35,7 +35,7 @@ export function fitSeasonal({ kind, values, periods, horizon }: FitRequest): Flo
   // A series that never moves needs no model, and the searches for one end in strange places.
   if (series.every((value) => value === first)) return new Float64Array(horizon).fill(first);
   const scaled = series.map((value) => value / largest);
-  const seasons = periods.filter((period) => series.length >= 2 * period + 1);
+  const seasons = periods.filter((period) => series.length >= 2 * period);
   if (kind === 'mstl' && seasons.length === 0) return undefined;
   load();
   const points = kind === 'mstl' ? mstl(scaled, { seasons, horizon }) : ets(scaled, horizon);
