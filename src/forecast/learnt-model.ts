@@ -3,7 +3,7 @@ import { GLOBAL_FEATURES, LEAD_FEATURES, LearntFeatures } from './learnt-feature
 import { LearntNetwork } from './learnt-network.ts';
 import { LEARNT_WEIGHTS } from './learnt-weights.ts';
 import { readState, type StatePart, writeState } from './model-state.ts';
-import { OnlineCorrection } from './online-correction.ts';
+import { OnlineCorrection, type StatedRows } from './online-correction.ts';
 import { boundedValue } from './point-method.ts';
 import { LEVELS } from './quantile-forecast.ts';
 
@@ -69,10 +69,7 @@ class LearntModel implements ForecastModel {
   update(): void {
     const value = boundedValue(this.#series.history.at(0));
     this.#features.update(value);
-    if (!this.#learns) return;
-    const { zero, unit } = this.#features;
-    const isKnown = this.#prepare() && unit > 0;
-    this.#correction.update(value, isKnown ? { zero, unit, rowOf: this.#rowOf } : undefined);
+    if (this.#learns) this.#correction.update(value, this.#state);
   }
 
   predict(leads: readonly number[], into: Float64Array): boolean {
@@ -94,6 +91,11 @@ class LearntModel implements ForecastModel {
   save(): Uint8Array {
     return writeState(this.#parts);
   }
+
+  readonly #state = (): StatedRows | undefined => {
+    const { zero, unit } = this.#features;
+    return this.#prepare() && unit > 0 ? { zero, unit, rowOf: this.#rowOf } : undefined;
+  };
 
   #prepare(): boolean {
     if (this.#features.seen < VALUES_MIN) return false;

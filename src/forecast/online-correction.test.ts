@@ -12,7 +12,7 @@ function corrected(from: number, { width, steps = 8000 }: { width: number; steps
     correction.apply(lead, into);
   };
   for (let step = 0; step < steps; step += 1) {
-    correction.update(from + width * random(), { zero: 0, unit: 1, rowOf: state });
+    correction.update(from + width * random(), () => ({ zero: 0, unit: 1, rowOf: state }));
   }
   const row = new Float64Array(LEVELS.length);
   state(12, row);

@@ -44,10 +44,14 @@ export class OnlineCorrection {
     ];
   }
 
-  /** A step is over with `actual`, NaN where it is missing; `stated` tells what is foretold after it, if anything is. */
-  update(actual: number, stated: StatedRows | undefined): void {
+  /**
+   * A step is over with `actual`, NaN where it is missing. `state` is called where a forecast that is made now will be judged;
+   * undefined where there is none.
+   */
+  update(actual: number, state: () => StatedRows | undefined): void {
     const step = (this.#steps[0] ?? 0) + 1;
     this.#steps[0] = step;
+    let stated: StatedRows | undefined;
     for (let anchor = 0; anchor < ANCHORS.length; anchor += 1) {
       const [lead, stride] = [ANCHORS[anchor] ?? 1, STRIDES[anchor] ?? 1];
       const madeAt = step - lead;
@@ -56,6 +60,7 @@ export class OnlineCorrection {
       if (step % stride !== 0) continue;
       const pending = this.#pendingOf(anchor, step / stride);
       pending.fill(Number.NaN);
+      stated ??= state();
       if (stated === undefined) continue;
       pending[0] = stated.zero;
       pending[1] = stated.unit;
