@@ -14,14 +14,18 @@ const HISTORY_DAYS_MAX = { mstl: 15, ets: 2 } as const;
 /** With shorter steps a day has too many of them to be decomposed in bearable time; a fit of ETS takes the last hours then. */
 const STEPS_PER_DAY_MAX = 1440;
 const ETS_STEPS_MAX = 576;
-/** How much of the last error is left after a step, for the candidate that takes it into account. */
-const ERROR_KEPT = 0.9;
-/** How fast what the fit is wrong by now is learnt. */
-const ERROR_SHARE = 0.3;
+/**
+ * Candidates besides the fit as it is: moved by what it is wrong by now. `share` is how fast that is learnt, `kept` how much of it
+ * is left a step further ahead: one follows the last minutes and fades within the hour, one follows the last hours and stays.
+ */
+const CORRECTIONS = [
+  { share: 0.3, kept: 0.9 },
+  { share: 0.03, kept: 0.997 },
+] as const;
 
 /**
  * A method that is too slow to be fitted with each value: a fit is asked for once an hour and says what the next two days bring;
- * until there is another, forecasts are read from it, either as it is or moved by what it is wrong by now.
+ * until there is another, forecasts are read from it, as it is or moved by what it is wrong by now.
  */
 export function fittedMethod(kind: FitRequest['kind'], schedule: FitScheduler): ForecastMethod {
   return pointMethod({
@@ -39,8 +43,10 @@ function fittedModel(
   const hour = Math.max(1, Math.round(HOUR_MS / stepMs));
   const horizon = Math.min(2 * day, 2 * STEPS_PER_DAY_MAX, 576);
   const points = new Float64Array(horizon).fill(Number.NaN);
-  /** Steps since the fit, -1 where there is none; steps since one was asked for; what the fit is wrong by now. */
-  const state = Float64Array.of(-1, hour, 0);
+  /** Steps since the fit, -1 where there is none; steps since one was asked for. */
+  const state = Float64Array.of(-1, hour);
+  /** What fits are wrong by now, by candidate; 0 for the one that is not moved. */
+  const errors = new Float64Array(1 + CORRECTIONS.length);
   let isUnderWay = false;
   const ask = (): void => {
     const steps =
@@ -58,7 +64,6 @@ function fittedModel(
       if (fit?.length !== horizon) return;
       points.set(fit);
       state[0] = history.count - askedAt;
-      state[2] = 0;
     });
   };
   /** Of the fit, for a step after the last value. Beyond its end the last day repeats, or the last value stays. */
@@ -70,24 +75,29 @@ function fittedModel(
   const step = (value: number): void => {
     if ((state[0] ?? -1) >= 0) {
       const error = value - pointAt(1);
-      if (!Number.isNaN(error)) state[2] = (state[2] ?? 0) + ERROR_SHARE * (error - (state[2] ?? 0));
+      if (!Number.isNaN(error)) {
+        for (const [index, { share }] of CORRECTIONS.entries()) {
+          errors[index + 1] = (errors[index + 1] ?? 0) + share * (error - (errors[index + 1] ?? 0));
+        }
+      }
       state[0] = (state[0] ?? 0) + 1;
     }
     state[1] = (state[1] ?? 0) + 1;
     if (!isUnderWay && (state[1] ?? 0) >= hour) ask();
   };
   return {
-    candidates: 2,
-    parts: [{ values: state }, { values: points, compact: true }],
+    candidates: errors.length,
+    parts: [{ values: state }, { values: errors }, { values: points, compact: true }],
     update: step,
     skip: () => step(Number.NaN),
     forecast: (candidate, leads, into) => {
       // A fit that is a day old while its series went on is no forecast any more.
       if ((state[0] ?? -1) < 0 || (state[0] ?? 0) > day + hour) return false;
+      const error = errors[candidate] ?? 0;
+      const kept = CORRECTIONS[candidate - 1]?.kept ?? 0;
       for (let index = 0; index < leads.length; index += 1) {
         const lead = leads[index] ?? 1;
-        const moved = candidate === 1 ? (state[2] ?? 0) * ERROR_KEPT ** (lead - 1) : 0;
-        into[index] = pointAt(lead) + moved;
+        into[index] = pointAt(lead) + error * kept ** (lead - 1);
       }
       return true;
     },
