@@ -1,5 +1,6 @@
 import type { ForecastMethod, SeriesContext } from './forecast-model.ts';
 import { boundedValue, type PointModel, pointMethod } from './point-method.ts';
+import { stepsPerDay } from './season-profile.ts';
 import { FIT_VALUES_MIN, type FitRequest } from './seasonal-fit.ts';
 
 /**
@@ -8,7 +9,6 @@ import { FIT_VALUES_MIN, type FitRequest } from './seasonal-fit.ts';
  */
 export type FitScheduler = (request: FitRequest, done: (points: Float64Array | undefined) => void) => void;
 
-const DAY_MS = 86_400_000;
 const HOUR_MS = 3_600_000;
 const HISTORY_DAYS_MAX = { mstl: 15, ets: 2 } as const;
 /** With shorter steps a day has too many of them to be decomposed in bearable time; a fit of ETS takes the last hours then. */
@@ -39,7 +39,7 @@ function fittedModel(
   { stepMs, history }: SeriesContext,
   { kind, schedule }: { readonly kind: FitRequest['kind']; readonly schedule: FitScheduler },
 ): PointModel {
-  const day = Math.max(1, Math.round(DAY_MS / stepMs));
+  const day = stepsPerDay(stepMs);
   const hour = Math.max(1, Math.round(HOUR_MS / stepMs));
   const horizon = Math.min(2 * day, 2 * STEPS_PER_DAY_MAX, 576);
   const points = new Float64Array(horizon).fill(Number.NaN);

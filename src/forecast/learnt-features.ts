@@ -1,6 +1,7 @@
 import type { SeriesContext } from './forecast-model.ts';
 import type { StatePart } from './model-state.ts';
 import { boundedValue } from './point-method.ts';
+import { stepsPerDay } from './season-profile.ts';
 
 /** Windows of the levels, in steps: decayed means. That of {@link DAY} is the zero of all features. */
 const LEVEL_WINDOWS = [3, 12, 36, 144, 288, 2016] as const;
@@ -42,7 +43,7 @@ export class LearntFeatures {
 
   constructor(series: SeriesContext) {
     this.#series = series;
-    this.#stepsPerDay = Math.max(1, Math.round(DAY_MS / series.stepMs));
+    this.#stepsPerDay = stepsPerDay(series.stepMs);
     this.parts = [this.#levels, this.#spreads, this.#ranks, this.#state, this.#companion].map((values) => ({
       values,
     }));

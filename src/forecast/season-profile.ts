@@ -24,7 +24,7 @@ export class SeasonProfile {
   readonly #learnShare: number;
 
   constructor(stepMs: number) {
-    this.stepsPerDay = Math.max(1, Math.round(DAY_MS / stepMs));
+    this.stepsPerDay = stepsPerDay(stepMs);
     this.#parts = new Float64Array(Math.min(PARTS_MAX, this.stepsPerDay)).fill(Number.NaN);
     const valuesPerPart = this.stepsPerDay / this.#parts.length;
     this.#learnShare = 1 - (1 - LEARN_SHARE) ** (1 / valuesPerPart);
@@ -101,4 +101,9 @@ export class SeasonProfile {
 /** How much of its day is over at a time: 0 … 1, without the end. */
 function dayShare(timeMs: number): number {
   return (((timeMs % DAY_MS) + DAY_MS) % DAY_MS) / DAY_MS;
+}
+
+/** At least 1. */
+export function stepsPerDay(stepMs: number): number {
+  return Math.max(1, Math.round(DAY_MS / stepMs));
 }

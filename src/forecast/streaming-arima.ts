@@ -1,7 +1,7 @@
 import type { ForecastMethod, SeriesContext } from './forecast-model.ts';
 import { boundedValue, type PointModel, pointMethod } from './point-method.ts';
 import { RecursiveLeastSquares } from './recursive-least-squares.ts';
-import { SeasonProfile } from './season-profile.ts';
+import { stepsPerDay } from './season-profile.ts';
 
 const NEAR_LAGS = [1, 2, 3, 6, 12] as const;
 /** Further ahead than this nothing but the mean, or the last level, is told. */
@@ -21,7 +21,7 @@ export const STREAMING_ARIMA: ForecastMethod = pointMethod({
 });
 
 function streamingArima({ stepMs, history }: SeriesContext): PointModel {
-  const day = new SeasonProfile(stepMs).stepsPerDay;
+  const day = stepsPerDay(stepMs);
   const lags: readonly number[] =
     day > 12 && history.capacity > day + 2 ? [...NEAR_LAGS, day, day + 1] : NEAR_LAGS;
   const squares = [new RecursiveLeastSquares(lags.length), new RecursiveLeastSquares(lags.length)] as const;
