@@ -1,6 +1,6 @@
 /**
  * `node_modules/.bin/node bench/learnt-weights.ts`: trains the network of the learnt model on synthetic workloads, and writes
- * src/forecast/learnt-weights.ts. Half a minute of one core; the same sources give the same file.
+ * src/forecast/learnt-weights.ts. About 40 s of one core; the same sources give the same file.
  */
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';

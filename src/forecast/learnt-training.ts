@@ -22,7 +22,7 @@ export const FULL_PLAN: TrainingPlan = {
   series: 2400,
   days: 16,
   originEvery: 61,
-  epochs: 8,
+  epochs: 18,
 };
 /** The same in small, so that a test can repeat it: what changes one changes the other. */
 export const REHEARSAL_PLAN: TrainingPlan = { ...FULL_PLAN, series: 24, days: 4, epochs: 1 };
