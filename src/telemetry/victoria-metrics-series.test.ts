@@ -176,7 +176,16 @@ describe('a VictoriaMetrics without deduplication', () => {
     await using server = await VictoriaMetrics.start([]);
     const mine = opened(server.url);
     append(mine, 0);
+    append(mine, 0);
     await untilSent(mine);
+    const query = {
+      vm: 'vm',
+      metric: 'm',
+      fromMs: beginMs,
+      toMs: beginMs + HOUR_MS,
+      resolution: '1h',
+    } as const;
+    expect(await mine.range(query)).toMatchObject([{ count: 2 }]);
     expect((await mine.usage()).trouble).toContain('-dedup.minScrapeInterval=1ms');
     await mine.close();
     store = undefined;

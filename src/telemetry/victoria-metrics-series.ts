@@ -31,6 +31,8 @@ const SAMPLES = 1;
 const FORGOTTEN = 2;
 
 const LOOK_AGAIN_MS = 100;
+/** A second, and what clocks differ by. */
+const FIRST_SECOND_MS = 1_050;
 const AGAIN_MIN_MS = 100;
 const AGAIN_MAX_MS = 10_000;
 /** Of entries that are sent at once; as text it is about eight times as much. */
@@ -187,7 +189,7 @@ export class VictoriaMetricsSeries implements SeriesEngine {
   /** Sends all again to one that was started anew; deletes what has been there for long enough with the one that is there. */
   async #check(): Promise<void> {
     const { clock, keptMs } = this.#options;
-    const start = serverStart(await this.#client.call({ path: '/metrics' }));
+    const start = await this.#serverStartNow();
     if (start !== this.#serverStart) {
       this.#serverStart = start;
       this.#cursor = this.#log.start;
@@ -210,6 +212,19 @@ export class VictoriaMetricsSeries implements SeriesEngine {
         this.#sentMs.delete(segment);
       } else break;
     }
+  }
+
+  /**
+   * It says in which second it was started. Until that is over, it could be killed and started again with nothing to tell one
+   * from the other; so nothing is sent to it before.
+   */
+  async #serverStartNow(): Promise<string> {
+    const path = '/metrics';
+    const metrics = await this.#client.call({ path });
+    if (serverStart(metrics) === this.#serverStart || !/^vm_app_uptime_seconds 0$/m.test(metrics))
+      return serverStart(metrics);
+    await this.#options.clock.sleep(FIRST_SECOND_MS);
+    return serverStart(await this.#client.call({ path }));
   }
 
   async #adviceFor(): Promise<string | undefined> {
