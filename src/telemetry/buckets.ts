@@ -66,7 +66,9 @@ function quantile(sorted: Float64Array, share: number): number {
   const lower = sorted[Math.floor(rank)] ?? 0;
   const upper = sorted[Math.ceil(rank)] ?? 0;
   const part = rank - Math.floor(rank);
-  return lower * (1 - part) + upper * part;
+  const gap = upper - lower;
+  // In this form rounding lets no two quantiles cross; in the other one nothing is infinite where no value is.
+  return Number.isFinite(gap) ? Math.min(upper, lower + gap * part) : lower * (1 - part) + upper * part;
 }
 
 const writer = new NumberWriter();
