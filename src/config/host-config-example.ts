@@ -25,12 +25,23 @@ events:
   retentionMax: 100000              # and the oldest where there are more than this
 reconcile:
   intervalMs: 5000                  # the host looks at its VMs at least so often
+telemetry:
+  store: victoriametrics            # by default sqlite, in the state directory, which needs none of the next three
+  url: https://metrics.example:8428
+  ca: /etc/understudy/metrics-ca.crt
+  credentials: {kind: bearer, file: /etc/understudy/metrics.token}   # or basic: the file has user:password
+  retention:
+    1s: 1d                          # samples as they came
+    1m: 14d
+    1h: 400d
+  maxBytes: 2GiB                    # of the store; with victoriametrics of what waits for it
 `;
 
 /** The example as a file that changes nothing until somebody takes a # away. */
 export function commentedHostConfig(): string {
   const head =
-    '# Configuration of the Understudy host. All values shown are the defaults, but for those of listen.\n' +
+    '# Configuration of the Understudy host. All values shown are the defaults, but for those of listen,\n' +
+    '# and of a telemetry store that is elsewhere.\n' +
     '# Explained in docs/host-configuration.md. After a change: systemctl reload understudy-host; the\n' +
     '# log says what needs a restart. After a change of a directory: understudy install, then a restart.\n\n';
   return head + HOST_CONFIG_EXAMPLE.replaceAll(/^/gm, '#').replace(/#$/, '');

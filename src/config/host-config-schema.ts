@@ -1,4 +1,5 @@
 import { z } from 'zod';
+import { telemetrySchema } from './telemetry-schema.ts';
 
 const absolutePath = z
   .string()
@@ -66,6 +67,7 @@ export const hostConfigSchema = z.strictObject({
     })
     .prefault({}),
   reconcile: z.strictObject({ intervalMs: z.int().min(100).max(600_000).default(5000) }).prefault({}),
+  telemetry: telemetrySchema.prefault({}),
 });
 
 export type HostConfig = z.output<typeof hostConfigSchema>;

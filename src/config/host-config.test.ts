@@ -67,13 +67,16 @@ describe('the keys of a host configuration', () => {
 
   it('are all in the example, whose values are the defaults', () => {
     expect(keysOf(parse(HOST_CONFIG_EXAMPLE)).sort()).toEqual(known);
-    const { listen, state, runDirectory, memoryDirectory, cacheDirectory, socket, ...rest } =
+    const { listen, state, runDirectory, memoryDirectory, cacheDirectory, socket, telemetry, ...rest } =
       read(HOST_CONFIG_EXAMPLE);
-    const { socket: defaultSocket, ...defaults } = read('');
+    const { socket: defaultSocket, telemetry: defaultTelemetry, ...defaults } = read('');
     expect(rest).toEqual(defaults);
     expect(socket.mode).toBe(defaultSocket.mode);
-    for (const value of [listen, state, runDirectory, memoryDirectory, cacheDirectory])
+    const { url, ca, credentials, store, ...keeping } = telemetry;
+    expect({ ...keeping, store: 'sqlite' }).toEqual(defaultTelemetry);
+    for (const value of [listen, state, runDirectory, memoryDirectory, cacheDirectory, url, ca, credentials])
       expect(value).toBeDefined();
+    expect(store).toBe('victoriametrics');
   });
 
   it('say nothing in the file that is installed, which is the example without its signs', () => {
@@ -156,6 +159,61 @@ describe('a host configuration', () => {
       needRestart: ['state', 'keepers'],
     });
     expect(changedKeys(before, before)).toEqual({ applied: [], needRestart: [] });
+  });
+});
+
+describe('where a host keeps series', () => {
+  it('is a file of its own unless somebody says otherwise', () => {
+    const [hour, day] = [3_600_000, 86_400_000];
+    expect(read('').telemetry).toEqual({
+      store: 'sqlite',
+      retention: { '1s': day, '1m': 14 * day, '1h': 400 * day },
+      maxBytes: 2 ** 31,
+    });
+    const text = 'telemetry: {retention: {1s: 2h, 1m: 2h}, maxBytes: 64MiB}';
+    expect(read(text).telemetry).toMatchObject({
+      retention: { '1s': 2 * hour, '1m': 2 * hour },
+      maxBytes: 2 ** 26,
+    });
+  });
+
+  it.each(['http://127.0.0.1:8428', 'http://[::1]:8428', 'https://metrics.example/under/a/path'])(
+    'may be VictoriaMetrics at %s',
+    (url) => {
+      expect(read(`telemetry: {store: victoriametrics, url: "${url}"}`).telemetry.url).toBe(url);
+    },
+  );
+
+  it.each<[string, string]>([
+    ['store: influx', 'telemetry.store: expected one of sqlite, victoriametrics'],
+    ['store: victoriametrics', 'telemetry.url: is missing'],
+    ['url: "http://127.0.0.1:1"', 'telemetry.url: is for store: victoriametrics'],
+    ['ca: /ca.crt', 'telemetry.ca: is for store: victoriametrics'],
+    ['credentials: {kind: basic, file: /f}', 'telemetry.credentials: is for store: victoriametrics'],
+    ['credentials: {kind: digest, file: /f}', 'telemetry.credentials.kind: expected one of bearer, basic'],
+    ['retention: {1s: 1h}', 'telemetry.retention.1s: expected 2 hours to 20 years'],
+    ['retention: {1s: 1 day}', 'telemetry.retention.1s: expected a time such as 36h or 14d'],
+    ['retention: {1m: 3h}', 'telemetry.retention.1m: is shorter than that of 1s'],
+    ['retention: {1h: 3d}', 'telemetry.retention.1h: is shorter than that of 1m'],
+    ['retention: {2s: 1h}', 'telemetry.retention.2s: unknown field'],
+    ['maxBytes: 1MiB', 'telemetry.maxBytes: expected 64 MiB to 1 TiB'],
+    ['maxBytes: much', 'telemetry.maxBytes: "much" is no size such as 2GiB'],
+  ])('is refused with its name when it says %s', (text, problem) => {
+    expect(problems(`telemetry: {${text}}`)).toEqual([expect.stringContaining(`host.yaml:1: ${problem}`)]);
+  });
+
+  it.each([
+    ['http://metrics.example:8428', 'expected https://'],
+    ['http://localhost:8428', 'expected https://'],
+    ['http://127.0.0.1.example', 'expected https://'],
+    ['ftp://127.0.0.1', 'expected a URL such as'],
+    ['metrics:8428', 'expected a URL such as'],
+    ['https://user:secret@metrics.example', 'has credentials in it'],
+    ['https://metrics.example/?a=b', 'expected an address and at most a path'],
+  ])('is not asked for in the clear, or oddly, at %s', (url, problem) => {
+    expect(problems(`telemetry: {store: victoriametrics, url: "${url}"}`)).toEqual([
+      expect.stringContaining(`host.yaml:1: telemetry.url: ${problem}`),
+    ]);
   });
 });
 

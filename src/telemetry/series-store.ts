@@ -12,7 +12,10 @@ export interface Bucket {
   readonly min: number;
   readonly mean: number;
   readonly max: number;
-  /** Of the values, not of their means. Exact where `count` is 1, else within 1 % of the range of the values. */
+  /**
+   * Of the values, not of their means: linear between the two nearest ranks. Like the other numbers they are those of the values up
+   * to 1e-6 of the largest of them.
+   */
   readonly p50: number;
   readonly p90: number;
   readonly p99: number;
@@ -33,11 +36,17 @@ export interface RangeQuery {
  */
 export interface SeriesStore {
   /**
-   * Resolves when the samples are safe from the death of this process. The same sample twice counts once (vm, metric, wallMs);
-   * a late one counts where it belongs, as long as that is within retention.
+   * Resolves when the samples are safe from the death of this process. The same sample twice counts once (vm, metric, wallMs in
+   * whole ms; of different values one); a late one counts where it belongs in all resolutions, as long as that is within the
+   * retention of the finest. What is older, or more than an hour ahead, is dropped and counted.
+   * @throws TelemetryError TELEMETRY_SAMPLE_INVALID, and nothing of the batch is kept; TELEMETRY_STORE_FAILED
    */
   append(samples: readonly Sample[]): Promise<void>;
-  /** Ascending, without empty buckets; what was appended before the call is in it. */
+  /**
+   * Ascending, without empty buckets; what was appended before the call is in it, what is older than the retention of its
+   * resolution (in whole hours) is not.
+   * @throws TelemetryError TELEMETRY_STORE_FAILED; where the store is elsewhere TELEMETRY_STORE_AWAY, TELEMETRY_STORE_REFUSED
+   */
   range(query: RangeQuery): Promise<readonly Bucket[]>;
   /** Names of all series of a VM, sorted. */
   metrics(vm: string): Promise<readonly MetricName[]>;
@@ -48,10 +57,14 @@ export interface SeriesStore {
 }
 
 export interface StoreUsage {
+  /** On disk, with what waits. */
   readonly bytes: number;
-  readonly series: number;
+  /** Undefined while the store is away. */
+  readonly series: number | undefined;
   /** Samples that wait on disk for a store that is away. */
   readonly waiting: number;
-  /** Samples that were dropped because bounds were met. */
+  /** Samples that were not kept since the store was opened: too late, too far ahead, or because bounds were met. */
   readonly dropped: number;
+  /** What is wrong with the store at present, for people. */
+  readonly trouble: string | undefined;
 }

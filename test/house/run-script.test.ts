@@ -35,6 +35,7 @@ const PROGRAM_OF_PACKAGE: Record<string, string> = {
   curl: 'curl',
   'redis-tools': 'redis-benchmark',
   'etcd-server': 'etcd',
+  'victoria-metrics': 'victoria-metrics',
   'libnbd-bin': 'nbdcopy',
   fio: 'fio',
   e2fsprogs: 'mke2fs',
