@@ -10,6 +10,7 @@ import { nbd } from './nbd.ts';
 import { overhead } from './overhead.ts';
 import { replication } from './replication.ts';
 import { restore } from './restore.ts';
+import { sampling } from './sampling.ts';
 import { warming } from './warming.ts';
 import { wire } from './wire.ts';
 
@@ -35,6 +36,7 @@ describe('docs/benchmarks.md', () => {
     warming,
     replication,
     failover2,
+    sampling,
   ])('has the figures of $name, all of them', ({ name, figures }) => {
     expect(figuresOfSection(name)).toEqual(Object.keys(figures));
   });

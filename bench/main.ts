@@ -22,12 +22,13 @@ import { overhead } from './overhead.ts';
 import { replication } from './replication.ts';
 import { reportMarkdown, reportText, targetText } from './report.ts';
 import { restore } from './restore.ts';
+import { sampling } from './sampling.ts';
 import { warming } from './warming.ts';
 import { wire } from './wire.ts';
 
 const BENCHMARKS: readonly Benchmark[] = [
   ...[checkpoint, failover, overhead, api, adoption],
-  ...[wire, restore, nbd, disk, warming, replication, failover2],
+  ...[wire, restore, nbd, disk, warming, replication, failover2, sampling],
 ];
 const KILLS_MAX = 1000;
 

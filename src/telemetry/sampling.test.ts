@@ -115,6 +115,27 @@ describe('samples of a VM', () => {
     expect(made.samples).toHaveLength(12);
   });
 
+  it('are taken one at a time, also when the interval is changed in the middle of one', async () => {
+    let underWay = 0;
+    const slow = new ToldSource('slow', async () => {
+      underWay += 1;
+      expect(underWay).toBe(1);
+      await made.clock.sleep(500);
+      underWay -= 1;
+      return gauge('a', 1);
+    });
+    const made = samplingOf([slow]);
+    made.sampling.start();
+    await made.clock.go(1100);
+    made.sampling.changeInterval(100);
+    await made.clock.go(300);
+    expect(made.samples).toHaveLength(0);
+    await made.clock.go(2000);
+    const times = made.samples.map(({ monotonicMs }) => monotonicMs);
+    expect(times).toEqual(times.toSorted((a, b) => a - b));
+    expect(times.length).toBeGreaterThan(15);
+  });
+
   it('end with `stop`, and go on later without what was between', async () => {
     const made = samplingOf([running(() => made.clock)]);
     made.sampling.start();

@@ -62,6 +62,8 @@ export class Sampling implements Disposable {
   /** Grows with each start and stop: what goes on for an earlier one ends. */
   #run = 0;
   #isRunning = false;
+  /** One sample at a time: the next one is arranged for when it is done. */
+  #isTaking = false;
   #dueMs = 0;
   #lastAtMs = 0;
 
@@ -97,7 +99,7 @@ export class Sampling implements Disposable {
     this.#intervalMs = intervalMs;
     if (!this.#isRunning) return;
     this.#dueMs = this.#options.clock.nowMs() + intervalMs;
-    this.#arm(this.#run);
+    if (!this.#isTaking) this.#arm();
   }
 
   stop(): void {
@@ -112,40 +114,50 @@ export class Sampling implements Disposable {
   }
 
   async #begin(run: number): Promise<void> {
-    const { monotonicMs } = this.#options;
-    this.#lastAtMs = monotonicMs();
+    this.#isTaking = true;
+    this.#lastAtMs = this.#options.monotonicMs();
     await this.#read();
     if (run !== this.#run) return;
     for (const sampled of this.#sources) sampled.last = sampled.current ?? sampled.last;
-    this.#arm(run);
+    this.#isTaking = false;
+    this.#arm();
   }
 
-  #arm(run: number): void {
+  #arm(): void {
     this.#cancel();
     const { clock } = this.#options;
-    this.#cancel = clock.after(Math.max(0, this.#dueMs - clock.nowMs()), () => void this.#take(run));
+    this.#cancel = clock.after(Math.max(0, this.#dueMs - clock.nowMs()), () => void this.#take(this.#run));
   }
 
   async #take(run: number): Promise<void> {
+    const { clock } = this.#options;
+    const dueMs = this.#dueMs;
+    this.#isTaking = true;
     await this.#untilCalm();
     if (run !== this.#run) return;
-    const dueMs = this.#dueMs;
-    const { vm, instanceId, clock, monotonicMs, onSample } = this.#options;
-    const monotonic = monotonicMs();
+    await this.#takeNow(run);
+    if (run !== this.#run) return;
+    this.#isTaking = false;
+    // Unless another interval was asked for meanwhile, which arranged for the next one.
+    if (dueMs === this.#dueMs) {
+      const lateMs = Math.max(0, clock.nowMs() - dueMs);
+      this.#dueMs = dueMs + this.#intervalMs * (1 + Math.floor(lateMs / this.#intervalMs));
+    }
+    this.#arm();
+  }
+
+  async #takeNow(run: number): Promise<void> {
+    const { vm, instanceId, clock, monotonicMs: monotonic, onSample } = this.#options;
+    const monotonicMs = monotonic();
     const wallMs = clock.wallMs();
     const readMs = await this.#read();
     if (run !== this.#run) return;
     const startMs = clock.nowMs();
     const values = this.#values();
     values['telemetry.sampleMicroseconds'] = (readMs + clock.nowMs() - startMs) * 1000;
-    const intervalMs = monotonic - this.#lastAtMs;
-    this.#lastAtMs = monotonic;
-    onSample({ vm, instanceId: instanceId(), wallMs, monotonicMs: monotonic, intervalMs, values });
-    // The interval was changed meanwhile: the next one is arranged for.
-    if (run !== this.#run || dueMs !== this.#dueMs) return;
-    const lateMs = Math.max(0, clock.nowMs() - dueMs);
-    this.#dueMs = dueMs + this.#intervalMs * (1 + Math.floor(lateMs / this.#intervalMs));
-    this.#arm(run);
+    const intervalMs = monotonicMs - this.#lastAtMs;
+    this.#lastAtMs = monotonicMs;
+    onSample({ vm, instanceId: instanceId(), wallMs, monotonicMs, intervalMs, values });
   }
 
   async #untilCalm(): Promise<void> {
