@@ -22,7 +22,7 @@ export async function vcpuThreads({ qmp }: Pick<Machine, 'qmp'>): Promise<number
 
 /** What `query-blockstats` says of one device, as far as it matters here. */
 interface BlockStats {
-  /** QOM path of the device: `/machine/peripheral/disk0/virtio-backend`. */
+  /** QOM path of the device behind its bus, by which alone it is found again: `/machine/peripheral/disk0/virtio-backend`. */
   readonly qdev?: string;
   readonly stats: {
     readonly rd_operations: number;
@@ -54,8 +54,8 @@ export class DiskSource implements MetricSource {
 
   async read(): Promise<Reading> {
     const { qmp } = this.#machine;
-    if (!this.#hasHistograms) await this.#begin();
     const all = await qmp.execute<readonly BlockStats[]>('query-blockstats', undefined, ROUTINE);
+    if (!this.#hasHistograms) await this.#begin(all);
     const now = all.flatMap((device) => statisticsOf(device, this.#disks));
     const reading = diskReading(this, now, this.#before);
     this.#before = now;
@@ -63,10 +63,11 @@ export class DiskSource implements MetricSource {
   }
 
   /** Without latencies the rest is as good. */
-  async #begin(): Promise<void> {
+  async #begin(all: readonly BlockStats[]): Promise<void> {
     this.#hasHistograms = true;
     const boundaries = LATENCY_BOUNDARIES_NS;
-    for (const id of this.#disks) {
+    for (const { qdev: id } of all) {
+      if (id === undefined || diskOf(id, this.#disks) === undefined) continue;
       try {
         await this.#machine.qmp.execute('block-latency-histogram-set', { id, boundaries }, ROUTINE);
       } catch (thrown) {
@@ -78,8 +79,13 @@ export class DiskSource implements MetricSource {
   [Symbol.dispose](): void {}
 }
 
+/** The disk of the specification that has this device. */
+function diskOf(qdev: string, disks: readonly string[]): string | undefined {
+  return disks.find((id) => qdev.split('/').includes(id));
+}
+
 function statisticsOf({ qdev = '', stats }: BlockStats, disks: readonly string[]): DiskStatistics[] {
-  const disk = disks.find((id) => qdev.split('/').includes(id));
+  const disk = diskOf(qdev, disks);
   if (disk === undefined) return [];
   const { rd_latency_histogram: reads, wr_latency_histogram: writes } = stats;
   return [

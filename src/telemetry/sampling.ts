@@ -8,10 +8,8 @@ import type { Sample } from './sample.ts';
 /** What is not there after this share of an interval, or so long, is left out of the sample. */
 const WAIT_SHARE_MAX = 0.8;
 const WAIT_MS_MAX = 2000;
-/** A source that says nothing for so long hangs. */
-const HANGS_AFTER_MS = 2000;
-/** A QEMU that is just being taken over fails once, and that is nothing to tell. */
-const FAILURES_TOLD = 2;
+/** A source that says nothing for so long hangs, or fails: that a QEMU is gone which is just being taken over is nothing to tell. */
+const TOLD_AFTER_MS = 2000;
 const RETRY_MS_MAX = 60_000;
 /** What must not be disturbed is not waited for longer. */
 const CALM_MS_MAX = 20;
@@ -45,6 +43,7 @@ interface Sampled {
   current: TimedReading | undefined;
   askedAtMs: number | undefined;
   failures: number;
+  failsSinceMs: number;
   retryAtMs: number;
   told: boolean;
 }
@@ -72,7 +71,7 @@ export class Sampling implements Disposable {
     this.#intervalMs = options.intervalMs;
     this.#sources = options.sources.map((source) => ({
       ...{ source, last: undefined, current: undefined, askedAtMs: undefined },
-      ...{ failures: 0, retryAtMs: Number.NEGATIVE_INFINITY, told: false },
+      ...{ failures: 0, failsSinceMs: 0, retryAtMs: Number.NEGATIVE_INFINITY, told: false },
     }));
   }
 
@@ -225,16 +224,18 @@ export class Sampling implements Disposable {
   #noteFailure(sampled: Sampled, thrown: unknown): void {
     const { clock } = this.#options;
     sampled.askedAtMs = undefined;
+    if (sampled.failures === 0) sampled.failsSinceMs = clock.nowMs();
     sampled.failures += 1;
     const pauses = 2 ** Math.min(sampled.failures - 1, 20);
     // Half an interval less: the sample that is due then shall not just miss it.
     sampled.retryAtMs = clock.nowMs() + Math.min(RETRY_MS_MAX, (pauses - 0.5) * this.#intervalMs);
-    if (sampled.failures >= FAILURES_TOLD) this.#tell(sampled, { kind: 'failed', error: messageOf(thrown) });
+    if (clock.nowMs() - sampled.failsSinceMs >= TOLD_AFTER_MS)
+      this.#tell(sampled, { kind: 'failed', error: messageOf(thrown) });
   }
 
   #noteWaiting(sampled: Sampled): void {
     const waitedMs = this.#options.clock.nowMs() - (sampled.askedAtMs ?? 0);
-    if (waitedMs >= HANGS_AFTER_MS) this.#tell(sampled, { kind: 'hangs' });
+    if (waitedMs >= TOLD_AFTER_MS) this.#tell(sampled, { kind: 'hangs' });
   }
 
   #tell(sampled: Sampled, trouble: Omit<SourceTrouble, 'source'>): void {
