@@ -126,7 +126,8 @@ function samplerOf(run: BenchRun, { host, index, counts }: SamplerPlace): Dispos
     intervalMs: INTERVAL_MS,
     onSample: (sample) => {
       for (const consume of consumers) consume(sample);
-      const late = clock.nowMs() - dueMs;
+      // Timers know whole milliseconds, and may come a little early.
+      const late = Math.max(0, clock.nowMs() - dueMs);
       dueMs += INTERVAL_MS * (1 + Math.floor(late / INTERVAL_MS));
       if (!counts.isMeasured) return;
       counts.samples += 1;
