@@ -12,6 +12,7 @@ import { nbd } from './nbd.ts';
 import { overhead } from './overhead.ts';
 import { replication } from './replication.ts';
 import { restore } from './restore.ts';
+import { sampling } from './sampling.ts';
 import { series } from './series.ts';
 import { warming } from './warming.ts';
 import { wire } from './wire.ts';
@@ -41,6 +42,7 @@ describe('docs/benchmarks.md', () => {
     anomaly,
     forecast,
     series,
+    sampling,
   ])('has the figures of $name, all of them', ({ name, figures }) => {
     expect(figuresOfSection(name)).toEqual(Object.keys(figures));
   });

@@ -40,7 +40,7 @@ describe('npm run bench', () => {
     const ended = await end(start());
     expect(ended.code).toBe(0);
     expect(ended.stdout).toMatch(
-      /^checkpoint .*\nfailover .*\noverhead .*\napi .*\nadoption .*\nwire .*\nrestore .*\nnbd .*\ndisk .*\nwarming .*\nreplication .*\nfailover2 .*\nforecast .*\nanomaly .*\nseries .*\n$/,
+      /^checkpoint .*\nfailover .*\noverhead .*\napi .*\nadoption .*\nwire .*\nrestore .*\nnbd .*\ndisk .*\nwarming .*\nreplication .*\nfailover2 .*\nforecast .*\nanomaly .*\nseries .*\nsampling .*\n$/,
     );
   });
 
@@ -55,7 +55,7 @@ describe('npm run bench', () => {
   it.each([
     [
       ['nonsense'],
-      'checkpoint, failover, overhead, api, adoption, wire, restore, nbd, disk, warming, replication, failover2, forecast, anomaly, series',
+      'checkpoint, failover, overhead, api, adoption, wire, restore, nbd, disk, warming, replication, failover2, forecast, anomaly, series, sampling',
     ],
     [['failover', '--kills', '0'], '--help'],
     [['failover', 'overhead'], '--help'],
@@ -112,6 +112,15 @@ describe('npm run bench', () => {
     expect(figures.promoteP50Ms).toBe(samples.promoteMs.p50);
     expect(samples.coldRestartMs.n).toBe(1);
     expect(notes).toContainEqual(expect.stringContaining('--quick'));
+  });
+
+  it('measures samplers of a thousand VMs, none of which misses its time', async () => {
+    const ended = await end(start('sampling', '--quick', '--json'));
+    expect(ended, ended.stderr).toMatchObject({ code: 0 });
+    const { figures, notes } = lastLine(ended);
+    expect(figures).toMatchObject({ vms: 1000, tickP99Ms: expect.any(Number) });
+    expect(figures.coreShare).toBeGreaterThan(0);
+    expect(notes.filter((note: string) => note.includes('failed'))).toEqual([]);
   });
 
   it.each(['checkpoint', 'overhead'])('leaves nothing behind when %s is interrupted', async (name) => {

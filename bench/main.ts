@@ -24,6 +24,7 @@ import { overhead } from './overhead.ts';
 import { replication } from './replication.ts';
 import { reportMarkdown, reportText, targetText } from './report.ts';
 import { restore } from './restore.ts';
+import { sampling } from './sampling.ts';
 import { series } from './series.ts';
 import { warming } from './warming.ts';
 import { wire } from './wire.ts';
@@ -31,7 +32,7 @@ import { wire } from './wire.ts';
 const BENCHMARKS: readonly Benchmark[] = [
   ...[checkpoint, failover, overhead, api, adoption],
   ...[wire, restore, nbd, disk, warming, replication, failover2],
-  ...[forecast, anomaly, series],
+  ...[forecast, anomaly, series, sampling],
 ];
 const KILLS_MAX = 1000;
 

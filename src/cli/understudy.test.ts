@@ -218,6 +218,31 @@ describe('a VM on the command line', () => {
     nothingIsLeft();
   });
 
+  it('shows what it uses, and is measured as often as a person says', async () => {
+    await startVm('a');
+    const shown = async () => JSON.parse((await understudy(['telemetry', 'a', '--json'])).stdout);
+    await expect.poll(shown, { timeout: 60_000 }).toMatchObject({
+      ...{
+        intervalMs: 1000,
+        failing: [],
+        last: { vm: 'a', values: { 'cpu.usedCores': expect.any(Number) } },
+      },
+      profile: { vm: 'a', metrics: { 'telemetry.sampleMicroseconds': { count: expect.any(Number) } } },
+    });
+    const following = begin(['telemetry', 'a', '--interval', '100ms', '--follow', '--json']);
+    const ended = once(following, 'exit');
+    expect(JSON.parse(await lineOf(following.stdout, /"intervalMs":\d\d\d?\./))).toMatchObject({
+      vm: 'a',
+      lost: 0,
+    });
+    const text = (await understudy(['telemetry', 'a'])).stdout;
+    expect(text).toMatch(/^a, measured every 100 ms, the last time \d+ ms ago; \d+ samples of .+ s\n/);
+    expect(text).toMatch(/\ncpu\.usedCores +[\d.]+ /);
+    expect((await understudy(['telemetry', 'a', '--interval', '99ms'])).exitCode).toBe(2);
+    expect((await understudy(['stop', 'a', '--force'])).exitCode).toBe(0);
+    expect((await ended)[0]).toBe(0);
+  });
+
   it('is started from a pipe, which can be read only once', async () => {
     const shell = [
       '-c',
