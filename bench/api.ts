@@ -3,7 +3,7 @@ import { Agent, request as httpRequest } from 'node:http';
 import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
 import type { Question, RouteId } from '../src/api/routes.ts';
-import { seededRandom } from '../src/demo/seeded-random.ts';
+import { seededRandom } from '../src/base/seeded-random.ts';
 import { BareServer } from './bare-server.ts';
 import { BenchHost, cpuShareDuring, rssAnonMiB } from './bench-host.ts';
 import { EventReaders } from './event-readers.ts';

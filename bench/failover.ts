@@ -1,8 +1,8 @@
+import { seededRandom } from '../src/base/seeded-random.ts';
 import { killToReplyMs } from '../src/demo/demo-report.ts';
 import { eventMs } from '../src/demo/demo-vm.ts';
 import { monotonicMs } from '../src/demo/monotonic-time.ts';
 import { RedisLoad } from '../src/demo/redis-load.ts';
-import { seededRandom } from '../src/demo/seeded-random.ts';
 import type { Benchmark, BenchRun } from './harness.ts';
 import { demoGuest, RedisVm } from './redis-vm.ts';
 

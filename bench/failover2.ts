@@ -1,7 +1,7 @@
+import { seededRandom } from '../src/base/seeded-random.ts';
 import { killToReplyMs } from '../src/demo/demo-report.ts';
 import { eventMs } from '../src/demo/demo-vm.ts';
 import { monotonicMs } from '../src/demo/monotonic-time.ts';
-import { seededRandom } from '../src/demo/seeded-random.ts';
 import type { HostName, TwoHosts } from '../test/kit/two-hosts.ts';
 import type { Benchmark, BenchRun } from './harness.ts';
 import { otherHost, startTwoHosts } from './two-host-vms.ts';

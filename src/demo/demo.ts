@@ -1,6 +1,7 @@
 import { randomBytes } from 'node:crypto';
 import { type DemoGuest, ensureDemoGuest } from '../../guest/build.ts';
 import type { Clock } from '../base/clock.ts';
+import { seededRandom } from '../base/seeded-random.ts';
 import { runRoot } from '../control/run-paths.ts';
 import type { VmStatus } from '../control/vm-status.ts';
 import { orAborted } from './abortable-wait.ts';
@@ -9,7 +10,6 @@ import { type DemoReport, demoReport, type Failover, killToReplyMs } from './dem
 import { DemoVm, eventMs } from './demo-vm.ts';
 import type { RequestTiming } from './load-generator.ts';
 import { RedisLoad } from './redis-load.ts';
-import { seededRandom } from './seeded-random.ts';
 
 const ROUND_TRIPS = 150;
 const WARM_UP_ROUND_TRIPS = 25;

@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { seededRandom } from '../../src/demo/seeded-random.ts';
+import { seededRandom } from '../../src/base/seeded-random.ts';
 import { FAULTS, planRounds } from './two-host-faults.ts';
 
 const ROUNDS = 300;

@@ -1,8 +1,8 @@
 import { readFileSync } from 'node:fs';
 import { afterEach, describe, expect, it } from 'vitest';
 import { systemClock as clock } from '../../src/base/clock.ts';
+import { seededRandom } from '../../src/base/seeded-random.ts';
 import { endProcess } from '../../src/control/process-identity.ts';
-import { seededRandom } from '../../src/demo/seeded-random.ts';
 import { HostDaemon } from '../kit/host-daemon.ts';
 import { KeptVm } from '../kit/kept-vm.ts';
 import { DoubleWatch } from '../kit/running-qemus.ts';

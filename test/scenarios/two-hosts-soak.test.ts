@@ -1,8 +1,8 @@
 import { openSync, readSync, writeSync } from 'node:fs';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { systemClock as clock } from '../../src/base/clock.ts';
+import { seededRandom } from '../../src/base/seeded-random.ts';
 import { PAGE_BYTES } from '../../src/base/units.ts';
-import { seededRandom } from '../../src/demo/seeded-random.ts';
 import { comparablePlant, compareMemory } from '../kit/memory-comparison.ts';
 import { soakSetting } from '../kit/soak.ts';
 import { describeRound, planRounds, type Roles, strike } from '../kit/two-host-faults.ts';
