@@ -1,3 +1,5 @@
+import { PeakForecaster } from '../src/forecast/peak-forecaster.ts';
+
 /** Ways to say, from the past alone, how much a VM gets for its next hour. */
 export interface AllocationRule {
   readonly name: string;
@@ -14,9 +16,14 @@ export interface RuleInput {
 
 const HOUR_MS = 3_600_000;
 const DAYS = 7;
+/** When a trace begins matters to nobody here but for the length of a day. */
+const MONDAY_MS = Date.UTC(2018, 0, 1);
 
 /** The highest of `values[from]` … `values[to - 1]`; zero where all are missing. */
-export function highest(values: Float64Array, { from, to }: { readonly from: number; readonly to: number }): number {
+export function highest(
+  values: Float64Array,
+  { from, to }: { readonly from: number; readonly to: number },
+): number {
   let most = 0;
   for (let at = Math.max(0, from); at < Math.min(values.length, to); at += 1) {
     const value = values[at] ?? 0;
@@ -78,8 +85,29 @@ export function decayingHistogram({ values, stepMs }: RuleInput): AllocationRule
       const wanted = 0.9 * weights.reduce((sum, each) => sum + each, 0);
       let sum = 0;
       let bucket = 0;
-      while (bucket < weights.length - 1 && sum + (weights[bucket] ?? 0) < wanted) sum += weights[bucket++] ?? 0;
+      while (bucket < weights.length - 1 && sum + (weights[bucket] ?? 0) < wanted)
+        sum += weights[bucket++] ?? 0;
       return first * growth ** bucket * 1.15;
+    },
+  };
+}
+
+/** Which quantile of the peak is asked for; the margin on top of it is what the benchmark sweeps. */
+const PEAK_LEVEL = 0.95;
+
+/** Ours: a forecast of the peak within the next hour. */
+export function forecastPeak({ values, stepMs }: RuleInput): AllocationRule {
+  const forecaster = new PeakForecaster({ stepMs, horizonMs: HOUR_MS });
+  const column = forecaster.levels.indexOf(PEAK_LEVEL);
+  let seen = 0;
+  return {
+    name: 'forecast',
+    meaning: `quantile ${PEAK_LEVEL} of the highest value within the next hour`,
+    decide: (origin) => {
+      for (; seen < origin; seen += 1)
+        forecaster.update(values[seen] ?? Number.NaN, MONDAY_MS + seen * stepMs);
+      const peak = forecaster.predict()[column] ?? 0;
+      return Number.isFinite(peak) ? peak : 0;
     },
   };
 }

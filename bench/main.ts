@@ -19,6 +19,7 @@ import { type Benchmark, BenchRun } from './harness.ts';
 import { machineFacts, versions } from './machine-facts.ts';
 import { nbd } from './nbd.ts';
 import { overhead } from './overhead.ts';
+import { policy } from './policy.ts';
 import { replication } from './replication.ts';
 import { reportMarkdown, reportText, targetText } from './report.ts';
 import { restore } from './restore.ts';
@@ -28,6 +29,7 @@ import { wire } from './wire.ts';
 const BENCHMARKS: readonly Benchmark[] = [
   ...[checkpoint, failover, overhead, api, adoption],
   ...[wire, restore, nbd, disk, warming, replication, failover2],
+  ...[policy],
 ];
 const KILLS_MAX = 1000;
 
@@ -41,8 +43,8 @@ Options:
   --markdown  print the section for docs/benchmarks.md
   --quick     less than 60 s; the figures mean the same and are less sure
   --kills N   how often failover kills the primary (default: 20, with --quick 5)
-  --traces D  for forecast, policy, anomaly: a folder of CSV files (.csv, .csv.gz) with a column "timestamp" or
-              "step" and one column per series
+  --traces D  for forecast, policy, anomaly: a folder of CSV files (.csv, .csv.gz), or one of them, with a column
+              "timestamp" or "step" and one column per series
   --step S    between two steps of traces without timestamps, in seconds (default: 300)
   -h, --help  show help
 
