@@ -7,11 +7,13 @@ import { text } from 'node:stream/consumers';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { type Clock, systemClock } from '../base/clock.ts';
 import { silentLogger } from '../base/logger.ts';
+import { SampleFeed, type SampleSubscription, type SubscribeOptions } from '../telemetry/sample-feed.ts';
 import { ControlClient } from './control-client.ts';
 import { ControlServer } from './control-server.ts';
 import type { FailoverReport } from './failover-report.ts';
 import type { ConsoleSession, ConsoleWatcher, KeeperControl, StopOrder } from './keeper-control.ts';
 import { KeeperError } from './keeper-error.ts';
+import type { TelemetryStatus } from './telemetry-status.ts';
 import type { VmEvent } from './vm-event.ts';
 import type { VmMetrics } from './vm-metrics.ts';
 import type { VmStatus } from './vm-status.ts';
@@ -74,6 +76,25 @@ class ScriptedKeeper implements KeeperControl {
   }
   get listeners(): number {
     return this.#listeners.size;
+  }
+  readonly feed = new SampleFeed();
+  intervalMs = 1000;
+  telemetered: unknown;
+  async telemetry({
+    intervalMs = this.intervalMs,
+  }: {
+    intervalMs?: number | undefined;
+  }): Promise<TelemetryStatus> {
+    this.intervalMs = intervalMs;
+    return (this.telemetered ?? {
+      intervalMs,
+      failing: ['disks'],
+      last: null,
+      profile: null,
+    }) as TelemetryStatus;
+  }
+  samples(options: SubscribeOptions): SampleSubscription {
+    return this.feed.subscribe(options);
   }
   async place({ host }: { host: string | null }): Promise<void> {
     this.traces.push(`place ${host}`);
