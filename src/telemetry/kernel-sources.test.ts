@@ -200,8 +200,8 @@ describe('a source that follows the QEMU that acts', () => {
         };
       },
     });
-    source.read();
-    source.read();
+    expect(source.read()).toMatchObject({ of: 'one' });
+    expect(source.read()).toMatchObject({ of: 'one' });
     target = 'two';
     expect(source.read()).toMatchObject({ of: 'two' });
     target = undefined;
