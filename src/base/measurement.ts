@@ -32,6 +32,11 @@ export class Measurement {
     return this.#window.count;
   }
 
+  /** Of all samples since the start. */
+  get sum(): number {
+    return this.#window.sum;
+  }
+
   add(sample: number): void {
     this.#window.add(sample);
     let bucket = 0;

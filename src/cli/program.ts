@@ -17,6 +17,7 @@ import { addInstallation } from './installation-definition.ts';
 import { Output } from './output.ts';
 import { addSite } from './site-definition.ts';
 import { addSnapshot } from './snapshot-definition.ts';
+import { addTelemetry } from './telemetry-definition.ts';
 
 /** Runs the command line `args` and returns the exit code. Never throws. */
 export async function main(args: readonly string[]): Promise<number> {
@@ -56,6 +57,7 @@ export function buildProgram(out: Output, finish: (exitCode: number) => void): C
   });
   addRun(program, out, finish);
   addQueries(program, out, finish);
+  addTelemetry(program, out, finish);
   addActions(program, out, finish);
   addDemo(program, out, finish);
   addDeclared(program, out, finish);

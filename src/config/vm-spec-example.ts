@@ -62,6 +62,8 @@ snapshots:                     # taken by themselves, beside what \`understudy s
   onShutdown: true             # default false: also before the VM is asked to power off
   # directory: /srv/snapshots  # default: where \`understudy snapshot\` looks; else give it --store
   # keyFile: snap.key          # encrypts them
+telemetry:
+  interval: 1s                 # how often the VM is measured, 100ms to 60s; \`understudy telemetry\` changes it while it runs
 termination: remove            # what becomes of its state when it is stopped: remove | suspend | snapshot
 shutdownTimeoutMs: 10000       # a guest that was asked to power off is ended after so long, 0 to 100000
 `;

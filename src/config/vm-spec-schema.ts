@@ -3,6 +3,7 @@ import { z } from 'zod';
 import { GIB, MIB, parseBytes, TIB } from '../base/units.ts';
 import { hostName } from './site-config.ts';
 import { snapshotsSchema } from './snapshots-schema.ts';
+import { telemetrySchema } from './telemetry-schema.ts';
 
 const MEMORY_BYTES_MIN = 32 * MIB;
 const MEMORY_BYTES_MAX = 1024 * GIB;
@@ -252,8 +253,9 @@ export const vmSpecSchema = z
     qemu: qemu.prefault({}),
     shadow: shadowSchema.prefault({}),
     clock: clockSchema.prefault({}),
-    /** No default, for the same reason. */
+    /** No defaults, for the same reason. */
     snapshots: snapshotsSchema.optional(),
+    telemetry: telemetrySchema.optional(),
     termination: z.enum(['remove', 'suspend', 'snapshot']).default('remove'),
     shutdownTimeoutMs: z.int().min(0).max(100_000).default(10_000),
   })

@@ -106,6 +106,31 @@ describe('a specification that is right', () => {
   });
 });
 
+describe('how a VM is measured', () => {
+  test.each([
+    ['interval: 1s', 1000],
+    ['interval: 100ms', 100],
+    ['interval: 60s', 60_000],
+    ['interval: 1m', 60_000],
+    ['{}', 1000],
+  ])('may be %s', (text, intervalMs) => {
+    const telemetry = text === '{}' ? '{}' : `{${text}}`;
+    expect(parse(`${SMALL}telemetry: ${telemetry}\n`).telemetry).toEqual({ intervalMs });
+  });
+
+  test.each([
+    ['{interval: 99ms}', 'telemetry.interval: expected 100ms to 60s'],
+    ['{interval: 61s}', 'telemetry.interval: expected 100ms to 60s'],
+    ['{interval: 1}', 'telemetry.interval: expected string, not 1'],
+    ['{interval: fast}', 'telemetry.interval: "fast" is no time such as 1s or 250ms'],
+    ['{interval: -1s}', 'telemetry.interval: "-1s" is no time such as 1s or 250ms'],
+    ['{intervall: 1s}', 'telemetry.intervall: unknown'],
+    ['7', 'telemetry: expected'],
+  ])('cannot be %s', (telemetry, problem) => {
+    expect(problems(`${SMALL}telemetry: ${telemetry}\n`)[0]).toContain(problem);
+  });
+});
+
 describe('a specification that is wrong', () => {
   test('names the field and the line', () => {
     expect(problems(`${SMALL}nics:\n  - uplink:\n      kind: vlan\n`)).toEqual([

@@ -4,6 +4,7 @@ import type { Duplex } from 'node:stream';
 import type { Clock } from '../base/clock.ts';
 import type { Trace } from '../base/trace.ts';
 import { errnoNameOf } from '../linux/linux-error.ts';
+import type { FedSample } from '../telemetry/sample-feed.ts';
 import {
   ANSWER_BYTES_MAX,
   type Answer,
@@ -18,6 +19,7 @@ import type { FailoverReport } from './failover-report.ts';
 import type { StopOrder } from './keeper-control.ts';
 import { KeeperError, type KeeperErrorCode } from './keeper-error.ts';
 import { type SnapshotOrder, type SnapshotReport, snapshotReportSchema } from './snapshot-report.ts';
+import { type TelemetryStatus, telemetryStatusSchema } from './telemetry-status.ts';
 import type { VmEvent } from './vm-event.ts';
 import { type VmMetrics, vmMetricsSchema } from './vm-metrics.ts';
 import type { VmStatus } from './vm-status.ts';
@@ -135,6 +137,25 @@ export class ControlClient implements Disposable {
     }
   }
 
+  /** The last sample and what came before it; with `intervalMs` samples are taken that often from now on. */
+  async telemetry(params: { readonly intervalMs?: number | undefined } = {}): Promise<TelemetryStatus> {
+    const answer = telemetryStatusSchema.safeParse(
+      await this.#ask({ method: 'telemetry', params }, STATUS_DEADLINE_MS),
+    );
+    if (!answer.success) throw noAnswer(this.#options.vm);
+    return answer.data;
+  }
+
+  /** Samples from now on, until the VM ends. */
+  async *samples(): AsyncGenerator<FedSample, void> {
+    const id = this.#send({ method: 'samples' });
+    for (;;) {
+      const answer = await this.#answer(id, undefined);
+      if (!('sample' in answer)) return;
+      yield { sample: answer.sample, lost: answer.lost };
+    }
+  }
+
   /** Joins the serial console. The connection is the caller's from here on: raw bytes both ways. */
   async console(): Promise<Duplex> {
     await this.#ask({ method: 'console' }, STATUS_DEADLINE_MS);
@@ -150,7 +171,7 @@ export class ControlClient implements Disposable {
 
   async #ask(question: Question, deadlineMs: number): Promise<unknown> {
     const answer = await this.#answer(this.#send(question), deadlineMs);
-    if ('event' in answer) throw noAnswer(this.#options.vm);
+    if (!('ok' in answer)) throw noAnswer(this.#options.vm);
     return answer.result;
   }
 

@@ -25,6 +25,9 @@ const STALL_MAX_MS = 10_000;
 /** Console output that waits for a slow reader; beyond it the reader is dropped, the guest never waits. */
 const UNREAD_BYTES_MAX = MIB;
 
+/** Of a client that subscribes to samples, beside what its socket holds. */
+const SAMPLES_WAITING_MAX = 64;
+
 export interface ControlOptions {
   readonly control: KeeperControl;
   readonly clock: Clock;
@@ -140,6 +143,13 @@ export class ControlConnection {
       case 'events':
         await this.#stream(request);
         return null;
+      case 'telemetry':
+        if (request.params.intervalMs !== undefined)
+          log.info('another interval is asked for', request.params);
+        return await control.telemetry(request.params);
+      case 'samples':
+        await this.#streamSamples(request.id);
+        return null;
     }
   }
 
@@ -201,6 +211,29 @@ export class ControlConnection {
       resolve();
     };
     pump();
+    return promise;
+  }
+
+  /** A client that takes them too slowly loses the oldest, and is told how many. */
+  #streamSamples(id: number): Promise<void> {
+    const socket = this.#socket;
+    const { promise, resolve } = Promise.withResolvers<void>();
+    const pump = () => {
+      while (!socket.writableNeedDrain) {
+        const fed = samples.take();
+        if (fed === undefined) return;
+        this.#send({ id, sample: { ...fed.sample, values: { ...fed.sample.values } }, lost: fed.lost });
+      }
+    };
+    const samples = this.#options.control.samples({ samplesMax: SAMPLES_WAITING_MAX, onSample: pump });
+    socket.on('drain', pump);
+    this.#endStream = () => {
+      this.#endStream = () => {};
+      samples[Symbol.dispose]();
+      socket.off('drain', pump);
+      resolve();
+    };
+    if (this.#finishing) this.#endStream();
     return promise;
   }
 

@@ -1,6 +1,8 @@
 import { z } from 'zod';
 import { isTrace } from '../base/trace.ts';
 import { KIB, MIB } from '../base/units.ts';
+import { TELEMETRY_INTERVAL_MS_MAX, TELEMETRY_INTERVAL_MS_MIN } from '../config/telemetry-schema.ts';
+import { sampleSchema } from './telemetry-status.ts';
 
 /**
  * What is spoken on a keeper's control socket: JSON, one message a line, one request at a time.
@@ -9,8 +11,10 @@ import { KIB, MIB } from '../base/units.ts';
  *   ← {"id": 1, "ok": true, "result": {…}}                 or {"id": 1, "ok": false, "error": {"code", …}}
  *   → {"id": 2, "method": "events", "params": {"since": 0, "follow": true}}
  *   ← {"id": 2, "event": {…}} …                            the answer follows the last event
- *   → {"id": 3, "method": "console"}
- *   ← {"id": 3, "ok": true, "result": null}                from here on raw bytes both ways
+ *   → {"id": 3, "method": "samples"}
+ *   ← {"id": 3, "sample": {…}, "lost": 0} …           until the VM ends; `lost`: so many before it were not taken in time
+ *   → {"id": 4, "method": "console"}
+ *   ← {"id": 4, "ok": true, "result": null}                from here on raw bytes both ways
  *
  * `promote` and `stop` may carry a `trace`, the id of the request that they are part of: logs, events and QMP commands
  * that follow from them carry it too.
@@ -65,6 +69,15 @@ export const requestSchema = z.discriminatedUnion('method', [
       termination: z.enum(['remove', 'suspend', 'snapshot']).optional(),
     }),
   }),
+  z.strictObject({
+    id,
+    method: z.literal('telemetry'),
+    params: z.strictObject({
+      /** Samples are taken that often from now on. */
+      intervalMs: z.number().min(TELEMETRY_INTERVAL_MS_MIN).max(TELEMETRY_INTERVAL_MS_MAX).optional(),
+    }),
+  }),
+  z.strictObject({ id, method: z.literal('samples') }),
   z.strictObject({ id, method: z.literal('console') }),
 ]);
 
@@ -89,6 +102,7 @@ export const answerSchema = z.union([
       facts: z.record(z.string(), z.unknown()),
     }),
   }),
+  z.object({ id, sample: sampleSchema, lost: z.int().nonnegative() }),
 ]);
 
 export type Answer = z.output<typeof answerSchema>;

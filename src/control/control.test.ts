@@ -7,11 +7,13 @@ import { text } from 'node:stream/consumers';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { type Clock, systemClock } from '../base/clock.ts';
 import { silentLogger } from '../base/logger.ts';
+import { SampleFeed, type SampleSubscription, type SubscribeOptions } from '../telemetry/sample-feed.ts';
 import { ControlClient } from './control-client.ts';
 import { ControlServer } from './control-server.ts';
 import type { FailoverReport } from './failover-report.ts';
 import type { ConsoleSession, ConsoleWatcher, KeeperControl, StopOrder } from './keeper-control.ts';
 import { KeeperError } from './keeper-error.ts';
+import type { TelemetryStatus } from './telemetry-status.ts';
 import type { VmEvent } from './vm-event.ts';
 import type { VmMetrics } from './vm-metrics.ts';
 import type { VmStatus } from './vm-status.ts';
@@ -75,6 +77,25 @@ class ScriptedKeeper implements KeeperControl {
   get listeners(): number {
     return this.#listeners.size;
   }
+  readonly feed = new SampleFeed();
+  intervalMs = 1000;
+  telemetered: unknown;
+  async telemetry({
+    intervalMs = this.intervalMs,
+  }: {
+    intervalMs?: number | undefined;
+  }): Promise<TelemetryStatus> {
+    this.intervalMs = intervalMs;
+    return (this.telemetered ?? {
+      intervalMs,
+      failing: ['disks'],
+      last: null,
+      profile: null,
+    }) as TelemetryStatus;
+  }
+  samples(options: SubscribeOptions): SampleSubscription {
+    return this.feed.subscribe(options);
+  }
   async place({ host }: { host: string | null }): Promise<void> {
     this.traces.push(`place ${host}`);
   }
@@ -128,6 +149,17 @@ afterEach(async () => {
 
 const connect = () => ControlClient.connect(path, { vm: 'a', clock: systemClock });
 const publish = (kind: string) => keeper.publish(kind);
+
+const sample = (wallMs: number) => ({
+  ...{
+    vm: 'a',
+    instanceId: 'one',
+    wallMs,
+    monotonicMs: 7,
+    intervalMs: 1000,
+    values: { 'cpu.usedCores': 0.5 },
+  },
+});
 
 /** All that a raw client is answered until the server closes. */
 async function answersTo(bytes: string | Uint8Array): Promise<unknown[]> {
@@ -251,6 +283,69 @@ describe('the control socket', () => {
       await new Promise(setImmediate);
     }
     expect(last).toBe(4096);
+  });
+
+  it('tells how a VM is measured, changes how often, and an answer of another form counts as none', async () => {
+    using client = await connect();
+    const status = { intervalMs: 1000, failing: ['disks'], last: null, profile: null };
+    expect(await client.telemetry()).toEqual(status);
+    expect(await client.telemetry({ intervalMs: 250 })).toEqual({ ...status, intervalMs: 250 });
+    expect(await client.telemetry()).toMatchObject({ intervalMs: 250 });
+    for (const answer of [
+      [],
+      { ...status, intervalMs: '1' },
+      { ...status, last: { ...sample(1), values: { a: null } } },
+    ]) {
+      keeper.telemetered = answer;
+      await expect(client.telemetry()).rejects.toMatchObject({ code: 'KEEPER_NO_ANSWER' });
+    }
+  });
+
+  it.each([99, 60_001, '1s', null, -1, Number.NaN])('takes no interval such as %j', async (intervalMs) => {
+    const request = JSON.stringify({ id: 1, method: 'telemetry', params: { intervalMs } });
+    expect(await answersTo(`${request}\n`)).toMatchObject([{ error: { code: 'KEEPER_REQUEST_INVALID' } }]);
+    expect(keeper.intervalMs).toBe(1000);
+  });
+
+  it('pushes samples until the keeper ends', async () => {
+    using client = await connect();
+    const samples = client.samples();
+    const first = samples.next();
+    await expect.poll(() => keeper.feed.subscribers).toBe(1);
+    keeper.feed.publish(sample(1));
+    keeper.feed.publish(sample(2));
+    expect((await first).value).toEqual({ sample: sample(1), lost: 0 });
+    expect((await samples.next()).value).toEqual({ sample: sample(2), lost: 0 });
+    await server[Symbol.asyncDispose]();
+    expect((await samples.next()).done).toBe(true);
+    expect(keeper.feed.subscribers).toBe(0);
+  });
+
+  it('lets a slow reader of samples lose the oldest and tells it how many, and forgets one that went away', async () => {
+    const socket = createConnection(path);
+    socket.write('{"id":1,"method":"samples"}\n');
+    await expect.poll(() => keeper.feed.subscribers).toBe(1);
+    const many = 20_000;
+    for (let wallMs = 1; wallMs <= many; wallMs += 1) keeper.feed.publish(sample(wallMs));
+    let told = '';
+    let seen = 0;
+    let lost = 0;
+    for await (const chunk of socket) {
+      told += chunk;
+      const lines = told.split('\n');
+      told = lines.pop() ?? '';
+      for (const line of lines) {
+        const answer = JSON.parse(line);
+        seen += 1;
+        lost += answer.lost;
+        if (answer.sample.wallMs === many) socket.destroy();
+        else expect(answer.sample.wallMs).toBe(seen + lost);
+      }
+      if (socket.destroyed) break;
+    }
+    expect(lost).toBeGreaterThan(0);
+    expect(seen + lost).toBe(many);
+    await expect.poll(() => keeper.feed.subscribers).toBe(0);
   });
 
   it('forgets a follower that went away', async () => {

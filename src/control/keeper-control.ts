@@ -2,12 +2,13 @@ import type { Trace } from '../base/trace.ts';
 import type { Termination } from '../config/vm-spec-schema.ts';
 import type { FailoverReport } from './failover-report.ts';
 import type { SnapshotOrder, SnapshotReport } from './snapshot-report.ts';
+import type { TelemetryControl } from './telemetry-status.ts';
 import type { VmEvent } from './vm-event.ts';
 import type { VmMetrics } from './vm-metrics.ts';
 import type { VmStatus } from './vm-status.ts';
 
 /** What a keeper can be asked to do, as the control socket offers it. */
-export interface KeeperControl {
+export interface KeeperControl extends TelemetryControl {
   status(): VmStatus;
   metrics(): VmMetrics;
   /** Events after number `seq`. */

@@ -1,5 +1,6 @@
 import type { SampleSummary } from '../base/sample-window.ts';
 import type { Phase, StopReason } from '../shadow/protection.ts';
+import type { Sample } from '../telemetry/sample.ts';
 
 /** What `understudy status NAME` shows: one VM as its keeper sees it. Times in milliseconds, memory in bytes. */
 export interface VmStatus {
@@ -43,6 +44,13 @@ export interface VmStatus {
   readonly clock: GuestClockStatus;
   readonly disks: readonly DiskStatus[];
   readonly links: readonly LinkStatus[];
+  /** Left out on the host of a shadow, and by keepers of older releases. */
+  readonly telemetry?: {
+    readonly intervalMs: number;
+    /** Sources that say nothing. */
+    readonly failing: readonly string[];
+    readonly last: Sample | null;
+  };
   readonly promotions: number;
   readonly restarts: number;
   /** From the start of the promotion (the old primary is dead) until the VM runs again. */

@@ -1,5 +1,5 @@
 import type { ForecastMethod, ForecastModel, SeriesContext } from './forecast-model.ts';
-import { quantileOf } from './sorted-window.ts';
+import { quantileOf } from './rolling-order.ts';
 import { meanOf, nothingToSave, windowSteps } from './step-window.ts';
 
 export const HOUR_MS = 3_600_000;

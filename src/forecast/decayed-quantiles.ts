@@ -1,5 +1,5 @@
 import type { ForecastMethod, ForecastModel, SeriesContext } from './forecast-model.ts';
-import { lowerBound } from './sorted-window.ts';
+import { lowerBound } from './rolling-order.ts';
 import { nothingToSave, windowSteps } from './step-window.ts';
 import { repeatRow } from './window-quantiles.ts';
 

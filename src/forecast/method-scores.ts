@@ -16,28 +16,41 @@ export interface ScoreShape {
 export class MethodScores {
   readonly #shape: ScoreShape;
   /** By bucket, level, method. */
-  readonly #losses: Float64Array;
+  readonly #losses: Float32Array;
   /** By bucket: how many outcomes, faded as they are. */
-  readonly #outcomes: Float64Array;
+  readonly #outcomes: Float32Array;
   readonly #weights: Float64Array;
   readonly #isStale: Uint8Array;
 
   constructor(shape: ScoreShape) {
     this.#shape = shape;
     const cells = shape.buckets * shape.levels * shape.methods;
-    this.#losses = new Float64Array(cells);
+    this.#losses = new Float32Array(cells);
     this.#weights = new Float64Array(cells).fill(1);
-    this.#outcomes = new Float64Array(shape.buckets);
+    this.#outcomes = new Float32Array(shape.buckets);
     this.#isStale = new Uint8Array(shape.buckets);
   }
 
-  /** All that has to be kept, in this order. */
-  get state(): readonly Float64Array[] {
+  /** All that has to be kept, in this order; single precision, so that what is kept is what there is. */
+  get state(): readonly Float32Array[] {
     return [this.#losses, this.#outcomes];
   }
 
-  /** After `state` was written into. */
-  refresh(): void {
+  /** Takes what another one had as its state; `places` says where each method stood in that, -1 where it was not there. */
+  restore(
+    [losses, outcomes]: readonly Float32Array[],
+    { places, methodsBefore: before }: { readonly places: readonly number[]; readonly methodsBefore: number },
+  ): void {
+    if (losses === undefined || outcomes?.length !== this.#outcomes.length) return;
+    const rows = this.#shape.buckets * this.#shape.levels;
+    if (losses.length !== rows * before) return;
+    this.#outcomes.set(outcomes);
+    for (let row = 0; row < rows; row += 1) {
+      const known = losses.subarray(row * before, (row + 1) * before);
+      const mean = known.reduce((sum, loss) => sum + loss, 0) / Math.max(1, before);
+      for (const [index, from] of places.entries())
+        this.#losses[row * this.#shape.methods + index] = from < 0 ? mean : (known[from] ?? mean);
+    }
     this.#isStale.fill(1);
   }
 

@@ -10,11 +10,19 @@ export interface Probe {
   readonly firstPlace: number;
 }
 
+/** The probes that begin at one step, leads ascending. */
+export interface ProbeRound {
+  readonly probes: readonly Probe[];
+  readonly leads: readonly number[];
+}
+
 /** Forecasts that wait for what they are about: a fixed number of rows, each overwritten when its outcome is past. */
 export class PendingForecasts {
   readonly probes: readonly Probe[];
   readonly rowWidth: number;
   readonly rows: Float32Array;
+  /** By the count of steps modulo their number. */
+  readonly #rounds: readonly ProbeRound[];
   /** The count of steps at which the row was made; -1 where it holds nothing. */
   readonly #origins: Float64Array;
 
@@ -33,9 +41,18 @@ export class PendingForecasts {
         return probe;
       }),
     );
+    const cycle = buckets.reduce((all, { everySteps }) => commonMultiple(all, everySteps), 1);
+    this.#rounds = Array.from({ length: cycle }, (_, step) => {
+      const probes = this.probes.filter(({ everySteps }) => step % everySteps === 0);
+      return { probes, leads: probes.map(({ lead }) => lead) };
+    });
     this.rowWidth = rowWidth;
     this.rows = new Float32Array(places * rowWidth);
     this.#origins = new Float64Array(places).fill(-1);
+  }
+
+  roundAt(count: number): ProbeRound {
+    return this.#rounds[count % this.#rounds.length] ?? { probes: [], leads: [] };
   }
 
   /** Where the row of a probe made at `origin` begins. */
@@ -52,4 +69,10 @@ export class PendingForecasts {
     const place = firstPlace + (Math.floor(origin / everySteps) % places);
     return this.#origins[place] === origin ? place * this.rowWidth : -1;
   }
+}
+
+function commonMultiple(a: number, b: number): number {
+  let [greater, less] = [a, b];
+  while (less > 0) [greater, less] = [less, greater % less];
+  return (a / greater) * b;
 }

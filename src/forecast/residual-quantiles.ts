@@ -1,5 +1,5 @@
 import type { ForecastMethod, ForecastModel, SeriesContext } from './forecast-model.ts';
-import { quantileOf, SortedWindow } from './sorted-window.ts';
+import { quantileOf, RollingOrder } from './rolling-order.ts';
 import { meanOf, nothingToSave, windowSteps } from './step-window.ts';
 
 interface LastLevelOptions {
@@ -24,7 +24,7 @@ class LastLevel implements ForecastModel {
   readonly #series: SeriesContext;
   readonly #levelSteps: number;
   readonly #memorySteps: number;
-  readonly #errors: readonly SortedWindow[];
+  readonly #errors: readonly RollingOrder[];
   readonly save = nothingToSave;
 
   constructor(series: SeriesContext, { levelMs, memoryMs }: LastLevelOptions) {
@@ -35,7 +35,7 @@ class LastLevel implements ForecastModel {
       1,
       Math.min(windowSteps(series, memoryMs), series.history.capacity - 1 - longest),
     );
-    this.#errors = KNOTS.map(() => new SortedWindow(this.#memorySteps));
+    this.#errors = KNOTS.map(() => new RollingOrder(this.#memorySteps));
     for (const [index, knot] of KNOTS.entries())
       for (let ago = this.#memorySteps - 1; ago >= 0; ago -= 1)
         this.#errors[index]?.exchange(Number.NaN, this.#error(knot, ago));
@@ -99,7 +99,7 @@ class SeasonalNaive implements ForecastModel {
   readonly #series: SeriesContext;
   readonly #season: number;
   readonly #memorySteps: number;
-  readonly #errors: SortedWindow;
+  readonly #errors: RollingOrder;
   readonly save = nothingToSave;
 
   constructor(series: SeriesContext, { seasonMs, memoryMs }: SeasonalNaiveOptions) {
@@ -109,7 +109,7 @@ class SeasonalNaive implements ForecastModel {
       1,
       Math.min(windowSteps(series, memoryMs), series.history.capacity - 1 - this.#season),
     );
-    this.#errors = new SortedWindow(this.#memorySteps);
+    this.#errors = new RollingOrder(this.#memorySteps);
     for (let ago = this.#memorySteps - 1; ago >= 0; ago -= 1)
       this.#errors.exchange(Number.NaN, this.#error(ago));
   }

@@ -39,6 +39,15 @@ export class SeriesHistory {
     this.#lastStartMs = startMs;
   }
 
+  /** Puts back what another one held: `values` are its last ones, oldest first, of `count` in all. */
+  restore(values: ArrayLike<number>, { count, lastStartMs }: { count: number; lastStartMs: number }): void {
+    assert(this.#count === 0, 'a history is restored before it is given values');
+    assert(values.length <= count && values.length <= this.capacity, 'a history holds what is restored');
+    this.#count = count - values.length;
+    for (let index = 0; index < values.length; index += 1)
+      this.push(values[index] ?? Number.NaN, lastStartMs);
+  }
+
   /** The value of `stepsAgo` steps ago, 0 is the last one; NaN where it is missing or forgotten. */
   at(stepsAgo: number): number {
     if (stepsAgo < 0 || stepsAgo >= this.length) return Number.NaN;

@@ -1,8 +1,15 @@
+export interface WeightedValues {
+  readonly values: Float64Array;
+  readonly weights: Float64Array;
+  /** So many of both count. */
+  readonly size: number;
+}
+
 /**
  * The median of weighted values, each of which stands at the middle of its weight, on a straight line between the two that
  * lie around the half: it moves smoothly as weights do. Both arrays are sorted in place. NaN where nothing has a weight.
  */
-export function weightedMedian(values: Float64Array, weights: Float64Array, size: number): number {
+export function weightedMedian({ values, weights, size }: WeightedValues): number {
   let total = 0;
   for (let index = 0; index < size; index += 1) {
     const value = values[index] ?? 0;

@@ -1,5 +1,5 @@
 import type { ForecastMethod, ForecastModel, SeriesContext } from './forecast-model.ts';
-import { quantileOf, SortedWindow } from './sorted-window.ts';
+import { quantileOf, RollingOrder } from './rolling-order.ts';
 import { nothingToSave, windowSteps } from './step-window.ts';
 
 /** Says that the next values are spread as those of the last while: the same for each lead. */
@@ -15,13 +15,13 @@ export function windowQuantiles(name: string, windowMs: number): ForecastMethod 
 class WindowQuantiles implements ForecastModel {
   readonly #series: SeriesContext;
   readonly #steps: number;
-  readonly #window: SortedWindow;
+  readonly #window: RollingOrder;
   readonly save = nothingToSave;
 
   constructor(series: SeriesContext, steps: number) {
     this.#series = series;
     this.#steps = steps;
-    this.#window = new SortedWindow(steps);
+    this.#window = new RollingOrder(steps);
     for (let ago = Math.min(steps, series.history.length) - 1; ago >= 0; ago -= 1)
       this.#window.exchange(Number.NaN, series.history.at(ago));
   }

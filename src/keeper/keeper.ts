@@ -52,6 +52,7 @@ import { measureVm } from './vm-measures.ts';
 import { type OrderedVm, VmOrders } from './vm-orders.ts';
 import { recordVm } from './vm-record.ts';
 import { leaveToShadow, type TakenOverVm, takeOver } from './vm-takeover.ts';
+import { VmTelemetry } from './vm-telemetry.ts';
 
 const NO_LOSS = { atMs: 0, noticedAtMs: 0, disk: undefined };
 
@@ -84,6 +85,7 @@ export class Keeper implements KeeperControl {
   readonly #right: RightKeeping | undefined;
   readonly #ownSnapshots: OwnSnapshots;
   readonly #instances: InstanceSeries;
+  readonly #telemetry: VmTelemetry;
   #loss: Pick<ReturnType<TakenOverVm['loss']>, 'atMs' | 'noticedAtMs' | 'disk'> = NO_LOSS;
   /** Of this host: not all that was written is on it. */
   #failedDisk: FailedDisk | undefined;
@@ -114,6 +116,7 @@ export class Keeper implements KeeperControl {
     watchDisks({ ...this.#parts, right: options.remote?.right, noteFailed });
     this.#states = new StateKeeping(this.#parts);
     this.#orders = new VmOrders({ ...this.#parts, states: this.#states });
+    this.#telemetry = new VmTelemetry(this.#parts);
     this.#ownSnapshots = new OwnSnapshots({
       ...{ options, phase: () => this.#state.phase, snapshot: this.snapshot },
       publish: (kind, facts) => this.#publish(kind, facts),
@@ -180,6 +183,8 @@ export class Keeper implements KeeperControl {
   readonly unprotect = (): Promise<void> => this.#orders.unprotect();
   readonly testFailover = (): Promise<FailoverReport> => this.#orders.testFailover();
   readonly snapshot: KeeperControl['snapshot'] = (order) => this.#orders.snapshot(order);
+  readonly telemetry: KeeperControl['telemetry'] = (order) => this.#telemetry.telemetry(order);
+  readonly samples: KeeperControl['samples'] = (options) => this.#telemetry.samples(options);
   readonly stop = async (order: StopOrder): Promise<void> => {
     const { graceful, termination = this.#options.spec.termination } = order;
     if (graceful && termination === 'remove') await this.#ownSnapshots.beforeShutdown();
@@ -222,6 +227,7 @@ export class Keeper implements KeeperControl {
       takeovers: this.#takeovers,
       right: this.#options.remote?.right,
       snapshots: this.#ownSnapshots.measure(),
+      telemetry: this.#telemetry.status(),
     };
   }
 
@@ -283,6 +289,7 @@ export class Keeper implements KeeperControl {
 
   #noteStarted(): void {
     if (!this.#options.unsafe?.leaveClock) this.#guestClock.start();
+    this.#telemetry.start();
     this.#dispatch({ kind: 'started' });
   }
 
@@ -451,6 +458,7 @@ export class Keeper implements KeeperControl {
   async #dispose(): Promise<void> {
     this.#watch?.[Symbol.dispose]();
     this.#guestClock.stop();
+    this.#telemetry[Symbol.dispose]();
     const ownSnapshots = this.#ownSnapshots[Symbol.asyncDispose]();
     const primary = this.#primary;
     this.#primary = undefined;

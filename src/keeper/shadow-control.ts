@@ -82,6 +82,14 @@ export class ShadowControl implements KeeperControl {
     return () => {};
   }
 
+  telemetry(): Promise<never> {
+    return this.#refuse();
+  }
+
+  samples(): never {
+    throw this.#refusal();
+  }
+
   promote(): Promise<void> {
     return this.#refuse();
   }
@@ -153,13 +161,15 @@ export class ShadowControl implements KeeperControl {
   }
 
   #refuse(): Promise<never> {
+    return Promise.reject(this.#refusal());
+  }
+
+  #refusal(): KeeperError {
     const { spec, peer } = this.#options;
     const message = `${spec.name} acts on ${peer}, and this host keeps its shadow`;
-    return Promise.reject(
-      new KeeperError('KEEPER_IS_SHADOW', message, {
-        hint: `Give the command on ${peer}.`,
-        facts: { vm: spec.name, host: peer },
-      }),
-    );
+    return new KeeperError('KEEPER_IS_SHADOW', message, {
+      hint: `Give the command on ${peer}.`,
+      facts: { vm: spec.name, host: peer },
+    });
   }
 }

@@ -42,6 +42,8 @@ export interface KnownVm {
   /** Undefined for a VM of one host. */
   readonly right?: ActingRight | undefined;
   readonly remote?: Pick<RemoteSite, 'places'> | undefined;
+  /** Undefined where it acts on another host. */
+  readonly telemetry?: VmStatus['telemetry'];
   /** Of those that it takes by itself. */
   readonly snapshots?: VmMetrics['snapshots'];
   /** Ways to another host; by default those of the shadow. */
@@ -80,6 +82,7 @@ export function describeVm(vm: KnownVm): VmStatus {
     clock: vm.guestClock,
     disks: disksOf(spec).map((disk) => describeDisk(disk, vm.disks)),
     links: vm.links.map((link) => ({ name: link.name, ...link.stats() })),
+    ...(vm.telemetry !== undefined && { telemetry: vm.telemetry }),
     promotions: state.promotions,
     restarts: state.restarts,
     promoteMs: vm.takeovers.promoteMs.summary(),

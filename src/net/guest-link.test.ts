@@ -136,6 +136,26 @@ describe('output', () => {
     expect(left).toEqual(['a', 'b']);
   });
 
+  test('counts as sent when it leaves, and input as received when it arrives, over all QEMUs', async () => {
+    const { link, peer, client } = await protectedLink();
+    peer.sendFrames('abc', 'de');
+    link.drainOutput();
+    client.write(bytes('1234'));
+    expect(link.traffic).toEqual({ sentItems: 0, sentBytes: 0, receivedItems: 1, receivedBytes: 4 });
+    link.seal(FIRST);
+    link.commit(FIRST);
+    const before = { sentItems: 2, sentBytes: 5, receivedItems: 1, receivedBytes: 4 };
+    expect(link.traffic).toEqual(before);
+    peer.sendFrames('never happened');
+    link.drainOutput();
+    link.detach();
+    link.pauseInput();
+    link.rollBack(FIRST, []);
+    link.attach((await portWithPeer('shadow')).port);
+    link.resumeInput();
+    expect(link.traffic).toEqual(before);
+  });
+
   test('that QEMU wrote before it stopped is all taken in by a drain, also with reading paused', async () => {
     const { link, peer } = await protectedLink({ limits: { heldBytes: 1000 } });
     const frames = Array.from({ length: 100 }, (_, index) => `${index}`.padEnd(1000));

@@ -42,6 +42,16 @@ export interface UnsafeLink {
   readonly forgetInputAtCut?: boolean;
 }
 
+/** Since the link exists; what is repeated after a takeover counts again. */
+export interface LinkTraffic {
+  /** From the guest, as it left. */
+  readonly sentItems: number;
+  readonly sentBytes: number;
+  /** To the guest, as it arrived. */
+  readonly receivedItems: number;
+  readonly receivedBytes: number;
+}
+
 export interface GuestLinkStats {
   /** Output that waits for commits. */
   readonly heldItems: number;
@@ -80,6 +90,8 @@ export class GuestLink implements EpochParticipant, Disposable {
   #port: QemuPort | undefined;
   #inputPaused = false;
   #heldTooMuch = false;
+  #receivedItems = 0;
+  #receivedBytes = 0;
   #onNextRelease: (() => void) | undefined;
   #cancelSample: (() => void) | undefined;
   #sampleDelayMs = SAMPLE_DELAY_MIN_MS;
@@ -232,6 +244,12 @@ export class GuestLink implements EpochParticipant, Disposable {
     return this.#log.hasQueued || this.#log.hasUnread;
   }
 
+  get traffic(): LinkTraffic {
+    const { items: sentItems, bytes: sentBytes } = this.#gate.released;
+    const [receivedItems, receivedBytes] = [this.#receivedItems, this.#receivedBytes];
+    return { sentItems, sentBytes, receivedItems, receivedBytes };
+  }
+
   stats(): GuestLinkStats {
     const { refusedItems } = this.#options.farEnd.stats();
     return { ...this.#gate.stats(), ...this.#log.stats(), refusedItems };
@@ -251,6 +269,8 @@ export class GuestLink implements EpochParticipant, Disposable {
 
   #takeInput(item: Uint8Array): void {
     const { inputChunkBytes } = this.#options.framing;
+    this.#receivedItems += 1;
+    this.#receivedBytes += item.length;
     for (let at = 0; at < item.length; ) {
       const end = inputChunkBytes === undefined ? item.length : Math.min(item.length, at + inputChunkBytes);
       this.#log.append(item.subarray(at, end));

@@ -46,6 +46,7 @@ export class OutputGate implements EpochParticipant {
   #released: EpochId = NO_EPOCH;
   #heldItems = 0;
   #releasedItems = 0;
+  #releasedBytes = 0;
   #droppedItems = 0;
 
   constructor(options: OutputGateOptions) {
@@ -144,6 +145,11 @@ export class OutputGate implements EpochParticipant {
     this.rollBack(this.#released, []);
   }
 
+  /** What has left since the gate exists. */
+  get released(): { readonly items: number; readonly bytes: number } {
+    return { items: this.#releasedItems, bytes: this.#releasedBytes };
+  }
+
   get isHolding(): boolean {
     return this.#holding;
   }
@@ -211,6 +217,7 @@ export class OutputGate implements EpochParticipant {
 
   #release(item: Uint8Array): void {
     this.#releasedItems += 1;
+    this.#releasedBytes += item.length;
     this.#options.release(item);
   }
 

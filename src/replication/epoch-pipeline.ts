@@ -138,6 +138,11 @@ export class EpochPipeline {
     return this.#state.open;
   }
 
+  /** Undefined, or resolves when the VM runs again, if it is being cut into: who can wait had better not disturb it. */
+  get cutting(): Promise<void> | undefined {
+    return this.#cutting;
+  }
+
   /** Share of time paused since this pipeline started. */
   get pauseShare(): number {
     const elapsedMs = this.#nowMs() - this.#startedMs;
@@ -239,8 +244,10 @@ export class EpochPipeline {
     // QEMU takes its time to continue. The epoch is completed meanwhile, so that what it holds leaves sooner.
     const resumed = this.#resume(startMs, stopMs);
     if (this.#finish(slot, epoch, staging)) this.#acknowledgeInOrder(slot, epoch, startMs);
-    this.#lastDirtyPages = countPages(mergeRuns(staging.runs));
+    const written = mergeRuns(staging.runs);
+    this.#lastDirtyPages = countPages(written);
     this.#options.stats.dirtyPages.add(this.#lastDirtyPages);
+    this.#options.stats.onWritten?.(written);
     await resumed;
   }
 

@@ -1,4 +1,5 @@
 import { Measurement } from '../base/measurement.ts';
+import type { PageRun } from '../memory/page-runs.ts';
 
 const SAMPLES = 8192;
 /** Milliseconds. Finest where a pause should lie; the last ones tell a bad moment from a broken machine. */
@@ -14,4 +15,6 @@ export class EpochStats {
   /** From the same moment until what the epoch held has left. */
   readonly commitMs = new Measurement({ samples: SAMPLES, bounds: COMMIT_BOUNDS_MS });
   readonly dirtyPages = new Measurement({ samples: SAMPLES, bounds: DIRTY_BOUNDS_PAGES });
+  /** Told which pages an epoch took; undefined: nobody wants to know. */
+  onWritten: ((runs: readonly PageRun[]) => void) | undefined;
 }

@@ -42,9 +42,25 @@ export const METRICS = {
   'epoch.perSecond': { meaning: 'epochs committed' },
   'epoch.pausedShare': { meaning: 'share of time in which the VM stood still for its epochs' },
   'epoch.dirtyBytesPerSecond': { meaning: 'guest memory taken into epochs' },
+  'telemetry.sampleMicroseconds': { meaning: 'what taking this sample cost the keeper, of its one thread' },
 } as const satisfies Readonly<Record<string, MetricInfo>>;
 
 export type Metric = keyof typeof METRICS;
 
 /** A metric of one VM as samples and series name it: with its disk or network card in it where it is one of many. */
 export type MetricName = string;
+
+/** `disk.readOpsPerSecond` of `root` is `disk.root.readOpsPerSecond`. */
+export function metricOf(metric: Metric, part: string): MetricName {
+  const [group, ...rest] = metric.split('.');
+  return [group, part, ...rest].join('.');
+}
+
+/** What is known of a metric by its name, with or without a disk or network card in it. */
+export function metricInfo(name: MetricName): MetricInfo | undefined {
+  const known: Readonly<Record<string, MetricInfo>> = METRICS;
+  if (Object.hasOwn(known, name)) return known[name]?.per === undefined ? known[name] : undefined;
+  const [group, , ...rest] = name.split('.');
+  const whole = [group, ...rest].join('.');
+  return Object.hasOwn(known, whole) && known[whole]?.per !== undefined ? known[whole] : undefined;
+}

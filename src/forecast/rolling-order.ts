@@ -2,7 +2,7 @@
  * The last values of a series in ascending order, kept so by moving what lies between the value that leaves and the one
  * that comes. Single precision, as all that a series remembers: half of the memory, and exactly what a saved history says.
  */
-export class SortedWindow {
+export class RollingOrder {
   readonly values: Float32Array;
   #size = 0;
 

@@ -1,0 +1,49 @@
+import { z } from 'zod';
+import type { SampleSubscription, SubscribeOptions } from '../telemetry/sample-feed.ts';
+
+const amount = z.number().nonnegative();
+
+export const sampleSchema = z.object({
+  vm: z.string(),
+  instanceId: z.string(),
+  wallMs: z.number(),
+  monotonicMs: z.number(),
+  intervalMs: amount,
+  values: z.record(z.string(), amount),
+});
+
+const profileSchema = z.object({
+  vm: z.string(),
+  instanceId: z.string(),
+  timestamp: z.string(),
+  windowMs: amount,
+  samples: z.int().nonnegative(),
+  metrics: z.record(
+    z.string(),
+    z.object({
+      ...{ count: z.int(), min: amount, mean: amount, max: amount },
+      ...{ p50: amount, p95: amount },
+    }),
+  ),
+});
+
+/** What a keeper answers to `telemetry`. It is checked by who asked: the keeper may be of another version. */
+export const telemetryStatusSchema = z.object({
+  intervalMs: amount,
+  /** Sources that fail or hang: what they say is missing in samples. */
+  failing: z.array(z.string()),
+  /** Null before the first one. */
+  last: sampleSchema.nullable(),
+  /** Of the last samples; null before the first one. */
+  profile: profileSchema.nullable(),
+});
+
+export type TelemetryStatus = z.output<typeof telemetryStatusSchema>;
+
+/** What can be asked about the telemetry of a VM. */
+export interface TelemetryControl {
+  /** With `intervalMs` samples are taken that often from now on, until the keeper ends. */
+  telemetry(order: { readonly intervalMs?: number | undefined }): Promise<TelemetryStatus>;
+  /** Samples from now on. Throws KEEPER_IS_SHADOW. */
+  samples(options: SubscribeOptions): SampleSubscription;
+}

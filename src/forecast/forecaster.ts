@@ -1,0 +1,260 @@
+import type { ForecastMethod } from './forecast-model.ts';
+import type { ModelFault } from './guarded-model.ts';
+import { MethodScratch } from './method-scratch.ts';
+import { MINUTES_BUCKETS, SECONDS_BUCKETS } from './probe-plan.ts';
+import { LEVELS } from './quantile-forecast.ts';
+import { passageOf, type SampleTime } from './sample-clock.ts';
+import { SeriesForecaster, type SeriesForecasterOptions, type UpdateOptions } from './series-forecaster.ts';
+import { FLOOR_METHOD, secondsMethods, simpleMethods } from './simple-methods.ts';
+import { StateReader, StateWriter } from './state-bytes.ts';
+import { type ClosedStep, StepAggregator } from './step-aggregator.ts';
+
+const SECOND_MS = 1000;
+const MINUTE_MS = 60 * SECOND_MS;
+const HOUR_MS = 60 * MINUTE_MS;
+
+export const SECONDS_STEP_MS = 5 * SECOND_MS;
+export const MINUTES_STEP_MS = 5 * MINUTE_MS;
+/** Up to here steps of seconds speak, beyond it steps of minutes. */
+export const SECONDS_HORIZON_MS = 15 * MINUTE_MS;
+export const HORIZON_MS_MAX = 24 * HOUR_MS;
+
+/** What a whole forecast states by default, ascending: every few seconds at first, every two hours in the end. */
+export const HORIZONS_MS: readonly number[] = [
+  ...[5, 10, 15, 30, 45].map((seconds) => seconds * SECOND_MS),
+  ...[1, 1.5, 2, 3, 5, 7.5, 10, 15, 20, 25, 30, 40, 50].map((minutes) => minutes * MINUTE_MS),
+  ...[1, 1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 18, 20, 22, 24].map(
+    (hours) => hours * HOUR_MS,
+  ),
+];
+
+/** Of what a forecast speaks: the mean of each step, or the largest sample in it, which is what has to be allocated. */
+export type ForecastOf = 'mean' | 'peak';
+
+export interface ForecasterOptions {
+  /** Methods for steps of minutes besides the simple ones: models of the house, and plug-ins of the user. */
+  readonly methods?: readonly ForecastMethod[];
+  readonly levels?: readonly number[];
+  readonly nowMs?: () => number;
+  readonly scratch?: MethodScratch;
+}
+
+export interface HorizonForecast {
+  readonly levels: readonly number[];
+  /** Ascending, from the last sample on. */
+  readonly horizonsMs: readonly number[];
+  /** By horizon: the length of the step that the row is about. */
+  readonly stepsMs: readonly number[];
+  /** Row after row, as those of a {@link QuantileForecast}. */
+  readonly values: Float64Array;
+}
+
+export interface ForecastWish {
+  readonly horizonsMs?: readonly number[];
+  readonly of?: ForecastOf;
+}
+
+export type RestoredForecaster =
+  | { readonly kind: 'restored'; readonly forecaster: Forecaster }
+  | { readonly kind: 'unreadable'; readonly error: unknown };
+
+const SERIES = ['seconds', 'minutes', 'peaks'] as const;
+type SeriesName = (typeof SERIES)[number];
+
+/** An hour of steps of seconds. */
+const SECONDS_SERIES = {
+  stepMs: SECONDS_STEP_MS,
+  historySteps: 720,
+  buckets: SECONDS_BUCKETS,
+  halfLifeMs: HOUR_MS,
+};
+/** Two weeks of steps of minutes: two of each day of the week. What happened a day and a half ago counts half. */
+export const MINUTES_SERIES = {
+  stepMs: MINUTES_STEP_MS,
+  historySteps: 4032,
+  buckets: MINUTES_BUCKETS,
+  halfLifeMs: 36 * HOUR_MS,
+  floor: FLOOR_METHOD,
+};
+const STATE_VERSION = 1;
+/** Fewer steps of minutes than this, and those of seconds know more also about the hours to come. */
+const MINUTES_STEPS_MIN = 3;
+
+/**
+ * Forecasts one metric of one VM from its samples, at any horizon from 5 s to 24 h: steps of 5 s speak about the next quarter of
+ * an hour, steps of 5 minutes about the day. Of those it keeps means and peaks as two series: a machine with bursts of seconds
+ * needs several times its mean, and no forecast of means can say how much. Peaks of 5 s are not kept: at one sample a second
+ * they are close to the mean, and cost as much again.
+ */
+export class Forecaster {
+  readonly #levels: readonly number[];
+  readonly #series: Readonly<Record<SeriesName, SeriesForecaster>>;
+  readonly #seconds: StepAggregator;
+  readonly #minutes: StepAggregator;
+  /** Of the newest sample, by the clocks of its host. */
+  #last: SampleTime | undefined;
+  /** Of the newest sample, by a clock that never jumps: what steps are cut from. Begins as Unix time. */
+  #atMs = Number.NaN;
+  #dropped = 0;
+
+  constructor(options: ForecasterOptions = {}, restored?: Readonly<Record<SeriesName, SeriesForecaster>>) {
+    this.#levels = options.levels ?? LEVELS;
+    const wishes = wishesOf(options);
+    const series = restored ?? mapSeries((name) => new SeriesForecaster(wishes[name]));
+    this.#series = series;
+    const { seconds, minutes, peaks } = series;
+    this.#seconds = new StepAggregator(
+      { stepMs: SECONDS_STEP_MS, gapStepsMax: seconds.history.capacity },
+      ({ mean, startMs, learn }) => seconds.update(mean, startMs, { learn }),
+    );
+    this.#minutes = new StepAggregator(
+      { stepMs: MINUTES_STEP_MS, gapStepsMax: minutes.history.capacity },
+      ({ mean, max, startMs, learn }: ClosedStep) => {
+        minutes.update(mean, startMs, { learn });
+        peaks.update(max, startMs, { learn });
+      },
+    );
+  }
+
+  /** Samples that were doubled, too late, or no number. */
+  get dropped(): number {
+    return this.#dropped;
+  }
+
+  get faults(): readonly ModelFault[] {
+    return Object.values(this.#series).flatMap(({ faults }) => faults);
+  }
+
+  /** Takes a sample: at whatever intervals, also late or twice. Microseconds, but for the one sample that ends a step. */
+  add(value: number, time: SampleTime, { learn = true }: UpdateOptions = {}): void {
+    if (!Number.isFinite(value) || !Number.isFinite(time.wallMs) || !Number.isFinite(time.monotonicMs)) {
+      this.#dropped += 1;
+      return;
+    }
+    const passage = this.#last === undefined ? undefined : passageOf(this.#last, time);
+    if (passage?.kind === 'duplicate') {
+      this.#dropped += 1;
+      return;
+    }
+    const isLate = passage?.kind === 'late';
+    if (passage === undefined) this.#atMs = time.wallMs;
+    else if (!isLate) this.#atMs += passage.ms;
+    const atMs = isLate ? this.#atMs - passage.ms : this.#atMs;
+    if (!isLate) this.#last = { wallMs: time.wallMs, monotonicMs: time.monotonicMs };
+    const inSeconds = this.#seconds.add(value, atMs, learn);
+    const inMinutes = this.#minutes.add(value, atMs, learn);
+    if (!inSeconds && !inMinutes) this.#dropped += 1;
+  }
+
+  /** Quantiles at the horizons, ascending, 5 s … 24 h. Undefined in the first seconds of a series. */
+  forecast({ horizonsMs = HORIZONS_MS, of = 'mean' }: ForecastWish = {}): HorizonForecast | undefined {
+    const slow: Part = {
+      series: of === 'peak' ? this.#series.peaks : this.#series.minutes,
+      steps: this.#minutes,
+    };
+    const fast: Part = { series: this.#series.seconds, steps: this.#seconds };
+    const beyond = horizonsMs.findIndex((horizonMs) => horizonMs > SECONDS_HORIZON_MS);
+    const fastCount = beyond < 0 ? horizonsMs.length : beyond;
+    const [near, far] = [horizonsMs.slice(0, fastCount), horizonsMs.slice(fastCount)];
+    const knowsSlow = slow.series.known >= MINUTES_STEPS_MIN;
+    const rows = [
+      ...(this.#rows(near, [fast, slow]) ?? []),
+      ...(this.#rows(far, knowsSlow ? [slow, fast] : [fast, slow]) ?? []),
+    ];
+    if (rows.length === 0 || rows.reduce((count, { horizons }) => count + horizons, 0) < horizonsMs.length)
+      return undefined;
+    const values = new Float64Array(horizonsMs.length * this.#levels.length);
+    let at = 0;
+    for (const part of rows) {
+      values.set(part.values, at);
+      at += part.values.length;
+    }
+    const stepsMs = rows.flatMap(({ horizons, stepMs }) => new Array<number>(horizons).fill(stepMs));
+    return { levels: this.#levels, horizonsMs, stepsMs, values };
+  }
+
+  /** What the first of `parts` that knows something says of the horizons. */
+  #rows(horizonsMs: readonly number[], parts: readonly Part[]): Rows[] | undefined {
+    if (horizonsMs.length === 0) return undefined;
+    for (const { series, steps } of parts) {
+      const { stepMs, open } = steps;
+      const leads = horizonsMs.map((horizonMs) =>
+        Math.max(1, Math.ceil((this.#atMs + horizonMs - open.startMs) / stepMs)),
+      );
+      const values = new Float64Array(leads.length * this.#levels.length);
+      if (series.predictInto(leads, values)) return [{ values, horizons: leads.length, stepMs }];
+    }
+    return undefined;
+  }
+
+  /** All that it has learnt, with a checksum. Who writes it to a disk does so to a new file, and renames that. */
+  save(): Uint8Array {
+    const writer = new StateWriter(STATE_VERSION);
+    const { wallMs, monotonicMs } = this.#last ?? { wallMs: Number.NaN, monotonicMs: Number.NaN };
+    for (const value of [wallMs, monotonicMs, this.#atMs]) writer.float64(value);
+    for (const { open } of [this.#seconds, this.#minutes])
+      for (const value of [open.startMs, open.sum, open.max, open.count, open.learn]) writer.float64(value);
+    for (const name of SERIES) writer.bytes(this.#series[name].save());
+    return writer.finish();
+  }
+
+  /** What `save` wrote. Time goes on from the last sample, whatever the clocks say after a reboot. */
+  static restore(bytes: Uint8Array, options: ForecasterOptions = {}): RestoredForecaster {
+    try {
+      const reader = new StateReader(bytes, STATE_VERSION);
+      const [wallMs, monotonicMs, atMs] = [reader.float64(), reader.float64(), reader.float64()];
+      const open = [0, 1].map(() => ({
+        startMs: reader.float64(),
+        sum: reader.float64(),
+        max: reader.float64(),
+        count: reader.float64(),
+        learn: reader.float64(),
+      }));
+      const wishes = wishesOf(options);
+      const series = mapSeries((name) => {
+        const restored = SeriesForecaster.restore(wishes[name], reader.bytes());
+        if (restored.kind === 'unreadable') throw restored.error;
+        return restored.forecaster;
+      });
+      const forecaster = new Forecaster(options, series);
+      if (!Number.isNaN(atMs)) forecaster.#last = { wallMs, monotonicMs };
+      forecaster.#atMs = atMs;
+      Object.assign(forecaster.#seconds.open, open[0]);
+      Object.assign(forecaster.#minutes.open, open[1]);
+      return { kind: 'restored', forecaster };
+    } catch (error) {
+      return { kind: 'unreadable', error };
+    }
+  }
+}
+
+interface Part {
+  readonly series: SeriesForecaster;
+  readonly steps: StepAggregator;
+}
+
+interface Rows {
+  readonly values: Float64Array;
+  readonly horizons: number;
+  readonly stepMs: number;
+}
+
+function mapSeries<Value>(make: (name: SeriesName) => Value): Record<SeriesName, Value> {
+  return { seconds: make('seconds'), minutes: make('minutes'), peaks: make('peaks') };
+}
+
+function wishesOf(options: ForecasterOptions): Record<SeriesName, SeriesForecasterOptions> {
+  const scratch = options.scratch ?? new MethodScratch();
+  const shared = {
+    scratch,
+    ...(options.levels !== undefined && { levels: options.levels }),
+    ...(options.nowMs !== undefined && { nowMs: options.nowMs }),
+  };
+  const minutes: SeriesForecasterOptions = {
+    ...shared,
+    ...MINUTES_SERIES,
+    methods: [...simpleMethods(), ...(options.methods ?? [])],
+  };
+  const seconds = { ...shared, ...SECONDS_SERIES, methods: secondsMethods() };
+  return { seconds, minutes, peaks: minutes };
+}
