@@ -106,7 +106,7 @@ export function forecastPeak({ values, stepMs }: RuleInput): AllocationRule {
     decide: (origin) => {
       for (; seen < origin; seen += 1)
         forecaster.update(values[seen] ?? Number.NaN, MONDAY_MS + seen * stepMs);
-      const peak = forecaster.predict()[column] ?? 0;
+      const peak = forecaster.predict()?.[column] ?? 0;
       return Number.isFinite(peak) ? peak : 0;
     },
   };

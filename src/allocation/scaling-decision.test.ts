@@ -3,7 +3,7 @@ import { expect, test } from 'vitest';
 import { initialScaling, type ScalingEvent, type ScalingState, stepScaling } from './scaling-decision.ts';
 import { DEFAULT_SCALING, type ScalingPolicy } from './scaling-policy.ts';
 
-const policy: ScalingPolicy = { ...DEFAULT_SCALING, min: 100, max: 4000 };
+const policy: ScalingPolicy = { ...DEFAULT_SCALING, marginShare: 0.1, min: 100, max: 4000 };
 const MINUTE_MS = 60_000;
 
 const forecast = (atMs: number, peak: number | undefined, isAnomalous = false): ScalingEvent => ({

@@ -31,7 +31,7 @@ const MINUTE_MS = 60_000;
 /** Fast up, slow down. `quantile` and `marginShare` are those of `npm run bench -- policy` at 1.4 % violated hours. */
 export const DEFAULT_SCALING: Omit<ScalingPolicy, 'min' | 'max'> = {
   quantile: 0.95,
-  marginShare: 0.1,
+  marginShare: 0.2,
   preAllocationThreshold: 0.1,
   reservationMs: 60 * MINUTE_MS,
   fullShare: 0.95,

@@ -1,5 +1,5 @@
 import type { ForecastMethod, ForecastModel, SeriesContext } from './forecast-model.ts';
-import { quantileOf, SortedWindow } from './sorted-window.ts';
+import { quantileOf, RollingOrder } from './rolling-order.ts';
 import { nothingToSave, windowSteps } from './step-window.ts';
 
 interface LevelAndSeasonOptions {
@@ -28,7 +28,7 @@ class LevelAndSeason implements ForecastModel {
   readonly #season: number;
   readonly #memorySteps: number;
   readonly #options: LevelAndSeasonOptions;
-  readonly #errors: readonly SortedWindow[];
+  readonly #errors: readonly RollingOrder[];
   readonly save = nothingToSave;
 
   constructor(series: SeriesContext, options: LevelAndSeasonOptions) {
@@ -40,7 +40,7 @@ class LevelAndSeason implements ForecastModel {
       1,
       Math.min(windowSteps(series, options.memoryMs), series.history.capacity - 1 - longest),
     );
-    this.#errors = options.leads.map(() => new SortedWindow(this.#memorySteps));
+    this.#errors = options.leads.map(() => new RollingOrder(this.#memorySteps));
     for (const [index, lead] of options.leads.entries())
       for (let ago = this.#memorySteps - 1; ago >= 0; ago -= 1)
         this.#errors[index]?.exchange(Number.NaN, this.#error(lead, ago));

@@ -56,9 +56,9 @@ export class PeakForecaster {
     this.#forecaster.update(known.length === 0 ? Number.NaN : Math.max(...known), startMs, options);
   }
 
-  /** One value per level, ascending; NaN while nothing is known. */
-  predict(): Float64Array {
-    return this.#forecaster.predict([this.#horizonSteps]).values;
+  /** One value per level, ascending. Undefined while nothing is known. */
+  predict(): Float64Array | undefined {
+    return this.#forecaster.predict([this.#horizonSteps])?.values;
   }
 }
 
