@@ -7,7 +7,7 @@ import { passageOf, type SampleTime } from './sample-clock.ts';
 import { SeriesForecaster, type SeriesForecasterOptions, type UpdateOptions } from './series-forecaster.ts';
 import { FLOOR_METHOD, secondsMethods, simpleMethods } from './simple-methods.ts';
 import { StateReader, StateWriter } from './state-bytes.ts';
-import { type ClosedStep, StepAggregator } from './step-aggregator.ts';
+import { type ClosedStep, StepAggregator, type StepSink } from './step-aggregator.ts';
 
 const SECOND_MS = 1000;
 const MINUTE_MS = 60 * SECOND_MS;
@@ -37,6 +37,8 @@ export interface ForecasterOptions {
   readonly levels?: readonly number[];
   readonly nowMs?: () => number;
   readonly scratch?: MethodScratch;
+  /** Told of each step of minutes when it is over, before the forecaster learns from it. */
+  readonly onMinutesStep?: StepSink;
 }
 
 export interface HorizonForecast {
@@ -109,11 +111,18 @@ export class Forecaster {
     );
     this.#minutes = new StepAggregator(
       { stepMs: MINUTES_STEP_MS, gapStepsMax: minutes.history.capacity },
-      ({ mean, max, startMs, learn }: ClosedStep) => {
+      (step: ClosedStep) => {
+        options.onMinutesStep?.(step);
+        const { mean, max, startMs, learn } = step;
         minutes.update(mean, startMs, { learn });
         peaks.update(max, startMs, { learn });
       },
     );
+  }
+
+  /** When the newest sample was, by a clock that never jumps and began as Unix time: ms. NaN before the first. */
+  get atMs(): number {
+    return this.#atMs;
   }
 
   /** Samples that were doubled, too late, or no number. */
