@@ -57,7 +57,7 @@ export type ScalingEffect =
   | {
       readonly kind: 'reserve';
       readonly amount: number;
-      readonly untilMs: number;
+      readonly forMs: number;
       readonly reason: ScalingReason;
     }
   | { readonly kind: 'relief'; readonly amount: number; readonly reason: ScalingReason }
@@ -135,7 +135,7 @@ function onForecast(
     if (!isWorthIt || state.asking.reserve) return only(next);
     return {
       next: { ...next, asking: { ...state.asking, reserve: true } },
-      effects: [{ kind: 'reserve', amount: wanted - has, untilMs: atMs + policy.reservationMs, reason }],
+      effects: [{ kind: 'reserve', amount: wanted - has, forMs: policy.reservationMs, reason }],
     };
   }
   const isTooMuch = has - wanted > policy.preAllocationThreshold * has;
