@@ -6,6 +6,7 @@ import { checkpoint } from './checkpoint.ts';
 import { disk } from './disk.ts';
 import { failover } from './failover.ts';
 import { failover2 } from './failover2.ts';
+import { forecast } from './forecast.ts';
 import { nbd } from './nbd.ts';
 import { overhead } from './overhead.ts';
 import { replication } from './replication.ts';
@@ -35,6 +36,7 @@ describe('docs/benchmarks.md', () => {
     warming,
     replication,
     failover2,
+    forecast,
   ])('has the figures of $name, all of them', ({ name, figures }) => {
     expect(figuresOfSection(name)).toEqual(Object.keys(figures));
   });

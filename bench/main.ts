@@ -15,6 +15,7 @@ import { checkpoint } from './checkpoint.ts';
 import { disk } from './disk.ts';
 import { failover } from './failover.ts';
 import { failover2 } from './failover2.ts';
+import { forecast } from './forecast.ts';
 import { type Benchmark, BenchRun } from './harness.ts';
 import { machineFacts, versions } from './machine-facts.ts';
 import { nbd } from './nbd.ts';
@@ -29,7 +30,7 @@ import { wire } from './wire.ts';
 const BENCHMARKS: readonly Benchmark[] = [
   ...[checkpoint, failover, overhead, api, adoption],
   ...[wire, restore, nbd, disk, warming, replication, failover2],
-  ...[policy],
+  ...[forecast, policy],
 ];
 const KILLS_MAX = 1000;
 

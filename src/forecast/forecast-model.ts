@@ -22,6 +22,11 @@ export interface SeriesContext {
   readonly levels: readonly number[];
   /** The last values, shared by all models of the series, and kept by who owns them: a model does not save them. */
   readonly history: SeriesHistory;
+  /**
+   * Another metric of the same VM with the same steps, where there is one that may move ahead of this series, such as received
+   * frames for CPU. It is given its value of a step before `update` is called for that step.
+   */
+  readonly companion?: SeriesHistory;
 }
 
 export interface ForecastModel {

@@ -17,7 +17,6 @@ export const SECONDS_STEP_MS = 5 * SECOND_MS;
 export const MINUTES_STEP_MS = 5 * MINUTE_MS;
 /** Up to here steps of seconds speak, beyond it steps of minutes. */
 export const SECONDS_HORIZON_MS = 15 * MINUTE_MS;
-export const HORIZON_MS_MAX = 24 * HOUR_MS;
 
 /** What a whole forecast states by default, ascending: every few seconds at first, every two hours in the end. */
 export const HORIZONS_MS: readonly number[] = [

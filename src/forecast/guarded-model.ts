@@ -64,16 +64,20 @@ export class GuardedModel {
   /** As {@link ForecastModel.predict}, but that what it has written, if it returns true, are finite rows that ascend. */
   predict(leads: readonly number[], into: Float64Array): boolean {
     if (this.#isOut) return false;
+    const cells = leads.length * this.#width;
+    const rows = into.length === cells ? into : into.subarray(0, cells);
+    // What it does not write must not be what another forecast has left there.
+    rows.fill(Number.NaN);
     const beganMs = this.#nowMs();
+    let says = false;
     try {
-      if (this.#model?.predict(leads, into) !== true) return false;
+      says = this.#model?.predict(leads, rows) === true;
     } catch (thrown) {
       this.#note(`predict threw: ${messageOf(thrown)}`);
-      return false;
     }
     const tookMs = this.#nowMs() - beganMs;
     if (tookMs > PREDICT_MS_MAX) this.#note(`predict took ${Math.round(tookMs)} ms`);
-    return this.#straighten(into, leads.length);
+    return says && this.#straighten(rows, leads.length);
   }
 
   /** Undefined where it cannot say: the model begins anew the next time. */

@@ -22,6 +22,8 @@ export interface SeriesForecasterOptions {
   /** The name of the method that no forecast shall be worse than for long. */
   readonly floor?: string;
   readonly levels?: readonly number[];
+  /** See {@link SeriesContext.companion}. */
+  readonly companion?: SeriesHistory;
   /** For tests that show what calibration is good for. */
   readonly calibrates?: boolean;
   /** A steady clock, to notice models that take too long. Without it none does. */
@@ -79,7 +81,13 @@ export class SeriesForecaster {
       this.#known = saved.known;
       this.#least = saved.least;
     }
-    const series: SeriesContext = { stepMs, levels, history: this.history };
+    const { companion } = options;
+    const series: SeriesContext = {
+      stepMs,
+      levels,
+      history: this.history,
+      ...(companion !== undefined && { companion }),
+    };
     const nowMs = options.nowMs ?? (() => 0);
     this.#models = methods.map((method) => {
       const before = saved?.methods.find(({ name }) => name === method.name);

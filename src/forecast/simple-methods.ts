@@ -32,6 +32,7 @@ export function simpleMethods(): ForecastMethod[] {
     aroundTime('around-time-2d', { days: 2, aroundMs: HOUR_MS }),
     aroundTime('around-time-7d', { days: 7, aroundMs: HOUR_MS }),
     aroundTime('around-time-14d', { days: 13, aroundMs: HOUR_MS }),
+    seasonalNaive('last-week', { seasonMs: 7 * DAY_MS, memoryMs: 3 * DAY_MS }),
     seasonalNaive(FLOOR_METHOD, { seasonMs: DAY_MS, memoryMs: 7 * DAY_MS }),
   ];
 }
