@@ -1,6 +1,7 @@
 import { readFileSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
 import { adoption } from './adoption.ts';
+import { anomaly } from './anomaly.ts';
 import { api } from './api.ts';
 import { checkpoint } from './checkpoint.ts';
 import { disk } from './disk.ts';
@@ -37,6 +38,7 @@ describe('docs/benchmarks.md', () => {
     replication,
     failover2,
     forecast,
+    anomaly,
   ])('has the figures of $name, all of them', ({ name, figures }) => {
     expect(figuresOfSection(name)).toEqual(Object.keys(figures));
   });

@@ -9,6 +9,7 @@ import { exitCodeOf } from '../src/cli/exit-codes.ts';
 import { Interruption } from '../src/cli/interruption.ts';
 import { Output, table } from '../src/cli/output.ts';
 import { adoption } from './adoption.ts';
+import { anomaly } from './anomaly.ts';
 import { api } from './api.ts';
 import { BenchError } from './bench-error.ts';
 import { checkpoint } from './checkpoint.ts';
@@ -30,7 +31,7 @@ import { wire } from './wire.ts';
 const BENCHMARKS: readonly Benchmark[] = [
   ...[checkpoint, failover, overhead, api, adoption],
   ...[wire, restore, nbd, disk, warming, replication, failover2],
-  ...[forecast, policy],
+  ...[forecast, policy, anomaly],
 ];
 const KILLS_MAX = 1000;
 
@@ -46,6 +47,8 @@ Options:
   --kills N   how often failover kills the primary (default: 20, with --quick 5)
   --traces D  for forecast, policy, anomaly: a folder of CSV files (.csv, .csv.gz), or one of them, with a column
               "timestamp" or "step" and one column per series
+  --traces D  for forecast, policy, anomaly: a folder of CSV files (.csv, .csv.gz) with a column "timestamp" or
+              "step" and one column per series; anomaly: "timestamp" and "value", and windows.json
   --step S    between two steps of traces without timestamps, in seconds (default: 300)
   -h, --help  show help
 

@@ -45,7 +45,8 @@ export interface NabThreshold {
 }
 
 const PROBATION_SHARE = 0.15;
-const PROBATION_ROWS_MAX = PROBATION_SHARE * 5000;
+/** Of longer series, the share is one of so many rows. */
+const PROBATION_OF_ROWS_MAX = 5000;
 /** Above every score: no alarm at all. */
 const NO_ALARM = 1.1;
 /** An alarm so many widths of a window behind it is as false as any. */
@@ -53,7 +54,7 @@ const FAR = 3;
 
 /** In how many rows of the beginning neither alarms nor windows count. */
 export function probationRows(rows: number, share = PROBATION_SHARE): number {
-  return Math.min(Math.floor(share * rows), (PROBATION_ROWS_MAX * share) / PROBATION_SHARE);
+  return Math.min(Math.floor(share * rows), share * PROBATION_OF_ROWS_MAX);
 }
 
 /** Worth of an alarm at a position in units of the window's width: -1 its left edge, 0 its right one, above 0 behind it. */
@@ -68,10 +69,12 @@ interface PointOptions {
 }
 
 /** What an alarm at each row would be worth; without the rows of the probation. */
-export function nabPoints({ scores, windows }: ScoredSeries, options: PointOptions): NabPoint[] {
+export function nabPoints({ scores, windows: given }: ScoredSeries, options: PointOptions): NabPoint[] {
   const { profile, probationShare = PROBATION_SHARE } = options;
   const probation = probationRows(scores.length, probationShare);
   const points: NabPoint[] = [];
+  // Windows are told apart by identity, and two series may have been given the same list.
+  const windows = given.map((window) => ({ ...window }));
   let next = 0;
   let before: LabelledWindow | undefined;
   for (let row = 0; row < scores.length; row += 1) {

@@ -102,7 +102,8 @@ function timesOf(
   return { starts, step: distances[Math.floor(distances.length / 2)] ?? stepMs };
 }
 
-function timestampMs(cell: string): number {
+/** Unix seconds, or a date: UTC where it has no zone. Unix time in ms, NaN where it is neither. */
+export function timestampMs(cell: string): number {
   if (/^\d+(\.\d+)?$/.test(cell)) return Number(cell) * 1000;
   const hasZone = /(Z|[+-]\d\d:?\d\d)$/.test(cell);
   return Date.parse(hasZone ? cell : `${cell.replace(' ', 'T')}Z`);

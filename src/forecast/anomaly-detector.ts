@@ -15,6 +15,12 @@ const NO_NEWS_SHARE = 0.5;
 const NEWS_STEPS = 100;
 /** News of this size (rarer by two digits than what is no news) is half of the way to the highest score. */
 const NEWS_SCALE = 2;
+/**
+ * What comes slowly is never news. But as rare as one in a thousand, on average over an hour of steps of 5 min, is an anomaly
+ * as well.
+ */
+const LASTING_RARITY = 3;
+const LASTING_STEPS = 12;
 /** What happens once in a hundred steps is calm. */
 const CALM_RARITY = 2;
 const CALM_STEPS = 12;
@@ -46,6 +52,7 @@ export class AnomalyDetector {
     late: 0,
     values: 0,
     peak: 0,
+    recent: [],
     calmSteps: 0,
     isArmed: true,
   };
@@ -87,8 +94,11 @@ export class AnomalyDetector {
     const rarity = signs.rarities[kind];
     const news = Math.max(0, rarity - NO_NEWS_SHARE * progress.peak);
     progress.peak = rarity > progress.peak ? rarity : progress.peak * (1 - 1 / NEWS_STEPS);
-    const score = this.#isLearning ? 0 : news / (news + NEWS_SCALE);
-    return this.#follow({ kind, rarity, score, startMs });
+    const isLasting = this.#lasts(rarity);
+    if (this.#isLearning) return this.#follow({ kind, rarity, score: 0, startMs });
+    const score = news / (news + NEWS_SCALE);
+    const begins = isLasting && progress.isArmed && progress.episode === undefined;
+    return this.#follow({ kind, rarity, score: begins ? Math.max(score, ALARM_SCORE) : score, startMs });
   }
 
   /** All that it has learnt. */
@@ -112,6 +122,14 @@ export class AnomalyDetector {
     progress.lastMs = startMs;
     if (steps > 1) this.#signs.skip(Math.min(steps - 1, GAP_STEPS_MAX));
     return true;
+  }
+
+  /** Whether the last steps together were rare enough. */
+  #lasts(rarity: number): boolean {
+    const { recent } = this.#progress;
+    recent.push(rarity);
+    if (recent.length > LASTING_STEPS) recent.shift();
+    return recent.reduce((sum, one) => sum + one, 0) >= LASTING_RARITY * LASTING_STEPS;
   }
 
   #strongest(): AnomalyKind {

@@ -1,4 +1,4 @@
-import { type AnomalyKind, inWords } from './anomaly-verdict.ts';
+import { type AnomalyKind, type AnomalyVerdict, inWords } from './anomaly-verdict.ts';
 import { DailyEnvelope } from './daily-envelope.ts';
 import { RarityHistogram } from './rarity-histogram.ts';
 import { RunLength } from './run-length.ts';
@@ -93,13 +93,20 @@ export class AnomalySigns {
     this.missing.lengthen(steps);
   }
 
-  /** Between which values 99 of 100 are expected at this time of day; undefined as long as it knows too little. */
-  expected(): { readonly low: number; readonly high: number } | undefined {
+  /** Where the next values are expected; undefined as long as it knows too little. See {@link AnomalyVerdict.expected}. */
+  expected(): AnomalyVerdict['expected'] {
     if (this.window.length < LEAST_VALUES) return undefined;
-    const [below, above] = this.#usualDeviations(LEVEL);
-    const low = this.#median - below;
+    const { window, envelope } = this;
+    const low = Math.min(
+      window.quantile(1 - USUAL_SHARE),
+      this.#median - this.#scale * envelope.usual(2 * LEVEL + 1),
+    );
+    const high = Math.max(
+      window.quantile(USUAL_SHARE),
+      this.#median + this.#scale * envelope.usual(2 * LEVEL),
+    );
     // What was never negative is not expected to be.
-    return { low: this.kept.low >= 0 ? Math.max(0, low) : low, high: this.#median + above };
+    return { low: this.kept.low >= 0 ? Math.max(0, low) : low, high };
   }
 
   /** Why the last step has a rarity of this kind. */

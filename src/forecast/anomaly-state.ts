@@ -22,6 +22,8 @@ export const progressSchema = z.strictObject({
   late: count,
   values: count,
   peak: count,
+  /** Rarities of the last steps. */
+  recent: z.array(count),
   calmSteps: count,
   isArmed: z.boolean(),
   episode: episodeSchema.optional(),

@@ -40,7 +40,10 @@ export interface AnomalyVerdict {
   readonly change: 'begins' | 'calm' | 'adapted' | undefined;
   /** The one that begins, goes on, or is over with this value. */
   readonly episode: AnomalyEpisode | undefined;
-  /** 99 of 100 values are expected within, at this time of day. In units of the series. */
+  /**
+   * Where 98 of 100 of the last 288 values lay, this one included, wider where both days before were so at this hour. In units
+   * of the series.
+   */
   readonly expected: { readonly low: number; readonly high: number } | undefined;
 }
 
