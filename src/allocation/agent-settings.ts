@@ -1,8 +1,8 @@
 import { type AllocationMode, allocationSchema, forecastSchema } from '../config/allocation-schema.ts';
 import type { VmSpec } from '../config/vm-spec-schema.ts';
 import type { Resource } from './resource.ts';
+import type { ScaledResource } from './resource-tracker.ts';
 import { DEFAULT_SCALING } from './scaling-policy.ts';
-import type { ScaledResource } from './vm-agent.ts';
 
 /** What a specification says to a VM's agent. */
 export interface AgentSettings {

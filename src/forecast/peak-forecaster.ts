@@ -1,7 +1,10 @@
+import { ForecastError } from './forecast-error.ts';
 import { levelAndSeason } from './level-and-season.ts';
+import type { MethodScratch } from './method-scratch.ts';
 import { lastLevel } from './residual-quantiles.ts';
-import { SeriesForecaster, type UpdateOptions } from './series-forecaster.ts';
+import { SeriesForecaster, type SeriesForecasterOptions, type UpdateOptions } from './series-forecaster.ts';
 import { simpleMethods } from './simple-methods.ts';
+import { StateReader, StateWriter } from './state-bytes.ts';
 
 const DAY_MS = 86_400_000;
 const HISTORY_MS = 14 * DAY_MS;
@@ -9,11 +12,13 @@ const MEMORY_MS = 7 * DAY_MS;
 const HALF_LIFE_MS = 3 * DAY_MS;
 /** Forecasts that are held against what happened, per horizon. */
 const PROBES_PER_HORIZON = 4;
+const STATE_VERSION = 1;
 
 export interface PeakForecasterOptions {
   readonly stepMs: number;
   /** Peaks within this time from now on. At least a step. */
   readonly horizonMs: number;
+  readonly scratch?: MethodScratch;
 }
 
 /**
@@ -27,21 +32,26 @@ export class PeakForecaster {
   /** The last values, the newest last. */
   readonly #recent: number[] = [];
 
-  constructor({ stepMs, horizonMs }: PeakForecasterOptions) {
-    this.#horizonSteps = Math.max(1, Math.round(horizonMs / stepMs));
-    this.#forecaster = new SeriesForecaster({
-      stepMs,
-      historySteps: Math.ceil(HISTORY_MS / stepMs),
-      methods: [...simpleMethods(), ...peakMethods(this.#horizonSteps)],
-      buckets: [
-        {
-          upTo: this.#horizonSteps,
-          probes: [this.#horizonSteps],
-          everySteps: Math.ceil(this.#horizonSteps / PROBES_PER_HORIZON),
-        },
-      ],
-      halfLifeMs: HALF_LIFE_MS,
-    });
+  constructor(options: PeakForecasterOptions, forecaster = new SeriesForecaster(seriesOptions(options))) {
+    this.#horizonSteps = stepsOf(options);
+    this.#forecaster = forecaster;
+  }
+
+  /** What `save` wrote. Undefined where it is of something else: begin anew. */
+  static restore(options: PeakForecasterOptions, bytes: Uint8Array): PeakForecaster | undefined {
+    try {
+      const reader = new StateReader(bytes, STATE_VERSION);
+      if (reader.uint32() !== stepsOf(options)) return undefined;
+      const recent = reader.float32s();
+      const series = SeriesForecaster.restore(seriesOptions(options), reader.bytes());
+      if (series.kind === 'unreadable') return undefined;
+      const restored = new PeakForecaster(options, series.forecaster);
+      restored.#recent.push(...recent);
+      return restored;
+    } catch (thrown) {
+      if (thrown instanceof ForecastError) return undefined;
+      throw thrown;
+    }
   }
 
   get levels(): readonly number[] {
@@ -50,16 +60,42 @@ export class PeakForecaster {
 
   /** The highest value of the next step, NaN where it is missing. */
   update(highest: number, startMs: number, options: UpdateOptions = {}): void {
-    this.#recent.push(highest);
+    this.#recent.push(Math.fround(highest));
     if (this.#recent.length > this.#horizonSteps) this.#recent.shift();
     const known = this.#recent.filter((value) => Number.isFinite(value));
     this.#forecaster.update(known.length === 0 ? Number.NaN : Math.max(...known), startMs, options);
+  }
+
+  /** All that it has learnt. */
+  save(): Uint8Array {
+    const writer = new StateWriter(STATE_VERSION);
+    writer.uint32(this.#horizonSteps);
+    writer.float32s(Float32Array.from(this.#recent));
+    writer.bytes(this.#forecaster.save());
+    return writer.finish();
   }
 
   /** One value per level, ascending. Undefined while nothing is known. */
   predict(): Float64Array | undefined {
     return this.#forecaster.predict([this.#horizonSteps])?.values;
   }
+}
+
+function stepsOf({ stepMs, horizonMs }: PeakForecasterOptions): number {
+  return Math.max(1, Math.round(horizonMs / stepMs));
+}
+
+function seriesOptions(options: PeakForecasterOptions): SeriesForecasterOptions {
+  const { stepMs, scratch } = options;
+  const steps = stepsOf(options);
+  return {
+    stepMs,
+    ...(scratch !== undefined && { scratch }),
+    historySteps: Math.ceil(HISTORY_MS / stepMs),
+    methods: [...simpleMethods(), ...peakMethods(steps)],
+    buckets: [{ upTo: steps, probes: [steps], everySteps: Math.ceil(steps / PROBES_PER_HORIZON) }],
+    halfLifeMs: HALF_LIFE_MS,
+  };
 }
 
 function peakMethods(horizonSteps: number) {
