@@ -60,13 +60,13 @@ export class ResourceTracker {
   readonly #peaks: PeakForecaster;
   readonly #anomalies: AnomalyDetector;
   readonly #verdicts: AnomalyVerdict[] = [];
-  readonly #policy: ScalingPolicy | undefined;
+  readonly policy: ScalingPolicy | undefined;
   #scaling: ScalingState | undefined;
   #decidedMs = Number.NEGATIVE_INFINITY;
 
   constructor({ scaled, horizonMs, scratch, saved }: TrackerOptions) {
     const before = saved === undefined ? undefined : readTracker(saved);
-    this.#policy = scaled?.policy;
+    this.policy = scaled?.policy;
     this.#scaling = scaled === undefined ? undefined : scalingFrom(scaled, before);
     const peaks = { stepMs: MINUTES_STEP_MS, horizonMs, scratch };
     this.#peaks = (before && PeakForecaster.restore(peaks, before.peaks)) ?? new PeakForecaster(peaks);
@@ -101,7 +101,7 @@ export class ResourceTracker {
 
   decide(demand: Demand): TrackedDecision[] {
     const before = this.#scaling;
-    if (before === undefined || this.#policy === undefined) return [];
+    if (before === undefined || this.policy === undefined) return [];
     const { atMs } = this.forecaster;
     const { isAnomalous } = this;
     const effects = [...this.tell({ kind: 'use', atMs, ...demand })];
@@ -109,7 +109,7 @@ export class ResourceTracker {
     const peak = isTime || effects.length > 0 ? this.peak : undefined;
     if (isTime) {
       this.#decidedMs = atMs;
-      const wanted = peak && quantileAt(peak, this.#policy.quantile);
+      const wanted = peak && quantileAt(peak, this.policy.quantile);
       effects.push(...this.tell({ kind: 'forecast', atMs, peak: wanted, isAnomalous }));
     }
     const { allocated, reserved } = before;
@@ -117,8 +117,8 @@ export class ResourceTracker {
   }
 
   tell(event: ScalingEvent): readonly ScalingEffect[] {
-    if (this.#scaling === undefined || this.#policy === undefined) return [];
-    const { next, effects } = stepScaling(this.#scaling, event, this.#policy);
+    if (this.#scaling === undefined || this.policy === undefined) return [];
+    const { next, effects } = stepScaling(this.#scaling, event, this.policy);
     this.#scaling = next;
     return effects;
   }

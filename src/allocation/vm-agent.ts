@@ -1,12 +1,13 @@
 import type { AnomalyVerdict } from '../forecast/anomaly-verdict.ts';
 import { ForecastError } from '../forecast/forecast-error.ts';
-import type { ForecastWish, HorizonForecast } from '../forecast/forecaster.ts';
+import type { Forecaster, ForecastWish, HorizonForecast } from '../forecast/forecaster.ts';
 import { MethodScratch } from '../forecast/method-scratch.ts';
 import { StateReader, StateWriter } from '../forecast/state-bytes.ts';
 import type { Sample } from '../telemetry/sample.ts';
 import { RESOURCES, type Resource } from './resource.ts';
 import { type Peak, ResourceTracker, type ScaledResource, type TrackedDecision } from './resource-tracker.ts';
 import type { ScalingEvent, ScalingState } from './scaling-decision.ts';
+import type { ScalingPolicy } from './scaling-policy.ts';
 import { demandsOf } from './vm-demand.ts';
 
 const NAMES = Object.keys(RESOURCES) as Resource[];
@@ -39,6 +40,7 @@ export interface AgentReport {
 export interface ResourceView {
   /** Undefined where the resource is not scaled. */
   readonly scaling: ScalingState | undefined;
+  readonly policy: ScalingPolicy | undefined;
   readonly peak: Peak | undefined;
   readonly isAnomalous: boolean;
 }
@@ -89,8 +91,13 @@ export class VmAgent {
   }
 
   view(resource: Resource): ResourceView {
-    const { scaling, peak, isAnomalous } = this.#trackers[resource];
-    return { scaling, peak, isAnomalous };
+    const { scaling, policy, peak, isAnomalous } = this.#trackers[resource];
+    return { scaling, policy, peak, isAnomalous };
+  }
+
+  /** Means of the last steps of {@link MINUTES_STEP_MS}, the oldest first. */
+  history(resource: Resource, steps: number): ReturnType<Forecaster['history']> {
+    return this.#trackers[resource].forecaster.history(steps);
   }
 
   /** All that it has learnt. Hundreds of kilobytes. */

@@ -124,6 +124,14 @@ export class Forecaster {
     return this.#atMs;
   }
 
+  /** Means of the last steps of minutes that are over, the oldest first; NaN where one is missing. */
+  history(steps: number): { readonly startMs: number; readonly values: Float64Array } {
+    const { history } = this.#series.minutes;
+    const count = Math.min(steps, history.length);
+    const values = Float64Array.from({ length: count }, (_, index) => history.at(count - 1 - index));
+    return { startMs: history.lastStartMs - (count - 1) * MINUTES_STEP_MS, values };
+  }
+
   /** Samples that were doubled, too late, or no number. */
   get dropped(): number {
     return this.#dropped;
