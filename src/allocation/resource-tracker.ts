@@ -170,8 +170,8 @@ function scalingFrom({ policy, allocated }: ScaledResource, saved: SavedTracker 
   return { ...initialScaling(within), ...before, allocated: within };
 }
 
-/** Between the levels that are stated. */
-function quantileAt({ levels, values }: Peak, level: number): number {
+/** Between the levels that are stated; beyond them the last one. */
+export function quantileAt({ levels, values }: Peak, level: number): number {
   const upper = levels.findIndex((stated) => stated >= level);
   if (upper <= 0) return values.at(upper) ?? Number.NaN;
   const [low, high] = [levels[upper - 1] ?? 0, levels[upper] ?? 1];

@@ -76,6 +76,41 @@ export const allocationSchema = z
     description: 'What a VM has, what is kept for it, and the last decisions, newest first.',
   });
 
+export const outlookSchema = z
+  .object({
+    host: z.string(),
+    risk: z.number(),
+    horizonSeconds: z.number(),
+    resources: z.array(
+      z.object({
+        resource: resourceNameSchema,
+        unit,
+        capacity: amount.nullable().meta({ description: 'null where nobody knows what this host has.' }),
+        vms: z.int(),
+        used: amount.meta({ description: 'By all VMs together, now.' }),
+        allocated: amount,
+        reserved: amount,
+        lent: amount,
+        peakOfSum: quantiles.meta({
+          description: 'Of what all VMs need together within the horizon, at its highest.',
+        }),
+        sumOfPeaks: amount
+          .nullable()
+          .meta({
+            description: 'Of each VM at the same quantile: what would be needed if all came at once.',
+          }),
+        needed: amount
+          .nullable()
+          .meta({ description: 'What has to be there so that it is too little with no more than the risk.' }),
+        promisable: amount
+          .nullable()
+          .meta({ description: 'What may be promised to VMs like these at that risk.' }),
+      }),
+    ),
+  })
+  .meta({ id: 'Outlook', description: 'What this host has, against what its VMs will need together.' });
+
+export type Outlook = z.output<typeof outlookSchema>;
 export type Forecast = z.output<typeof forecastSchema>;
 export type Allocation = z.output<typeof allocationSchema>;
 
@@ -83,6 +118,8 @@ export type Allocation = z.output<typeof allocationSchema>;
 export interface ForesightService {
   /** @throws HostError HOST_VM_UNKNOWN, HOST_NO_TELEMETRY */
   forecast(vm: string, resource: ResourceName): Forecast;
+  /** @throws HostError HOST_UNKNOWN */
+  outlook(host: string, options: { readonly risk: number }): Outlook;
   /** With at most `limit` decisions. @throws HostError HOST_VM_UNKNOWN, HOST_NO_TELEMETRY */
   allocation(vm: string, options: { readonly limit: number }): Allocation;
 }

@@ -1,8 +1,33 @@
 import { z } from 'zod';
-import { allocationSchema, forecastSchema, resourceNameSchema } from './foresight-resources.ts';
+import {
+  allocationSchema,
+  forecastSchema,
+  outlookSchema,
+  resourceNameSchema,
+} from './foresight-resources.ts';
+import { hostNameSchema } from './resources.ts';
 import { limit, oneVm, type Route } from './route-parts.ts';
 
+const risk = z
+  .preprocess(
+    (text) => (typeof text === 'string' && /^0?\.\d{1,6}$/.test(text) ? Number(text) : text),
+    z.number().min(0.01).max(0.5),
+  )
+  .default(0.01)
+  .meta({ description: 'Probability that is accepted for too little within the horizon: 0.01 to 0.5.' });
+
 export const foresightRoutes = {
+  getOutlook: {
+    role: 'viewer',
+    hostOnly: true,
+    method: 'GET',
+    path: '/v1/hosts/{name}/outlook',
+    summary: 'What a host has, against what its VMs will need together, at a stated risk.',
+    params: z.strictObject({ name: hostNameSchema }),
+    query: z.strictObject({ risk }),
+    status: 200,
+    answer: outlookSchema,
+  },
   getForecast: {
     role: 'viewer',
     method: 'GET',

@@ -1,4 +1,5 @@
-import type { Allocation, Forecast, ForesightService, ResourceName } from './foresight-resources.ts';
+import { ApiError, type ApiErrorCode } from './api-error.ts';
+import type { Allocation, Forecast, ForesightService, Outlook, ResourceName } from './foresight-resources.ts';
 
 const AT = '2026-01-01T00:00:00.000Z';
 
@@ -8,6 +9,14 @@ export class MemoryForesight implements ForesightService {
 
   constructor(ensureVm: (vm: string) => void) {
     this.#ensureVm = ensureVm;
+  }
+
+  outlook(host: string, { risk }: { readonly risk: number }): Outlook {
+    if (host !== 'here') throw new ApiError('HOST_UNKNOWN' as ApiErrorCode, host);
+    const cpu = { resource: 'cpu', unit: 'millicores', capacity: 2000, vms: 0, used: 0 } as const;
+    const given = { allocated: 0, reserved: 0, lent: 0 };
+    const foreseen = { peakOfSum: null, sumOfPeaks: null, needed: null, promisable: null };
+    return { host, risk, horizonSeconds: 3600, resources: [{ ...cpu, ...given, ...foreseen }] };
   }
 
   forecast(vm: string, resource: ResourceName): Forecast {

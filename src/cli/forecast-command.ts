@@ -1,4 +1,4 @@
-import type { Allocation, Forecast, ResourceName } from '../api/foresight-resources.ts';
+import type { Allocation, Forecast, Outlook, ResourceName } from '../api/foresight-resources.ts';
 import { formatBytes } from '../base/units.ts';
 import { localTime } from './event-text.ts';
 import { EXIT_CODES } from './exit-codes.ts';
@@ -32,6 +32,35 @@ export async function explain(
   const found = await hostClient().call('getAllocation', { params: { name }, query: { limit } });
   out.result(found, () => allocationText(found));
   return EXIT_CODES.ok.code;
+}
+
+/** What this host has, against what its VMs will need together. */
+export async function capacity({ risk }: { readonly risk: number }, out: Output): Promise<number> {
+  const client = hostClient();
+  const name = (await client.call('listHosts', { query: {} })).hosts[0]?.name ?? '';
+  const found = await client.call('getOutlook', { params: { name }, query: { risk } });
+  out.result(found, () => capacityText(found));
+  return EXIT_CODES.ok.code;
+}
+
+export function capacityText({ host, risk, horizonSeconds, resources }: Outlook): string {
+  const head = `${host}: what ${resources[0]?.vms ?? 0} VMs need within ${timeText(horizonSeconds)}, too little with ${Number((100 * risk).toFixed(1))} % at most`;
+  const rows = resources.map(({ resource, unit, ...found }) => {
+    const text = (value: number | null) => (value === null ? '-' : amountText(value, unit));
+    const { capacity, used, allocated, reserved, needed, sumOfPeaks, promisable } = found;
+    return [resource, ...[capacity, used, allocated, reserved, needed, sumOfPeaks, promisable].map(text)];
+  });
+  const titles = [
+    'RESOURCE',
+    'HOST HAS',
+    'USED',
+    'GIVEN',
+    'RESERVED',
+    'NEEDED',
+    'IF ALL AT ONCE',
+    'PROMISABLE',
+  ];
+  return `${head}\n\n${table([titles, ...rows])}`;
 }
 
 export function forecastText(forecast: Forecast, columns: number): string {

@@ -20,6 +20,13 @@ export function addForesight(program: Command, out: Output, finish: Finish): voi
       const { forecast } = await import('./forecast-command.ts');
       finish(await forecast(name, { resource }, out));
     });
+  command(program, 'capacity', 'show what this host has, against what its VMs will need together')
+    .option('--risk <share>', 'probability of too little that is accepted, 0.01 to 0.5', riskShare, 0.01)
+    .addHelpText('after', examples('understudy capacity', 'understudy capacity --risk 0.05 --json'))
+    .action(async ({ risk }) => {
+      const { capacity } = await import('./forecast-command.ts');
+      finish(await capacity({ risk }, out));
+    });
   command(program, 'explain <name>', 'show what is decided about the resources of a VM, and why')
     .option('--limit <n>', 'so many of the last decisions', decisions, 20)
     .addHelpText(
@@ -34,6 +41,12 @@ export function addForesight(program: Command, out: Output, finish: Finish): voi
       const { explain } = await import('./forecast-command.ts');
       finish(await explain(name, { limit }, out));
     });
+}
+
+function riskShare(text: string): number {
+  const share = Number(text);
+  if (share >= 0.01 && share <= 0.5) return share;
+  throw new InvalidArgumentError('Expected a share from 0.01 to 0.5.');
 }
 
 function decisions(text: string): number {

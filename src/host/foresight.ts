@@ -1,6 +1,15 @@
+import { overcommit } from '../allocation/host-outlook.ts';
 import type { Resource } from '../allocation/resource.ts';
+import { type Peak, quantileAt } from '../allocation/resource-tracker.ts';
 import type { ResourceView } from '../allocation/vm-agent.ts';
-import type { Allocation, Forecast, ForesightService, ResourceName } from '../api/foresight-resources.ts';
+import type {
+  Allocation,
+  Forecast,
+  ForesightService,
+  Outlook,
+  ResourceName,
+} from '../api/foresight-resources.ts';
+import { HORIZON_MS_DEFAULT } from '../config/allocation-schema.ts';
 import { MINUTES_STEP_MS } from '../forecast/forecaster.ts';
 import { DECISION_KIND } from './decision-log.ts';
 import type { EventLog } from './event-log.ts';
@@ -28,6 +37,8 @@ interface ForesightOptions {
   readonly agents: VmAgents;
   readonly events: EventLog;
   readonly inventory: VmInventory;
+  /** @throws HostError HOST_UNKNOWN for the name of another host */
+  readonly ensureHost: (name: string) => void;
 }
 
 /** What agents know and have decided, as the API tells it. */
@@ -62,6 +73,35 @@ export class Foresight implements ForesightService {
     };
   }
 
+  outlook(host: string, { risk }: { readonly risk: number }): Outlook {
+    this.#options.ensureHost(host);
+    const names = Object.keys(RESOURCE_OF) as ResourceName[];
+    return {
+      ...{ host, risk, horizonSeconds: HORIZON_MS_DEFAULT / 1000 },
+      resources: names.map((name) => this.#resourceOutlook(name, risk)),
+    };
+  }
+
+  #resourceOutlook(name: ResourceName, risk: number): Outlook['resources'][number] {
+    const { agents } = this.#options;
+    const resource = RESOURCE_OF[name];
+    const { capacity, used, vms, allocated, reserved, lent, peakOfSum } = agents.hostView(resource);
+    const peaks = agents.peaks(resource);
+    const isKnown = capacity < Number.MAX_SAFE_INTEGER;
+    const chance = peakOfSum && overcommit(peakOfSum, { capacity, promised: allocated, risk });
+    return {
+      ...{ resource: name, unit: UNITS[name], vms, used, allocated, reserved, lent },
+      capacity: isKnown ? capacity : null,
+      peakOfSum: quantilesOf(peakOfSum),
+      sumOfPeaks:
+        peaks.length === 0
+          ? null
+          : peaks.reduce((sum, peak) => sum + Math.max(0, quantileAt(peak, 1 - risk)), 0),
+      needed: chance?.needed ?? null,
+      promisable: isKnown ? (chance?.promisable ?? null) : null,
+    };
+  }
+
   allocation(vm: string, { limit }: { readonly limit: number }): Allocation {
     const { agent, mode, horizonMs } = this.#viewOf(vm);
     const names = Object.keys(RESOURCE_OF) as ResourceName[];
@@ -83,9 +123,13 @@ export class Foresight implements ForesightService {
   }
 }
 
+function quantilesOf(peak: Peak | undefined): Forecast['peak'] {
+  return peak === undefined ? null : { levels: [...peak.levels], values: [...peak.values] };
+}
+
 function outlook({ scaling, policy, peak, isAnomalous }: ResourceView) {
   return {
-    peak: peak === undefined ? null : { levels: [...peak.levels], values: [...peak.values] },
+    peak: quantilesOf(peak),
     allocation:
       scaling === undefined || policy === undefined
         ? null

@@ -149,7 +149,10 @@ export class Host implements HostService, AsyncDisposable {
     this.#events.onEvent(({ kind, vm }) => {
       if (kind === 'deleted' && vm !== null) this.agents.forget(vm);
     });
-    this.foresight = new Foresight({ agents: this.agents, events: this.#events, inventory: this.#inventory });
+    this.foresight = new Foresight({
+      ...{ agents: this.agents, events: this.#events, inventory: this.#inventory },
+      ensureHost: (name) => void this.getHost(name),
+    });
     this.snapshots = new SnapshotFiles({
       clock,
       specOf: (vm) => this.#specs.parse(this.#inventory.get(vm)),

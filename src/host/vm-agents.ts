@@ -1,11 +1,14 @@
 import type { AgentSettings } from '../allocation/agent-settings.ts';
+import { HostOutlook, type ResourceOutlook } from '../allocation/host-outlook.ts';
 import { RESOURCES, type Resource } from '../allocation/resource.ts';
 import { ResourcePool } from '../allocation/resource-pool.ts';
+import type { Peak } from '../allocation/resource-tracker.ts';
 import { type AgentAnomaly, type AgentDecision, VmAgent } from '../allocation/vm-agent.ts';
+import { demandsOf } from '../allocation/vm-demand.ts';
 import type { Clock } from '../base/clock.ts';
 import { errorFacts } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
-import type { AllocationMode } from '../config/allocation-schema.ts';
+import { type AllocationMode, HORIZON_MS_DEFAULT } from '../config/allocation-schema.ts';
 import type { ForecastWish, HorizonForecast } from '../forecast/forecaster.ts';
 import { MethodScratch } from '../forecast/method-scratch.ts';
 import type { Sample } from '../telemetry/sample.ts';
@@ -16,6 +19,12 @@ import { DecisionLog } from './decision-log.ts';
 const SAVE_EVERY_MS = 300_000;
 /** Specifications are looked at anew this often. */
 const SETTINGS_EVERY_MS = 5000;
+
+/** What all VMs use together is a sample this often. */
+const SUM_EVERY_MS = 1000;
+/** A VM that has been silent for so many of its intervals, and so long, uses nothing. */
+const SILENT_INTERVALS = 3;
+const SILENT_MS = 10_000;
 
 export interface VmAgentsOptions {
   /** Undefined for a VM that is none of this host's. */
@@ -38,6 +47,14 @@ interface Attended {
   last: Sample;
 }
 
+/** Amounts of a resource of this host. */
+export interface HostResource extends ResourceOutlook {
+  readonly capacity: number;
+  readonly allocated: number;
+  readonly reserved: number;
+  readonly lent: number;
+}
+
 /** What is known of a VM's future. */
 export interface AgentView {
   readonly mode: AllocationMode;
@@ -57,6 +74,8 @@ export class VmAgents implements AsyncDisposable {
   readonly #pools: Readonly<Record<Resource, ResourcePool>>;
   readonly #decisions: DecisionLog;
   readonly #writing = new Set<Promise<void>>();
+  readonly #outlook: HostOutlook;
+  #summedAtMs = Number.NEGATIVE_INFINITY;
 
   constructor(options: VmAgentsOptions) {
     this.#options = options;
@@ -67,6 +86,7 @@ export class VmAgents implements AsyncDisposable {
         new ResourcePool({ capacity: capacity[name as Resource] }),
       ]),
     ) as Record<Resource, ResourcePool>;
+    this.#outlook = new HostOutlook({ horizonMs: HORIZON_MS_DEFAULT, scratch: this.#scratch });
     this.#decisions = new DecisionLog({ clock, publish });
   }
 
@@ -75,11 +95,23 @@ export class VmAgents implements AsyncDisposable {
     if (attended === undefined) return;
     const { agent, settings } = attended;
     attended.last = sample;
+    this.#sumUp(sample);
     const { decisions, anomalies } = agent.take(sample);
     for (const anomaly of anomalies) this.#tellOf(anomaly, sample.vm);
     for (const decision of decisions) this.#carryOut(decision, { vm: sample.vm, agent, mode: settings.mode });
     this.#expire();
     if (this.#options.clock.nowMs() - attended.savedAtMs >= SAVE_EVERY_MS) this.#save(sample.vm, attended);
+  }
+
+  /** One resource of this host, and what all VMs have and want of it. */
+  hostView(resource: Resource): HostResource {
+    const { capacity, allocated, reserved, lent } = this.#pools[resource];
+    return { capacity, allocated, reserved, lent, ...this.#outlook.view(resource) };
+  }
+
+  /** Of the VMs that say something about the resource. */
+  peaks(resource: Resource): readonly Peak[] {
+    return [...this.#attended.values()].flatMap(({ agent }) => agent.view(resource).peak ?? []);
   }
 
   view(vm: string): AgentView | undefined {
@@ -96,6 +128,7 @@ export class VmAgents implements AsyncDisposable {
   /** The VM is gone for good. */
   forget(vm: string): void {
     this.#attended.delete(vm);
+    this.#outlook.forget(vm);
     for (const pool of Object.values(this.#pools)) pool.remove(vm);
     this.#decisions.forget(vm);
     this.#options.files.forget(vm);
@@ -105,6 +138,16 @@ export class VmAgents implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     for (const [vm, attended] of this.#attended) this.#save(vm, attended);
     await Promise.all(this.#writing);
+  }
+
+  #sumUp(sample: Sample): void {
+    const { clock } = this.#options;
+    const nowMs = clock.nowMs();
+    const untilMs = nowMs + SILENT_INTERVALS * sample.intervalMs + SILENT_MS;
+    this.#outlook.note(sample.vm, { demands: demandsOf(sample), untilMs });
+    if (nowMs - this.#summedAtMs < SUM_EVERY_MS) return;
+    this.#summedAtMs = nowMs;
+    this.#outlook.take({ wallMs: clock.wallMs(), monotonicMs: nowMs });
   }
 
   #attend(sample: Sample): Attended | undefined {

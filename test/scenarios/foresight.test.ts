@@ -66,6 +66,8 @@ it('a VM is forecast soon after its start, goes on to be over a takeover, and by
   const explained = await understudy('explain', 'seen');
   expect(explained.stdout).toContain('seen: what is decided is only said (allocation.mode: recommend)');
   expect((await understudy('forecast', 'seen', 'gpu')).exitCode).toBe(2);
+  const [cpu] = JSON.parse((await understudy('capacity', '--risk', '0.1', '--json')).stdout).resources;
+  expect(cpu).toMatchObject({ resource: 'cpu', vms: 1, allocated: 1000, capacity: expect.any(Number) });
 
   // QEMU is killed: samples are of the next one, and the forecast is that of the same VM.
   await host.until('seen', ({ observed }) => observed.state === 'protected');
