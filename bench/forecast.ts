@@ -1,6 +1,6 @@
 import { Forecaster, MINUTES_SERIES, MINUTES_STEP_MS } from '../src/forecast/forecaster.ts';
 import { SeriesForecaster } from '../src/forecast/series-forecaster.ts';
-import { simpleMethods } from '../src/forecast/simple-methods.ts';
+import { minutesMethods } from '../src/forecast/shipped-methods.ts';
 import { BenchError } from './bench-error.ts';
 import { ForecastScores } from './forecast-scores.ts';
 import type { Benchmark, BenchRun, FigureInfo } from './harness.ts';
@@ -169,7 +169,7 @@ function compare(test: Test): Compared {
 }
 
 function sayAll({ trace, values, origins }: Test): Float64Array[] {
-  const forecaster = new SeriesForecaster({ ...MINUTES_SERIES, methods: simpleMethods() });
+  const forecaster = new SeriesForecaster({ ...MINUTES_SERIES, methods: minutesMethods() });
   let next = 0;
   return origins.map((origin) => {
     for (; next < origin; next += 1)

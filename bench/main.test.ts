@@ -40,7 +40,7 @@ describe('npm run bench', () => {
     const ended = await end(start());
     expect(ended.code).toBe(0);
     expect(ended.stdout).toMatch(
-      /^checkpoint .*\nfailover .*\noverhead .*\napi .*\nadoption .*\nwire .*\nrestore .*\nnbd .*\ndisk .*\nwarming .*\nreplication .*\nfailover2 .*\nforecast .*\nanomaly .*\nseries .*\nsampling .*\n$/,
+      /^checkpoint .*\nfailover .*\noverhead .*\napi .*\nadoption .*\nwire .*\nrestore .*\nnbd .*\ndisk .*\nwarming .*\nreplication .*\nfailover2 .*\nforecast .*\npolicy .*\nanomaly .*\nseries .*\nsampling .*\n$/,
     );
   });
 
@@ -55,7 +55,7 @@ describe('npm run bench', () => {
   it.each([
     [
       ['nonsense'],
-      'checkpoint, failover, overhead, api, adoption, wire, restore, nbd, disk, warming, replication, failover2, forecast, anomaly, series, sampling',
+      'checkpoint, failover, overhead, api, adoption, wire, restore, nbd, disk, warming, replication, failover2, forecast, policy, anomaly, series, sampling',
     ],
     [['failover', '--kills', '0'], '--help'],
     [['failover', 'overhead'], '--help'],

@@ -21,6 +21,7 @@ import { type Benchmark, BenchRun } from './harness.ts';
 import { machineFacts, versions } from './machine-facts.ts';
 import { nbd } from './nbd.ts';
 import { overhead } from './overhead.ts';
+import { policy } from './policy.ts';
 import { replication } from './replication.ts';
 import { reportMarkdown, reportText, targetText } from './report.ts';
 import { restore } from './restore.ts';
@@ -32,7 +33,7 @@ import { wire } from './wire.ts';
 const BENCHMARKS: readonly Benchmark[] = [
   ...[checkpoint, failover, overhead, api, adoption],
   ...[wire, restore, nbd, disk, warming, replication, failover2],
-  ...[forecast, anomaly, series, sampling],
+  ...[forecast, policy, anomaly, series, sampling],
 ];
 const KILLS_MAX = 1000;
 
@@ -46,6 +47,8 @@ Options:
   --markdown  print the section for docs/benchmarks.md
   --quick     less than 60 s; the figures mean the same and are less sure
   --kills N   how often failover kills the primary (default: 20, with --quick 5)
+  --traces D  for forecast, policy, anomaly: a folder of CSV files (.csv, .csv.gz), or one of them, with a column
+              "timestamp" or "step" and one column per series
   --traces D  for forecast, policy, anomaly: a folder of CSV files (.csv, .csv.gz) with a column "timestamp" or
               "step" and one column per series; anomaly: "timestamp" and "value", and windows.json
   --step S    between two steps of traces without timestamps, in seconds (default: 300)

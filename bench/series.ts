@@ -1,9 +1,9 @@
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { seededRandom } from '../src/base/seeded-random.ts';
 import { GIB } from '../src/base/units.ts';
 import { parseHostConfig } from '../src/config/host-config.ts';
-import { seededRandom } from '../src/base/seeded-random.ts';
 import { HOUR_MS, SECOND_MS } from '../src/telemetry/buckets.ts';
 import { openSeriesStore } from '../src/telemetry/open-series-store.ts';
 import type { Sample } from '../src/telemetry/sample.ts';

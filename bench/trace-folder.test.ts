@@ -33,10 +33,11 @@ test('a time that is none is refused with its file and line', () => {
   );
 });
 
-test('packed files are read, and a folder without any is refused', () => {
+test('packed files are read, a single one too, and a folder without any is refused', () => {
   const folder = mkdtempSync(join(tmpdir(), 'us-traces-'));
   onTestFinished(() => rmSync(folder, { recursive: true }));
   expect(() => readTraces(folder, { stepMs })).toThrow('there is no .csv');
   writeFileSync(join(folder, 'x.csv.gz'), gzipSync('step,a\n0,1\n'));
+  expect(readTraces(join(folder, 'x.csv.gz'), { stepMs })).toHaveLength(1);
   expect(readTraces(folder, { stepMs })).toMatchObject([{ name: 'x/a', values: new Float64Array([1]) }]);
 });

@@ -1,4 +1,4 @@
-import { readdirSync, readFileSync } from 'node:fs';
+import { readdirSync, readFileSync, statSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import { gunzipSync } from 'node:zlib';
 import { messageOf } from '../src/base/errors.ts';
@@ -26,25 +26,28 @@ const MONDAY_MS = Date.UTC(2018, 0, 1);
 const STEPS_MAX = 5_000_000;
 
 /**
- * All columns of all CSV files directly in a folder, by name. The first line names the columns. `timestamp` (Unix seconds,
+ * All columns of all CSV files directly in a folder, by name, or of one file. The first line names the columns. `timestamp` (Unix seconds,
  * or a date; UTC where it has no zone) or `step` (a count) says when a line was; without both, each line is one step.
  * The distance of timestamps is their median; a step without a line is NaN, of several lines in one step the last counts.
  */
 export function readTraces(folder: string, options: TraceOptions): Trace[] {
-  let files: string[];
-  try {
-    files = readdirSync(folder)
-      .filter((name) => ENDING.test(name))
-      .sort();
-  } catch (cause) {
-    throw unusable(`cannot read the folder ${folder}: ${messageOf(cause)}`);
-  }
-  if (files.length === 0) throw unusable(`there is no .csv and no .csv.gz in ${folder}`);
-  return files.flatMap((file) => {
-    const bytes = readFileSync(join(folder, file));
-    const text = (file.endsWith('.gz') ? gunzipSync(bytes) : bytes).toString('utf8');
-    return parseTraces(text, { file, ...options });
+  return pathsIn(folder).flatMap((path) => {
+    const bytes = readFileSync(path);
+    const text = (path.endsWith('.gz') ? gunzipSync(bytes) : bytes).toString('utf8');
+    return parseTraces(text, { file: basename(path), ...options });
   });
+}
+
+function pathsIn(folder: string): string[] {
+  let names: string[];
+  try {
+    if (statSync(folder).isFile()) return [folder];
+    names = readdirSync(folder).filter((name) => ENDING.test(name));
+  } catch (cause) {
+    throw unusable(`cannot read ${folder}: ${messageOf(cause)}`);
+  }
+  if (names.length === 0) throw unusable(`there is no .csv and no .csv.gz in ${folder}`);
+  return names.sort().map((name) => join(folder, name));
 }
 
 export function parseTraces(

@@ -57,6 +57,13 @@ export const handlers: { readonly [Id in HandledId]: Handler<Id> } = {
     service.deleteSavedState(params.name, params.kind);
     return { body: null };
   },
+  getOutlook: ({ foresight }, { params, query }) => ({
+    body: foresight.outlook(params.name, { risk: query.risk }),
+  }),
+  getForecast: ({ foresight }, { params }) => ({ body: foresight.forecast(params.name, params.resource) }),
+  getAllocation: ({ foresight }, { params, query }) => ({
+    body: foresight.allocation(params.name, { limit: query.limit }),
+  }),
   listSnapshots: ({ snapshots }, { params }) => ({ body: snapshots.list(params.name) }),
   createSnapshot: async ({ snapshots }, { params, body }) => ({
     body: await snapshots.take(params.name, body),

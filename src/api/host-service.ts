@@ -3,6 +3,7 @@ import type { Trace } from '../base/trace.ts';
 import type { Policy, PolicyPage, SetPolicy, Tenant, TenantPage } from './access-resources.ts';
 import type { StoredToken } from './access-token.ts';
 import type { AuditEntry } from './audit.ts';
+import type { ForesightService } from './foresight-resources.ts';
 import type { Principal, Reach } from './principal.ts';
 import type {
   ChangeVm,
@@ -65,6 +66,7 @@ export interface TenantService {
 export interface HostService {
   readonly tenants: TenantService;
   readonly snapshots: SnapshotService;
+  readonly foresight: ForesightService;
   /** @throws HostError HOST_VM_UNKNOWN where there is no such VM within `reach` */
   ensureWithin(name: string, reach: Reach): void;
 

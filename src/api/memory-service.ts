@@ -4,6 +4,7 @@ import { makeToken, type StoredToken } from './access-token.ts';
 import { ApiError, type ApiErrorCode } from './api-error.ts';
 import { AUDIT_KIND, type AuditEntry } from './audit.ts';
 import type { HostService, RequestContext, StoredAnswer } from './host-service.ts';
+import { MemoryForesight } from './memory-foresight.ts';
 import { MemorySnapshots } from './memory-snapshots.ts';
 import { MemoryTenants } from './memory-tenants.ts';
 import { isWithin, type Reach, WHOLE_REACH } from './principal.ts';
@@ -44,6 +45,7 @@ export class MemoryService implements HostService {
     ensureVm: (vm) => void this.getVm(vm),
     nowMs: () => this.nowMs(),
   });
+  readonly foresight = new MemoryForesight((vm) => void this.getVm(vm));
   readonly tenants = new MemoryTenants({
     owns: (tenant) => [...this.vms.values()].some((vm) => vm.tenant === tenant),
     onDelete: (name) => {

@@ -1,5 +1,6 @@
 import { z } from 'zod';
 import { accessRoutes } from './access-routes.ts';
+import { foresightRoutes } from './foresight-routes.ts';
 import {
   changeVmSchema,
   createTokenSchema,
@@ -281,6 +282,7 @@ export const routes = {
     status: 204,
     answer: nothing,
   },
+  ...foresightRoutes,
   ...snapshotRoutes,
   ...accessRoutes,
   getStats: {

@@ -13,6 +13,7 @@ import {
   wholeNumber,
 } from './command-definition.ts';
 import { EXIT_CODES, exitCodeOf, exitCodesText } from './exit-codes.ts';
+import { addForesight } from './foresight-definition.ts';
 import { addInstallation } from './installation-definition.ts';
 import { Output } from './output.ts';
 import { addSite } from './site-definition.ts';
@@ -58,6 +59,7 @@ export function buildProgram(out: Output, finish: (exitCode: number) => void): C
   addRun(program, out, finish);
   addQueries(program, out, finish);
   addTelemetry(program, out, finish);
+  addForesight(program, out, finish);
   addActions(program, out, finish);
   addDemo(program, out, finish);
   addDeclared(program, out, finish);

@@ -65,6 +65,16 @@ snapshots:                     # taken by themselves, beside what \`understudy s
   # keyFile: snap.key          # encrypts them
 telemetry:
   interval: 1s                 # how often the VM is measured, 100ms to 60s; \`understudy telemetry\` changes it while it runs
+forecast:
+  horizon: 1h                  # how far ahead something is kept ready, 5m to 24h
+allocation:                    # by a host daemon: \`understudy host\`
+  mode: recommend              # off | recommend: only said, see \`understudy explain\` | auto: carried out
+  preAllocationThreshold: 0.1  # what has to be missing, as a share of what the VM has, before it is asked for
+  scalingPolicy: balanced      # eager | balanced | thrifty, or {quantile: 0.95, margin: 0.2, lowerAfter: 10m}
+  cpu: {min: 0.1, max: 1}      # cores; default: a tenth of the vcpus, and all of them
+  # memory: {min: 128MiB, max: 256MiB}             # default: no bounds, nothing is decided
+  # disk: {min: 1MiB, max: 100MiB}                 # per second, of all disks; default: no bounds, nothing is decided
+  # net: {min: 1MiB, max: 100MiB}                  # the same, of all network cards
 termination: remove            # what becomes of its state when it is stopped: remove | suspend | snapshot
 shutdownTimeoutMs: 10000       # a guest that was asked to power off is ended after so long, 0 to 100000
 `;

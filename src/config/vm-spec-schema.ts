@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto';
 import { z } from 'zod';
 import { GIB, MIB, parseBytes, TIB } from '../base/units.ts';
+import { allocationSchema, forecastSchema } from './allocation-schema.ts';
 import { hostName } from './site-config.ts';
 import { snapshotsSchema } from './snapshots-schema.ts';
 import { vmTelemetrySchema } from './vm-telemetry-schema.ts';
@@ -262,6 +263,8 @@ export const vmSpecSchema = z
     /** No defaults, for the same reason. */
     snapshots: snapshotsSchema.optional(),
     telemetry: vmTelemetrySchema.optional(),
+    forecast: forecastSchema.optional(),
+    allocation: allocationSchema.optional(),
     termination: z.enum(['remove', 'suspend', 'snapshot']).default('remove'),
     shutdownTimeoutMs: z.int().min(0).max(100_000).default(10_000),
   })

@@ -131,6 +131,49 @@ describe('how a VM is measured', () => {
   });
 });
 
+describe('what is kept ready for a VM', () => {
+  test('follows the forecast by a policy that has a name, or by one of its own', () => {
+    expect(parse(`${SMALL}forecast: {}\nallocation: {}\n`)).toMatchObject({
+      forecast: { horizonMs: 3_600_000 },
+      allocation: {
+        mode: 'recommend',
+        preAllocationThreshold: 0.1,
+        scalingPolicy: { quantile: 0.95, margin: 0.2, lowerAfterMs: 600_000 },
+      },
+    });
+    const own =
+      'allocation: {mode: auto, scalingPolicy: {quantile: 0.9, lowerAfter: 2m}, cpu: {min: 0.25, max: 2}, net: {max: 10MiB}}';
+    expect(parse(`${SMALL}${own}\n`).allocation).toEqual({
+      mode: 'auto',
+      preAllocationThreshold: 0.1,
+      scalingPolicy: { quantile: 0.9, margin: 0.2, lowerAfterMs: 120_000 },
+      cpu: { min: 250, max: 2000 },
+      net: { max: 10 * 1024 * 1024 },
+    });
+  });
+
+  test.each([
+    ['forecast: {horizon: 4m}', 'forecast.horizon: expected 5m to 24h'],
+    ['forecast: {horizon: 2d}', 'forecast.horizon: expected 5m to 24h'],
+    ['forecast: {horizon: soon}', 'forecast.horizon: "soon" is no time such as 5m'],
+    ['allocation: {mode: maybe}', 'allocation.mode: expected'],
+    ['allocation: {preAllocationThreshold: 2}', 'allocation.preAllocationThreshold: '],
+    ['allocation: {preAllocationThreshold: .nan}', 'allocation.preAllocationThreshold: '],
+    ['allocation: {scalingPolicy: bold}', 'allocation.scalingPolicy: expected eager, balanced, thrifty, or'],
+    ['allocation: {scalingPolicy: {quantile: 1}}', 'allocation.scalingPolicy.quantile: '],
+    [
+      'allocation: {scalingPolicy: {lowerAfter: 1s}}',
+      'allocation.scalingPolicy.lowerAfter: expected 1m to 24h',
+    ],
+    ['allocation: {cpu: {min: 2, max: 1}}', 'allocation.cpu.min: is more than max'],
+    ['allocation: {cpu: {min: 0}}', 'allocation.cpu.min: '],
+    ['allocation: {disk: {max: fast}}', 'allocation.disk.max: expected a size such as 256MiB'],
+    ['allocation: {gpu: 1}', 'allocation.gpu: unknown'],
+  ])('cannot be %s', (text, problem) => {
+    expect(problems(`${SMALL}${text}\n`)[0]).toContain(problem);
+  });
+});
+
 describe('a specification that is wrong', () => {
   test('names the field and the line', () => {
     expect(problems(`${SMALL}nics:\n  - uplink:\n      kind: vlan\n`)).toEqual([

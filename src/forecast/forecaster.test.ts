@@ -25,8 +25,8 @@ function timeOf(second: number): { wallMs: number; monotonicMs: number } {
   return { wallMs: START_MS + second * SECOND_MS, monotonicMs: 12_345 + second * SECOND_MS };
 }
 
-function valuesOf(forecaster: Forecaster, of: 'mean' | 'peak' = 'mean'): number[] {
-  return [...(forecaster.forecast({ of })?.values ?? [])];
+function valuesOf(forecaster: Forecaster): number[] {
+  return [...(forecaster.forecast()?.values ?? [])];
 }
 
 /** Deterministic, and not alike from second to second. */
@@ -101,8 +101,8 @@ describe('forecasts of a metric', () => {
     const bursts = (second: number) => (second % 150 < 3 ? 100 : 5);
     const forecaster = feed(new Forecaster(), { seconds: 24 * 3600, every: 1, valueAt: bursts });
     const at = { horizonsMs: [2 * HOUR_MS] };
-    expect(forecaster.forecast({ ...at, of: 'mean' })?.values[8]).toBeLessThan(10);
-    expect(forecaster.forecast({ ...at, of: 'peak' })?.values[4]).toBeCloseTo(100, 0);
+    expect(forecaster.forecast(at)?.values[8]).toBeLessThan(10);
+    expect(forecaster.peak?.values[4]).toBeCloseTo(100, 0);
   });
 
   it('are the same whatever the wall clock did', () => {
@@ -187,8 +187,10 @@ describe('forecasts of a metric', () => {
     const forecaster = feed(new Forecaster(), { seconds: 26 * 3600 + 7, every: 7, valueAt });
     const restored = Forecaster.restore(forecaster.save());
     if (restored.kind !== 'restored') throw restored.error;
-    for (const part of ['mean', 'peak'] as const)
-      expect(valuesOf(restored.forecaster, part)).toEqual(valuesOf(forecaster, part));
+    // Some models save what they have learnt in single precision.
+    for (const [at, value] of valuesOf(restored.forecaster).entries())
+      expect(value).toBeCloseTo(valuesOf(forecaster)[at] ?? 0, 6);
+    expect(restored.forecaster.peak).toEqual(forecaster.peak);
     for (const one of [forecaster, restored.forecaster])
       feed(one, { from: 26 * 3600 + 14, seconds: 21, valueAt });
     for (const [at, value] of valuesOf(restored.forecaster).entries())

@@ -1,13 +1,15 @@
 import type { ForecastMethod } from './forecast-model.ts';
 import type { ModelFault } from './guarded-model.ts';
 import { MethodScratch } from './method-scratch.ts';
+import { PeakForecaster } from './peak-forecaster.ts';
 import { MINUTES_PLAN, SECONDS_PLAN } from './probe-plan.ts';
 import { LEVELS } from './quantile-forecast.ts';
 import { passageOf, type SampleTime } from './sample-clock.ts';
 import { SeriesForecaster, type SeriesForecasterOptions, type UpdateOptions } from './series-forecaster.ts';
-import { FLOOR_METHOD, secondsMethods, simpleMethods } from './simple-methods.ts';
+import { minutesMethods } from './shipped-methods.ts';
+import { FLOOR_METHOD, secondsMethods } from './simple-methods.ts';
 import { StateReader, StateWriter } from './state-bytes.ts';
-import { type ClosedStep, StepAggregator } from './step-aggregator.ts';
+import { type ClosedStep, StepAggregator, type StepSink } from './step-aggregator.ts';
 
 const SECOND_MS = 1000;
 const MINUTE_MS = 60 * SECOND_MS;
@@ -27,15 +29,21 @@ export const HORIZONS_MS: readonly number[] = [
   ),
 ];
 
-/** Of what a forecast speaks: the mean of each step, or the largest sample in it, which is what has to be allocated. */
-export type ForecastOf = 'mean' | 'peak';
-
 export interface ForecasterOptions {
-  /** Methods for steps of minutes besides the simple ones: models of the house, and plug-ins of the user. */
+  /** Peaks are those within this time: an hour unless said. */
+  readonly horizonMs?: number;
+  /**
+   * Where in a step it begins, 0 … 1: series whose steps end at different moments do not all cost something at the same one.
+   * Whoever restores a series gives the same.
+   */
+  readonly phase?: number;
+  /** Methods for steps of minutes besides those of the house: plug-ins of the user. */
   readonly methods?: readonly ForecastMethod[];
   readonly levels?: readonly number[];
   readonly nowMs?: () => number;
   readonly scratch?: MethodScratch;
+  /** Told of each step of minutes when it is over, before the forecaster learns from it. */
+  readonly onMinutesStep?: StepSink;
 }
 
 export interface HorizonForecast {
@@ -50,15 +58,17 @@ export interface HorizonForecast {
 
 export interface ForecastWish {
   readonly horizonsMs?: readonly number[];
-  readonly of?: ForecastOf;
 }
 
 export type RestoredForecaster =
   | { readonly kind: 'restored'; readonly forecaster: Forecaster }
   | { readonly kind: 'unreadable'; readonly error: unknown };
 
-const SERIES = ['seconds', 'minutes', 'peaks'] as const;
-type SeriesName = (typeof SERIES)[number];
+interface Parts {
+  readonly seconds: SeriesForecaster;
+  readonly minutes: SeriesForecaster;
+  readonly peaks: PeakForecaster;
+}
 
 /** An hour of steps of seconds. */
 const SECONDS_SERIES = {
@@ -85,7 +95,7 @@ const MINUTES_STEPS_MIN = 3;
  */
 export class Forecaster {
   readonly #levels: readonly number[];
-  readonly #series: Readonly<Record<SeriesName, SeriesForecaster>>;
+  readonly #parts: Parts;
   readonly #seconds: StepAggregator;
   readonly #minutes: StepAggregator;
   /** Of the newest sample, by the clocks of its host. */
@@ -94,23 +104,48 @@ export class Forecaster {
   #atMs = Number.NaN;
   #dropped = 0;
 
-  constructor(options: ForecasterOptions = {}, restored?: Readonly<Record<SeriesName, SeriesForecaster>>) {
+  constructor(options: ForecasterOptions = {}, restored?: Parts) {
     this.#levels = options.levels ?? LEVELS;
     const wishes = wishesOf(options);
-    const series = restored ?? mapSeries((name) => new SeriesForecaster(wishes[name]));
-    this.#series = series;
-    const { seconds, minutes, peaks } = series;
+    this.#parts = restored ?? {
+      seconds: new SeriesForecaster(wishes.seconds),
+      minutes: new SeriesForecaster(wishes.minutes),
+      peaks: new PeakForecaster(wishes.peaks),
+    };
+    const { seconds, minutes, peaks } = this.#parts;
+    const { phase = 0 } = options;
     this.#seconds = new StepAggregator(
-      { stepMs: SECONDS_STEP_MS, gapStepsMax: seconds.history.capacity },
+      { stepMs: SECONDS_STEP_MS, phase, gapStepsMax: seconds.history.capacity },
       ({ mean, startMs, learn }) => seconds.update(mean, startMs, { learn }),
     );
     this.#minutes = new StepAggregator(
-      { stepMs: MINUTES_STEP_MS, gapStepsMax: minutes.history.capacity },
-      ({ mean, max, startMs, learn }: ClosedStep) => {
+      { stepMs: MINUTES_STEP_MS, phase, gapStepsMax: minutes.history.capacity },
+      (step: ClosedStep) => {
+        options.onMinutesStep?.(step);
+        const { mean, max, startMs, learn } = step;
         minutes.update(mean, startMs, { learn });
         peaks.update(max, startMs, { learn });
       },
     );
+  }
+
+  /** When the newest sample was, by a clock that never jumps and began as Unix time: ms. NaN before the first. */
+  get atMs(): number {
+    return this.#atMs;
+  }
+
+  /** Means of the last steps of minutes that are over, the oldest first; NaN where one is missing. */
+  history(steps: number): { readonly startMs: number; readonly values: Float64Array } {
+    const { history } = this.#parts.minutes;
+    const count = Math.min(steps, history.length);
+    const values = Float64Array.from({ length: count }, (_, index) => history.at(count - 1 - index));
+    return { startMs: history.lastStartMs - (count - 1) * MINUTES_STEP_MS, values };
+  }
+
+  /** Quantiles of the highest sample within the horizon. Undefined while nothing is known. */
+  get peak(): { readonly levels: readonly number[]; readonly values: Float64Array } | undefined {
+    const values = this.#parts.peaks.predict();
+    return values && { levels: this.#levels, values };
   }
 
   /** Samples that were doubled, too late, or no number. */
@@ -119,7 +154,7 @@ export class Forecaster {
   }
 
   get faults(): readonly ModelFault[] {
-    return Object.values(this.#series).flatMap(({ faults }) => faults);
+    return Object.values(this.#parts).flatMap(({ faults }) => faults);
   }
 
   /** Takes a sample: at whatever intervals, also late or twice. Microseconds, but for the one sample that ends a step. */
@@ -144,12 +179,12 @@ export class Forecaster {
   }
 
   /** Quantiles at the horizons, ascending, 5 s … 24 h. Undefined in the first seconds of a series. */
-  forecast({ horizonsMs = HORIZONS_MS, of = 'mean' }: ForecastWish = {}): HorizonForecast | undefined {
+  forecast({ horizonsMs = HORIZONS_MS }: ForecastWish = {}): HorizonForecast | undefined {
     const slow: Part = {
-      series: of === 'peak' ? this.#series.peaks : this.#series.minutes,
+      series: this.#parts.minutes,
       steps: this.#minutes,
     };
-    const fast: Part = { series: this.#series.seconds, steps: this.#seconds };
+    const fast: Part = { series: this.#parts.seconds, steps: this.#seconds };
     const beyond = horizonsMs.findIndex((horizonMs) => horizonMs > SECONDS_HORIZON_MS);
     const fastCount = beyond < 0 ? horizonsMs.length : beyond;
     const [near, far] = [horizonsMs.slice(0, fastCount), horizonsMs.slice(fastCount)];
@@ -191,7 +226,8 @@ export class Forecaster {
     for (const value of [wallMs, monotonicMs, this.#atMs]) writer.float64(value);
     for (const { open } of [this.#seconds, this.#minutes])
       for (const value of [open.startMs, open.sum, open.max, open.count, open.learn]) writer.float64(value);
-    for (const name of SERIES) writer.bytes(this.#series[name].save());
+    const { seconds, minutes, peaks } = this.#parts;
+    for (const part of [seconds, minutes, peaks]) writer.bytes(part.save());
     return writer.finish();
   }
 
@@ -208,12 +244,15 @@ export class Forecaster {
         learn: reader.float64(),
       }));
       const wishes = wishesOf(options);
-      const series = mapSeries((name) => {
-        const restored = SeriesForecaster.restore(wishes[name], reader.bytes());
+      const seriesOf = (wish: SeriesForecasterOptions) => {
+        const restored = SeriesForecaster.restore(wish, reader.bytes());
         if (restored.kind === 'unreadable') throw restored.error;
         return restored.forecaster;
-      });
-      const forecaster = new Forecaster(options, series);
+      };
+      const [seconds, minutes] = [seriesOf(wishes.seconds), seriesOf(wishes.minutes)];
+      // Of another horizon, or of an older release: it begins anew, and the rest goes on.
+      const peaks = PeakForecaster.restore(wishes.peaks, reader.bytes()) ?? new PeakForecaster(wishes.peaks);
+      const forecaster = new Forecaster(options, { seconds, minutes, peaks });
       if (!Number.isNaN(atMs)) forecaster.#last = { wallMs, monotonicMs };
       forecaster.#atMs = atMs;
       Object.assign(forecaster.#seconds.open, open[0]);
@@ -236,22 +275,18 @@ interface Rows {
   readonly stepMs: number;
 }
 
-function mapSeries<Value>(make: (name: SeriesName) => Value): Record<SeriesName, Value> {
-  return { seconds: make('seconds'), minutes: make('minutes'), peaks: make('peaks') };
-}
-
-function wishesOf(options: ForecasterOptions): Record<SeriesName, SeriesForecasterOptions> {
+function wishesOf(options: ForecasterOptions) {
   const scratch = options.scratch ?? new MethodScratch();
   const shared = {
     scratch,
     ...(options.levels !== undefined && { levels: options.levels }),
     ...(options.nowMs !== undefined && { nowMs: options.nowMs }),
   };
-  const minutes: SeriesForecasterOptions = {
-    ...shared,
-    ...MINUTES_SERIES,
-    methods: [...simpleMethods(), ...(options.methods ?? [])],
+  const methods = [...minutesMethods(), ...(options.methods ?? [])];
+  const { horizonMs = HOUR_MS } = options;
+  return {
+    seconds: { ...shared, ...SECONDS_SERIES, methods: secondsMethods() },
+    minutes: { ...shared, ...MINUTES_SERIES, methods },
+    peaks: { ...shared, stepMs: MINUTES_STEP_MS, horizonMs },
   };
-  const seconds = { ...shared, ...SECONDS_SERIES, methods: secondsMethods() };
-  return { seconds, minutes, peaks: minutes };
 }

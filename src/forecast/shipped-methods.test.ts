@@ -3,12 +3,12 @@ import { describe, expect, it } from 'vitest';
 import likeYesterday from '../../examples/like-yesterday.ts';
 import { differenceOf, FedModel, faultsOfForecast } from './model-contract-fixture.ts';
 import { fitSeasonal } from './seasonal-fit.ts';
-import { shippedMethods } from './shipped-methods.ts';
+import { fittedMethods, STREAMING_METHODS } from './shipped-methods.ts';
 import { syntheticWorkload } from './synthetic-workload.ts';
 
 const DAY = 288;
 const DOCUMENT = readFileSync(new URL('../../docs/forecast-models.md', import.meta.url), 'utf8');
-const methods = shippedMethods((request, done) => done(fitSeasonal(request)));
+const methods = [...STREAMING_METHODS, ...fittedMethods((request, done) => done(fitSeasonal(request)))];
 
 describe('docs/forecast-models.md', () => {
   it('has a row for each method that is shipped', () => {

@@ -4,6 +4,7 @@ import type { ForecastMethod } from './forecast-model.ts';
 import { HOLT_WINTERS } from './holt-winters.ts';
 import { LEARNT } from './learnt-model.ts';
 import { MOVING_AVERAGE } from './moving-average.ts';
+import { simpleMethods } from './simple-methods.ts';
 import { STREAMING_ARIMA } from './streaming-arima.ts';
 import { THETA } from './theta.ts';
 
@@ -17,7 +18,12 @@ export const STREAMING_METHODS: readonly ForecastMethod[] = [
   LEARNT,
 ];
 
-/** All that come with Understudy, in addition to the simple ones: those that are fitted now and then as well. */
-export function shippedMethods(schedule: FitScheduler): readonly ForecastMethod[] {
-  return [...STREAMING_METHODS, fittedMethod('mstl', schedule), fittedMethod('ets', schedule)];
+/** What forecasts steps of minutes unless something else is said: the simple methods, and those that learn with each value. */
+export function minutesMethods(): readonly ForecastMethod[] {
+  return [...simpleMethods(), ...STREAMING_METHODS];
+}
+
+/** Those that are fitted now and then, in milliseconds: for who has the time. */
+export function fittedMethods(schedule: FitScheduler): readonly ForecastMethod[] {
+  return [fittedMethod('mstl', schedule), fittedMethod('ets', schedule)];
 }

@@ -19,10 +19,11 @@ export interface OpenStep {
   learn: number;
 }
 
-/** Makes steps of equal length out of samples at whatever times. Steps begin at multiples of their length. */
+/** Makes steps of equal length out of samples at whatever times. Steps begin at multiples of their length, later by a phase. */
 export class StepAggregator {
   readonly stepMs: number;
   readonly #gapStepsMax: number;
+  readonly #offsetMs: number;
   readonly #sink: StepSink;
   readonly open: OpenStep = {
     startMs: Number.NaN,
@@ -33,8 +34,12 @@ export class StepAggregator {
   };
 
   /** Of a gap that is longer than `gapStepsMax` steps, only so many are told: all else is forgotten by then. */
-  constructor({ stepMs, gapStepsMax }: { stepMs: number; gapStepsMax: number }, sink: StepSink) {
+  constructor(
+    { stepMs, gapStepsMax, phase = 0 }: { stepMs: number; gapStepsMax: number; phase?: number },
+    sink: StepSink,
+  ) {
     this.stepMs = stepMs;
+    this.#offsetMs = Math.floor((phase % 1) * stepMs);
     this.#gapStepsMax = gapStepsMax;
     this.#sink = sink;
   }
@@ -42,7 +47,7 @@ export class StepAggregator {
   /** `atMs` does not go back further than into the step that is open; false where it does, and the sample is dropped. */
   add(value: number, atMs: number, learn: boolean): boolean {
     const { open } = this;
-    if (Number.isNaN(open.startMs)) open.startMs = Math.floor(atMs / this.stepMs) * this.stepMs;
+    if (Number.isNaN(open.startMs)) open.startMs = this.#startOf(atMs);
     if (atMs < open.startMs) return false;
     if (atMs >= open.startMs + this.stepMs) this.#closeUntil(atMs);
     open.sum += value;
@@ -55,13 +60,17 @@ export class StepAggregator {
   #closeUntil(atMs: number): void {
     const { open, stepMs } = this;
     this.#close();
-    const startMs = Math.floor(atMs / stepMs) * stepMs;
+    const startMs = this.#startOf(atMs);
     const missing = Math.min(this.#gapStepsMax, Math.round((startMs - open.startMs) / stepMs) - 1);
     for (let ago = missing; ago > 0; ago -= 1) {
       open.startMs = startMs - ago * stepMs;
       this.#close();
     }
     open.startMs = startMs;
+  }
+
+  #startOf(atMs: number): number {
+    return Math.floor((atMs - this.#offsetMs) / this.stepMs) * this.stepMs + this.#offsetMs;
   }
 
   #close(): void {

@@ -6,6 +6,7 @@ import type { Logger } from '../base/logger.ts';
 import { type Trace, traceFacts } from '../base/trace.ts';
 import { bootId } from '../control/process-identity.ts';
 import type { GivenSpec } from '../control/run-directory.ts';
+import type { FedSample } from '../telemetry/sample-feed.ts';
 import type { EventLog } from './event-log.ts';
 import type { HostMetrics } from './host-metrics.ts';
 import { type FleetSight, KeeperFleet, NOTHING } from './keeper-fleet.ts';
@@ -30,6 +31,7 @@ export interface ConvergenceOptions {
   readonly events: EventLog;
   readonly tokens: VmTokens;
   readonly metrics: HostMetrics;
+  readonly onSample: (fed: FedSample) => void;
   readonly saved: SavedStates;
   readonly startKeeper: StartKeeper;
   /** What its keeper is given, where one that was killed `left` a specification to go on with. @throws what forbids it */
@@ -83,6 +85,7 @@ export class Convergence implements AsyncDisposable {
       clock,
       lastTaken: (vm, keeper) => events.lastTaken(vm, { keeper }),
       onEvent: (event, keeper) => events.take(event, { keeper }),
+      onSample: options.onSample,
       onChange: (vm) => this.#lookSoon(vm),
     });
     this.#whereabouts = new Whereabouts(options);

@@ -101,6 +101,14 @@ export class EventLog {
     return [gap, ...this.#read(forgotten, { limit: limit - 1, ...filter })];
   }
 
+  /** The last events of one kind of a VM, newest first. */
+  newestOf(vm: string, { kind, limit }: { readonly kind: string; readonly limit: number }): HostEvent[] {
+    const rows = this.#database
+      .statement('SELECT * FROM events WHERE vm = ? AND kind = ? ORDER BY id DESC LIMIT ?')
+      .all(vm, kind, limit);
+    return rows.map(eventFrom);
+  }
+
   retain(retention: EventRetention): void {
     this.#retention = retention;
     this.#forgotAtMs = Number.NEGATIVE_INFINITY;
@@ -153,16 +161,7 @@ export class EventLog {
     const rows = this.#database
       .statement(`SELECT * FROM events WHERE ${conditions.join(' AND ')} ORDER BY id LIMIT ?`)
       .all(...[after, ...(vm === undefined ? [] : [vm]), ...(tenant === undefined ? [] : [tenant]), limit]);
-    return rows.map((row) => ({
-      id: Number(row.id),
-      time: String(row.time),
-      vm: row.vm === null ? null : String(row.vm),
-      tenant: row.tenant === null ? null : String(row.tenant),
-      kind: String(row.kind),
-      token: row.token === null ? null : Number(row.token),
-      epoch: row.epoch === null ? null : Number(row.epoch),
-      facts: JSON.parse(String(row.facts)),
-    }));
+    return rows.map(eventFrom);
   }
 
   /** Number of the newest event; 0 if there never was one. */
@@ -202,4 +201,17 @@ export class EventLog {
       for (const listener of this.#listeners) listener(event);
     });
   }
+}
+
+function eventFrom(row: Readonly<Record<string, unknown>>): HostEvent {
+  return {
+    id: Number(row.id),
+    time: String(row.time),
+    vm: row.vm === null ? null : String(row.vm),
+    tenant: row.tenant === null ? null : String(row.tenant),
+    kind: String(row.kind),
+    token: row.token === null ? null : Number(row.token),
+    epoch: row.epoch === null ? null : Number(row.epoch),
+    facts: JSON.parse(String(row.facts)),
+  };
 }

@@ -1,3 +1,4 @@
+import { join } from 'node:path';
 import type { Duplex } from 'node:stream';
 import type { StoredToken } from '../api/access-token.ts';
 import { AUDIT_KIND, type AuditEntry } from '../api/audit.ts';
@@ -33,19 +34,23 @@ import { checkSpec } from '../qemu/protectability.ts';
 import { maintenanceOf } from '../site/maintenance.ts';
 import { migrateVm } from '../site/migration.ts';
 import { AccessTokens } from './access-tokens.ts';
+import { AgentFiles } from './agent-files.ts';
 import { AnswerStore } from './answer-store.ts';
 import { Convergence } from './convergence.ts';
 import { type EventFilter, EventLog, type EventRetention } from './event-log.ts';
+import { Foresight } from './foresight.ts';
 import { HostError } from './host-error.ts';
 import { HostMetrics } from './host-metrics.ts';
 import type { StartKeeper } from './keeper-starters.ts';
-import { machineFacts } from './machine-facts.ts';
+import { hostCapacity, machineFacts } from './machine-facts.ts';
 import { actsElsewhere, cannotEnd, isSuspended, noSavedState, runs } from './refusals.ts';
 import { type SavedKind, SavedStates } from './saved-states.ts';
+import { SettingsOfAgents } from './settings-of-agents.ts';
 import { SnapshotFiles } from './snapshot-files.ts';
 import { StateDatabase } from './state-database.ts';
 import { extentOf, TenantSpecs } from './tenant-specs.ts';
 import { Tenants, tenantUnknown } from './tenants.ts';
+import { VmAgents } from './vm-agents.ts';
 import { type DeclaredVm, VmInventory, type VmOutline, vmUnknown } from './vm-inventory.ts';
 import { type CountedVm, vmStats } from './vm-stats.ts';
 import { VmTokens } from './vm-tokens.ts';
@@ -84,6 +89,8 @@ interface Reached {
 export class Host implements HostService, AsyncDisposable {
   readonly tenants: Tenants;
   readonly snapshots: SnapshotFiles;
+  readonly agents: VmAgents;
+  readonly foresight: Foresight;
   readonly #options: HostOptions;
   readonly #database: StateDatabase;
   readonly #inventory: VmInventory;
@@ -108,6 +115,7 @@ export class Host implements HostService, AsyncDisposable {
     this.#events = new EventLog(this.#database, { clock, tokens: this.#tokens });
     this.tenants = new Tenants(this.#database, { clock });
     this.#specs = new TenantSpecs({ tenants: this.tenants, inventory: this.#inventory });
+    const settings = new SettingsOfAgents({ inventory: this.#inventory, specs: this.#specs });
     this.#inventory.measure((vm) => this.#specs.extentOf(vm));
     this.#answers = new AnswerStore(this.#database, { clock });
     this.#accessTokens = new AccessTokens(this.#database, { clock });
@@ -124,11 +132,26 @@ export class Host implements HostService, AsyncDisposable {
       tokens: this.#tokens,
       metrics: this.#metrics,
       saved: this.#saved,
+      onSample: ({ sample }) => this.agents.take(sample),
       orderOf: (vm, left) => this.#specs.orderOf(vm, left),
       isSpread: (name) => {
         const vm = this.#inventory.find(name);
         return vm !== undefined && this.#specs.isSpread(vm);
       },
+    });
+    this.agents = new VmAgents({
+      ...{ clock, log: options.log },
+      settingsOf: (vm) => settings.of(vm),
+      capacity: hostCapacity(),
+      files: new AgentFiles(join(options.stateDirectory, 'agents')),
+      publish: (kind, vm, facts) => this.#events.publish(kind, { vm, facts }),
+    });
+    this.#events.onEvent(({ kind, vm }) => {
+      if (kind === 'deleted' && vm !== null) this.agents.forget(vm);
+    });
+    this.foresight = new Foresight({
+      ...{ agents: this.agents, events: this.#events, inventory: this.#inventory },
+      ensureHost: (name) => void this.getHost(name),
     });
     this.snapshots = new SnapshotFiles({
       clock,
@@ -406,6 +429,7 @@ export class Host implements HostService, AsyncDisposable {
   /** Lets the VMs be; what is under way with them comes to its end first. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#convergence[Symbol.asyncDispose]();
+    await this.agents[Symbol.asyncDispose]();
     this.#database[Symbol.dispose]();
   }
 

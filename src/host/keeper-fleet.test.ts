@@ -56,6 +56,7 @@ function fleet(): KeeperFleet {
       clock,
       lastTaken: () => 0,
       onEvent: () => {},
+      onSample: () => {},
       onChange: () => {},
     },
   });

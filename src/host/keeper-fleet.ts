@@ -18,9 +18,11 @@ import type { SnapshotOrder, SnapshotReport } from '../control/snapshot-report.t
 import type { VmEvent } from '../control/vm-event.ts';
 import type { VmStatus } from '../control/vm-status.ts';
 import type { Phase } from '../shadow/protection.ts';
+import type { FedSample } from '../telemetry/sample-feed.ts';
 import type { StartKeeper } from './keeper-starters.ts';
 import { KeeperWatch } from './keeper-watch.ts';
 import type { KeeperSight } from './reconcile.ts';
+import { SampleWatch } from './sample-watch.ts';
 import type { RunOrder } from './tenant-specs.ts';
 import type { DeclaredVm } from './vm-inventory.ts';
 
@@ -35,6 +37,7 @@ export interface KeeperFleetOptions {
   /** Number of the last event that was taken from this keeper. */
   readonly lastTaken: (vm: string, keeper: string) => number;
   readonly onEvent: (event: VmEvent, keeper: string) => void;
+  readonly onSample: (fed: FedSample) => void;
   /** Something about this VM is not as it was. */
   readonly onChange: (vm: string) => void;
 }
@@ -71,6 +74,7 @@ export const NOTHING: FleetSight = {
 export class KeeperFleet implements Disposable {
   readonly #options: KeeperFleetOptions;
   readonly #watches = new Map<string, KeeperWatch>();
+  readonly #samples = new Map<string, SampleWatch>();
   readonly #scrape: KeeperScrape;
   #disposed = false;
 
@@ -198,8 +202,9 @@ export class KeeperFleet implements Disposable {
 
   [Symbol.dispose](): void {
     this.#disposed = true;
-    for (const watch of this.#watches.values()) watch[Symbol.dispose]();
+    for (const watch of [...this.#watches.values(), ...this.#samples.values()]) watch[Symbol.dispose]();
     this.#watches.clear();
+    this.#samples.clear();
   }
 
   /** One that does not answer must not keep the others from being listed. */
@@ -263,7 +268,8 @@ export class KeeperFleet implements Disposable {
     const known = this.#watches.get(name);
     if (known?.keeper.pid === keeper.pid && known.keeper.startTicks === keeper.startTicks) return known;
     known?.[Symbol.dispose]();
-    const { clock, onEvent, onChange, lastTaken } = this.#options;
+    this.#samples.get(name)?.[Symbol.dispose]();
+    const { clock, onEvent, onChange, onSample, lastTaken } = this.#options;
     const identity = `${bootId()}/${keeper.pid}/${keeper.startTicks}`;
     const watch = new KeeperWatch({
       vm: name,
@@ -273,11 +279,18 @@ export class KeeperFleet implements Disposable {
       onEvent: (event) => onEvent(event, identity),
       onChange: () => onChange(name),
       onEnd: () => {
-        if (this.#watches.get(name) === watch) this.#watches.delete(name);
+        if (this.#watches.get(name) === watch) this.#forget(name);
         onChange(name);
       },
     });
     this.#watches.set(name, watch);
+    this.#samples.set(name, new SampleWatch({ vm: name, clock, onSample }));
     return watch;
+  }
+
+  #forget(name: string): void {
+    this.#watches.delete(name);
+    this.#samples.get(name)?.[Symbol.dispose]();
+    this.#samples.delete(name);
   }
 }

@@ -1,4 +1,5 @@
 import { availableParallelism, freemem, hostname, totalmem } from 'node:os';
+import type { Resource } from '../allocation/resource.ts';
 import type { Host as HostFacts } from '../api/resources.ts';
 import { cacheDirectory } from '../base/cache-directory.ts';
 import { acceleratorCacheFile } from '../control/run-paths.ts';
@@ -11,5 +12,15 @@ export function machineFacts(): Pick<HostFacts, 'name' | 'accel' | 'cpus' | 'mem
     accel: knownAccelerator(acceleratorCacheFile(cacheDirectory())) ?? null,
     cpus: availableParallelism(),
     memory: { totalBytes: totalmem(), freeBytes: freemem() },
+  };
+}
+
+/** What this machine has of each resource. Disks and network cards of a host are shared with others: nobody knows how much of them. */
+export function hostCapacity(): Record<Resource, number> {
+  return {
+    cpuMillicores: 1000 * availableParallelism(),
+    memoryBytes: totalmem(),
+    diskBytesPerSecond: Number.MAX_SAFE_INTEGER,
+    netBytesPerSecond: Number.MAX_SAFE_INTEGER,
   };
 }

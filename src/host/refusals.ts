@@ -17,6 +17,13 @@ export function noSavedState(vm: string, kind: SavedKind): HostError {
   });
 }
 
+export function noTelemetry(vm: string): HostError {
+  return new HostError('HOST_NO_TELEMETRY', `there is no sample of ${vm} yet`, {
+    hint: 'Samples come from VMs that act on this host, some seconds after their start.',
+    facts: { vm },
+  });
+}
+
 export function runs(vm: string): HostError {
   return new HostError('HOST_VM_RUNS', `${vm} runs, is being started or is being stopped`, {
     hint: `Stop it first, and wait until \`understudy ls\` shows that it is absent.`,

@@ -1,0 +1,46 @@
+import { readFileSync, rmSync } from 'node:fs';
+import { open, rename, rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { makeDirectory } from '../base/make-directory.ts';
+
+/** What agents of VMs have learnt, a file for each VM. A name of a VM is the name of a file: a-z, 0-9 and hyphens. */
+export class AgentFiles {
+  readonly #directory: string;
+
+  constructor(directory: string) {
+    this.#directory = directory;
+    makeDirectory(directory, { mode: 0o700 });
+  }
+
+  /** Undefined where there is none, or none that can be read: an agent can always begin anew. */
+  load(vm: string): Uint8Array | undefined {
+    try {
+      return readFileSync(this.#path(vm));
+    } catch {
+      return undefined;
+    }
+  }
+
+  /** All of it or what was there before, whatever happens to this process or this machine. */
+  async save(vm: string, state: Uint8Array): Promise<void> {
+    const path = this.#path(vm);
+    const next = `${path}.next`;
+    try {
+      await using file = await open(next, 'w', 0o600);
+      await file.writeFile(state);
+      await file.datasync();
+    } catch (thrown) {
+      await rm(next, { force: true });
+      throw thrown;
+    }
+    await rename(next, path);
+  }
+
+  forget(vm: string): void {
+    for (const path of [this.#path(vm), `${this.#path(vm)}.next`]) rmSync(path, { force: true });
+  }
+
+  #path(vm: string): string {
+    return join(this.#directory, `${vm}.agent`);
+  }
+}

@@ -1,0 +1,139 @@
+import { overcommit } from '../allocation/host-outlook.ts';
+import type { Resource } from '../allocation/resource.ts';
+import { type Peak, quantileAt } from '../allocation/resource-tracker.ts';
+import type { ResourceView } from '../allocation/vm-agent.ts';
+import type {
+  Allocation,
+  Forecast,
+  ForesightService,
+  Outlook,
+  ResourceName,
+} from '../api/foresight-resources.ts';
+import { HORIZON_MS_DEFAULT } from '../config/allocation-schema.ts';
+import { MINUTES_STEP_MS } from '../forecast/forecaster.ts';
+import { DECISION_KIND } from './decision-log.ts';
+import type { EventLog } from './event-log.ts';
+import { noTelemetry } from './refusals.ts';
+import type { AgentView, VmAgents } from './vm-agents.ts';
+import type { VmInventory } from './vm-inventory.ts';
+
+/** A day is drawn. */
+const HISTORY_STEPS = 288;
+
+const RESOURCE_OF: Readonly<Record<ResourceName, Resource>> = {
+  cpu: 'cpuMillicores',
+  memory: 'memoryBytes',
+  disk: 'diskBytesPerSecond',
+  net: 'netBytesPerSecond',
+};
+const UNITS = {
+  cpu: 'millicores',
+  memory: 'bytes',
+  disk: 'bytes per second',
+  net: 'bytes per second',
+} as const satisfies Readonly<Record<ResourceName, Forecast['unit']>>;
+
+interface ForesightOptions {
+  readonly agents: VmAgents;
+  readonly events: EventLog;
+  readonly inventory: VmInventory;
+  /** @throws HostError HOST_UNKNOWN for the name of another host */
+  readonly ensureHost: (name: string) => void;
+}
+
+/** What agents know and have decided, as the API tells it. */
+export class Foresight implements ForesightService {
+  readonly #options: ForesightOptions;
+
+  constructor(options: ForesightOptions) {
+    this.#options = options;
+  }
+
+  forecast(vm: string, name: ResourceName): Forecast {
+    const { agent, last, horizonMs } = this.#viewOf(vm);
+    const resource = RESOURCE_OF[name];
+    const { startMs, values } = agent.history(resource, HISTORY_STEPS);
+    const forecast = agent.forecast(resource);
+    const width = forecast?.levels.length ?? 0;
+    return {
+      ...{ vm, resource: name, unit: UNITS[name] },
+      at: new Date(last.wallMs).toISOString(),
+      history: {
+        stepSeconds: MINUTES_STEP_MS / 1000,
+        startedAt: values.length === 0 ? null : new Date(startMs).toISOString(),
+        values: Array.from(values, (value) => (Number.isNaN(value) ? null : Math.max(0, value))),
+      },
+      levels: [...(forecast?.levels ?? [])],
+      rows: (forecast?.horizonsMs ?? []).map((horizon, row) => ({
+        horizonSeconds: horizon / 1000,
+        values: [...(forecast?.values.subarray(row * width, (row + 1) * width) ?? [])],
+      })),
+      peakHorizonSeconds: horizonMs / 1000,
+      ...outlook(agent.view(resource)),
+    };
+  }
+
+  outlook(host: string, { risk }: { readonly risk: number }): Outlook {
+    this.#options.ensureHost(host);
+    const names = Object.keys(RESOURCE_OF) as ResourceName[];
+    return {
+      ...{ host, risk, horizonSeconds: HORIZON_MS_DEFAULT / 1000 },
+      resources: names.map((name) => this.#resourceOutlook(name, risk)),
+    };
+  }
+
+  #resourceOutlook(name: ResourceName, risk: number): Outlook['resources'][number] {
+    const { agents } = this.#options;
+    const resource = RESOURCE_OF[name];
+    const { capacity, used, vms, allocated, reserved, lent, peakOfSum } = agents.hostView(resource);
+    const peaks = agents.peaks(resource);
+    const isKnown = capacity < Number.MAX_SAFE_INTEGER;
+    const chance = peakOfSum && overcommit(peakOfSum, { capacity, promised: allocated, risk });
+    return {
+      ...{ resource: name, unit: UNITS[name], vms, used, allocated, reserved, lent },
+      capacity: isKnown ? capacity : null,
+      peakOfSum: quantilesOf(peakOfSum),
+      sumOfPeaks:
+        peaks.length === 0
+          ? null
+          : peaks.reduce((sum, peak) => sum + Math.max(0, quantileAt(peak, 1 - risk)), 0),
+      needed: chance?.needed ?? null,
+      promisable: isKnown ? (chance?.promisable ?? null) : null,
+    };
+  }
+
+  allocation(vm: string, { limit }: { readonly limit: number }): Allocation {
+    const { agent, mode, horizonMs } = this.#viewOf(vm);
+    const names = Object.keys(RESOURCE_OF) as ResourceName[];
+    return {
+      ...{ vm, mode, horizonSeconds: horizonMs / 1000 },
+      resources: names.map((name) => ({
+        ...{ resource: name, unit: UNITS[name] },
+        ...outlook(agent.view(RESOURCE_OF[name])),
+      })),
+      decisions: this.#options.events.newestOf(vm, { kind: DECISION_KIND, limit }),
+    };
+  }
+
+  #viewOf(vm: string): AgentView {
+    this.#options.inventory.get(vm);
+    const view = this.#options.agents.view(vm);
+    if (view === undefined) throw noTelemetry(vm);
+    return view;
+  }
+}
+
+function quantilesOf(peak: Peak | undefined): Forecast['peak'] {
+  return peak === undefined ? null : { levels: [...peak.levels], values: [...peak.values] };
+}
+
+function outlook({ scaling, policy, peak, isAnomalous }: ResourceView) {
+  return {
+    peak: quantilesOf(peak),
+    allocation:
+      scaling === undefined || policy === undefined
+        ? null
+        : { allocated: scaling.allocated, reserved: scaling.reserved, min: policy.min, max: policy.max },
+    isAnomalous,
+  };
+}

@@ -1,0 +1,148 @@
+import { mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, beforeEach, expect, test } from 'vitest';
+import { type AgentSettings, agentSettings } from '../allocation/agent-settings.ts';
+import type { Clock } from '../base/clock.ts';
+import { silentLogger as log } from '../base/logger.ts';
+import { parseVmSpec } from '../config/vm-spec.ts';
+import type { Sample } from '../telemetry/sample.ts';
+import { AgentFiles } from './agent-files.ts';
+import { VmAgents } from './vm-agents.ts';
+
+const MINUTE_MS = 60_000;
+const START_MS = Date.UTC(2026, 0, 5);
+
+interface Told {
+  readonly kind: string;
+  readonly vm: string;
+  readonly facts: Readonly<Record<string, unknown>>;
+}
+
+let folder: string;
+let nowMs: number;
+let told: Told[];
+const clock = { nowMs: () => nowMs, wallMs: () => START_MS + nowMs } as Clock;
+
+beforeEach(() => {
+  folder = mkdtempSync(join(tmpdir(), 'us-agents-'));
+  nowMs = 0;
+  told = [];
+});
+afterEach(() => rmSync(folder, { recursive: true }));
+
+function settings(vm: string, more: string): AgentSettings {
+  const text = `name: ${vm}\nvcpus: 2\nmemory: 64MiB\nboot: {kernel: k}\n${more}`;
+  return agentSettings(parseVmSpec(text, { source: 'a.yaml', directory: '/' }));
+}
+
+function agents({
+  more = '',
+  cores = 4,
+}: {
+  readonly more?: string;
+  readonly cores?: number;
+} = {}): VmAgents {
+  return new VmAgents({
+    settingsOf: (vm) => (vm === 'stranger' ? undefined : settings(vm, more)),
+    capacity: {
+      cpuMillicores: 1000 * cores,
+      ...{ memoryBytes: 2 ** 30, diskBytesPerSecond: 2 ** 40, netBytesPerSecond: 2 ** 40 },
+    },
+    ...{ files: new AgentFiles(folder), clock, log },
+    publish: (kind, vm, facts) => told.push({ kind, vm, facts }),
+  });
+}
+
+/** A sample a minute. */
+function feed(
+  host: VmAgents,
+  {
+    vm = 'a',
+    minutes,
+    cores,
+    throttled = 0,
+  }: { vm?: string; minutes: number; cores: number; throttled?: number },
+): void {
+  for (let minute = 0; minute < minutes; minute += 1) {
+    nowMs += MINUTE_MS;
+    const sample: Sample = {
+      ...{ vm, instanceId: 'one', wallMs: clock.wallMs(), monotonicMs: nowMs, intervalMs: MINUTE_MS },
+      values: { 'cpu.usedCores': cores, 'cpu.throttledShare': throttled },
+    };
+    host.take(sample);
+  }
+}
+
+const decisions = () => told.filter(({ kind }) => kind === 'allocation').map(({ facts }) => facts);
+
+test('a VM that needs little is told to get less, with what that was made from', async () => {
+  await using host = agents();
+  feed(host, { minutes: 40, cores: 0.2 });
+  expect(decisions()[0]).toMatchObject({
+    ...{ resource: 'cpuMillicores', mode: 'recommend', decision: 'lower', reason: 'too-much', to: 1500 },
+    ...{ allocated: 2000, reserved: 0, used: 200, peak: { 0.5: expect.closeTo(200, -1) } },
+  });
+  expect(host.view('a')?.agent.view('cpuMillicores').scaling?.allocated).toBeLessThan(700);
+});
+
+test('one that is held back gets more at once, as far as the host has it, and that is told once a minute', async () => {
+  await using host = agents({ cores: 2, more: 'allocation: {cpu: {max: 2}}\n' });
+  feed(host, { minutes: 60, cores: 0.2 });
+  feed(host, { vm: 'b', minutes: 1, cores: 0.2 });
+  told = [];
+  // What b has was given to it whether there was room or not; nothing is left for a.
+  for (let second = 0; second < 30; second += 1) {
+    nowMs += 1000 - MINUTE_MS;
+    feed(host, { minutes: 1, cores: 0.3, throttled: 0.5 });
+  }
+  expect(decisions()).toMatchObject([{ decision: 'relief', reason: 'held-back', granted: 0 }]);
+});
+
+test('nothing is decided where that is not wanted, and the forecast goes on', async () => {
+  await using host = agents({ more: 'allocation: {mode: off}\n' });
+  feed(host, { minutes: 60, cores: 0.2 });
+  expect(decisions()).toEqual([]);
+  expect(host.forecast('a', 'cpuMillicores')?.values.length).toBeGreaterThan(0);
+});
+
+test('what agents have learnt is there for the next host daemon, and gone with the VM', async () => {
+  {
+    await using host = agents();
+    feed(host, { minutes: 120, cores: 0.2 });
+  }
+  await using next = agents();
+  feed(next, { minutes: 1, cores: 0.2 });
+  expect(next.forecast('a', 'cpuMillicores', { horizonsMs: [3_600_000] })?.values[4]).toBeCloseTo(200, -1);
+  next.forget('a');
+  expect(readdirSync(folder)).toEqual([]);
+});
+
+test('a file that is damaged costs what was learnt, and nothing else', async () => {
+  writeFileSync(join(folder, 'a.agent'), 'no state at all, but long enough to be looked at');
+  await using host = agents();
+  feed(host, { minutes: 60, cores: 0.2 });
+  expect(host.forecast('a', 'cpuMillicores')).toBeDefined();
+});
+
+test('samples of a VM that nobody declared here are of no interest', async () => {
+  await using host = agents();
+  feed(host, { vm: 'stranger', minutes: 5, cores: 1 });
+  expect(host.view('stranger')).toBeUndefined();
+});
+
+test('what is unusual is told when it begins and when it is over', async () => {
+  await using host = agents({ more: 'allocation: {mode: off}\n' });
+  const usual = () => {
+    for (let minute = 0; minute < 5; minute += 1)
+      feed(host, { minutes: 1, cores: 0.2 + 0.01 * Math.sin(nowMs / 1e6) });
+  };
+  for (let step = 0; step < 600; step += 1) usual();
+  told = [];
+  feed(host, { minutes: 15, cores: 1.9 });
+  expect(told).toMatchObject([
+    { kind: 'anomaly', vm: 'a', facts: { resource: 'cpuMillicores', reason: expect.any(String) } },
+  ]);
+  for (let step = 0; step < 40; step += 1) usual();
+  expect(told.at(-1)).toMatchObject({ kind: 'anomaly-over', vm: 'a' });
+});

@@ -1,0 +1,251 @@
+import { crc32 } from 'node:zlib';
+import type { AgentSettings } from '../allocation/agent-settings.ts';
+import { HostOutlook, type ResourceOutlook } from '../allocation/host-outlook.ts';
+import { RESOURCES, type Resource } from '../allocation/resource.ts';
+import { ResourcePool } from '../allocation/resource-pool.ts';
+import type { Peak } from '../allocation/resource-tracker.ts';
+import { type AgentAnomaly, type AgentDecision, VmAgent } from '../allocation/vm-agent.ts';
+import { demandsOf } from '../allocation/vm-demand.ts';
+import type { Clock } from '../base/clock.ts';
+import { errorFacts } from '../base/errors.ts';
+import type { Logger } from '../base/logger.ts';
+import { type AllocationMode, HORIZON_MS_DEFAULT } from '../config/allocation-schema.ts';
+import type { ForecastWish, HorizonForecast } from '../forecast/forecaster.ts';
+import { MethodScratch } from '../forecast/method-scratch.ts';
+import type { Sample } from '../telemetry/sample.ts';
+import type { AgentFiles } from './agent-files.ts';
+import { DecisionLog } from './decision-log.ts';
+
+/** What an agent has learnt is written down this often: a crash costs it no more than that. */
+const SAVE_EVERY_MS = 300_000;
+/** Specifications are looked at anew this often. */
+const SETTINGS_EVERY_MS = 5000;
+
+/** What all VMs use together is a sample this often. */
+const SUM_EVERY_MS = 1000;
+/** A VM that has been silent for so many of its intervals, and so long, uses nothing. */
+const SILENT_INTERVALS = 3;
+const SILENT_MS = 10_000;
+
+export interface VmAgentsOptions {
+  /** Undefined for a VM that is none of this host's. */
+  readonly settingsOf: (vm: string) => AgentSettings | undefined;
+  /** What this host has of each resource. */
+  readonly capacity: Readonly<Record<Resource, number>>;
+  readonly files: AgentFiles;
+  readonly clock: Clock;
+  readonly log: Logger;
+  readonly publish: (kind: string, vm: string, facts: Readonly<Record<string, unknown>>) => void;
+}
+
+interface Attended {
+  readonly agent: VmAgent;
+  readonly settings: AgentSettings;
+  /** Of the settings, to notice others. */
+  readonly key: string;
+  savedAtMs: number;
+  lookedAtMs: number;
+  last: Sample;
+}
+
+/** Amounts of a resource of this host. */
+export interface HostResource extends ResourceOutlook {
+  readonly capacity: number;
+  readonly allocated: number;
+  readonly reserved: number;
+  readonly lent: number;
+}
+
+/** What is known of a VM's future. */
+export interface AgentView {
+  readonly mode: AllocationMode;
+  readonly horizonMs: number;
+  readonly agent: VmAgent;
+  readonly last: Sample;
+}
+
+/**
+ * The agents of this host's VMs. Samples come in, decisions go to the pools at once and into the log with all that they were
+ * made from. Nothing waits here.
+ */
+export class VmAgents implements AsyncDisposable {
+  readonly #options: VmAgentsOptions;
+  readonly #attended = new Map<string, Attended>();
+  readonly #scratch = new MethodScratch();
+  readonly #pools: Readonly<Record<Resource, ResourcePool>>;
+  readonly #decisions: DecisionLog;
+  readonly #writing = new Set<Promise<void>>();
+  readonly #outlook: HostOutlook;
+  #summedAtMs = Number.NEGATIVE_INFINITY;
+
+  constructor(options: VmAgentsOptions) {
+    this.#options = options;
+    const { capacity, clock, publish } = options;
+    this.#pools = Object.fromEntries(
+      Object.keys(RESOURCES).map((name) => [
+        name,
+        new ResourcePool({ capacity: capacity[name as Resource] }),
+      ]),
+    ) as Record<Resource, ResourcePool>;
+    this.#outlook = new HostOutlook({ horizonMs: HORIZON_MS_DEFAULT, scratch: this.#scratch });
+    this.#decisions = new DecisionLog({ clock, publish });
+  }
+
+  take(sample: Sample): void {
+    const attended = this.#attend(sample);
+    if (attended === undefined) return;
+    const { agent, settings } = attended;
+    attended.last = sample;
+    this.#sumUp(sample);
+    const { decisions, anomalies } = agent.take(sample);
+    for (const anomaly of anomalies) this.#tellOf(anomaly, sample.vm);
+    for (const decision of decisions) this.#carryOut(decision, { vm: sample.vm, agent, mode: settings.mode });
+    this.#expire();
+    if (this.#options.clock.nowMs() - attended.savedAtMs >= SAVE_EVERY_MS) this.#save(sample.vm, attended);
+  }
+
+  /** One resource of this host, and what all VMs have and want of it. */
+  hostView(resource: Resource): HostResource {
+    const { capacity, allocated, reserved, lent } = this.#pools[resource];
+    return { capacity, allocated, reserved, lent, ...this.#outlook.view(resource) };
+  }
+
+  /** Of the VMs that say something about the resource. */
+  peaks(resource: Resource): readonly Peak[] {
+    return [...this.#attended.values()].flatMap(({ agent }) => agent.view(resource).peak ?? []);
+  }
+
+  view(vm: string): AgentView | undefined {
+    const attended = this.#attended.get(vm);
+    if (attended === undefined) return undefined;
+    const { agent, last, settings } = attended;
+    return { agent, last, mode: settings.mode, horizonMs: settings.horizonMs };
+  }
+
+  forecast(vm: string, resource: Resource, wish: ForecastWish = {}): HorizonForecast | undefined {
+    return this.#attended.get(vm)?.agent.forecast(resource, wish);
+  }
+
+  /** The VM is gone for good. */
+  forget(vm: string): void {
+    this.#attended.delete(vm);
+    this.#outlook.forget(vm);
+    for (const pool of Object.values(this.#pools)) pool.remove(vm);
+    this.#decisions.forget(vm);
+    this.#options.files.forget(vm);
+  }
+
+  /** Writes down what all of them have learnt. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (const [vm, attended] of this.#attended) this.#save(vm, attended);
+    await Promise.all(this.#writing);
+  }
+
+  #sumUp(sample: Sample): void {
+    const { clock } = this.#options;
+    const nowMs = clock.nowMs();
+    const untilMs = nowMs + SILENT_INTERVALS * sample.intervalMs + SILENT_MS;
+    this.#outlook.note(sample.vm, { demands: demandsOf(sample), untilMs });
+    if (nowMs - this.#summedAtMs < SUM_EVERY_MS) return;
+    this.#summedAtMs = nowMs;
+    this.#outlook.take({ wallMs: clock.wallMs(), monotonicMs: nowMs });
+  }
+
+  #attend(sample: Sample): Attended | undefined {
+    const { clock, settingsOf, files } = this.#options;
+    const known = this.#attended.get(sample.vm);
+    const nowMs = clock.nowMs();
+    if (known !== undefined && nowMs - known.lookedAtMs < SETTINGS_EVERY_MS) return known;
+    const settings = settingsOf(sample.vm);
+    if (settings === undefined) return undefined;
+    const key = JSON.stringify(settings);
+    if (known?.key === key) {
+      known.lookedAtMs = nowMs;
+      return known;
+    }
+    const options = {
+      horizonMs: settings.horizonMs,
+      scratch: this.#scratch,
+      phase: phaseOf(sample.vm),
+      scaled: settings.mode === 'off' ? {} : settings.scaled,
+    };
+    const agent = new VmAgent(options, known?.agent.save() ?? files.load(sample.vm));
+    const attended = {
+      ...{ agent, settings, key, last: sample },
+      ...{ savedAtMs: known?.savedAtMs ?? nowMs, lookedAtMs: nowMs },
+    };
+    this.#attended.set(sample.vm, attended);
+    for (const [resource, pool] of Object.entries(this.#pools) as [Resource, ResourcePool][]) {
+      pool.remove(sample.vm);
+      const { scaling } = agent.view(resource);
+      if (scaling !== undefined) this.#adopt(pool, { resource, vm: sample.vm, allocated: scaling.allocated });
+    }
+    return attended;
+  }
+
+  /** Others lose reservations where this one has, as it is, more than is free. */
+  #adopt(
+    pool: ResourcePool,
+    {
+      resource,
+      vm,
+      allocated,
+    }: { readonly resource: Resource; readonly vm: string; readonly allocated: number },
+  ): void {
+    for (const { vm: other, amount } of pool.adopt(vm, allocated).dropped)
+      this.#attended.get(other)?.agent.tell(resource, { kind: 'expired', amount });
+  }
+
+  #carryOut(
+    decision: AgentDecision,
+    { vm, agent, mode }: { readonly vm: string; readonly agent: VmAgent; readonly mode: AllocationMode },
+  ): void {
+    const { resource, effect } = decision;
+    const pool = this.#pools[resource];
+    let granted: number | undefined;
+    if (effect.kind === 'reserve') {
+      const untilMs = this.#options.clock.nowMs() + effect.forMs;
+      ({ granted } = pool.reserve(vm, { amount: effect.amount, untilMs }));
+      agent.tell(resource, { kind: 'reserved', granted });
+    } else if (effect.kind === 'relief') {
+      ({ granted } = pool.allocate(vm, effect.amount));
+      agent.tell(resource, { kind: 'relieved', granted });
+    } else if (effect.kind === 'hand-over') ({ granted } = pool.handOver(vm, effect.amount));
+    else if (effect.kind === 'release') pool.release(vm, effect.amount);
+    else pool.lower(vm, effect.to);
+    this.#decisions.note({ vm, mode, decision, granted });
+  }
+
+  #expire(): void {
+    const nowMs = this.#options.clock.nowMs();
+    for (const [resource, pool] of Object.entries(this.#pools) as [Resource, ResourcePool][])
+      for (const { vm, amount } of pool.expire(nowMs))
+        this.#attended.get(vm)?.agent.tell(resource, { kind: 'expired', amount });
+  }
+
+  #tellOf({ resource, verdict }: AgentAnomaly, vm: string): void {
+    const { change, episode, expected } = verdict;
+    const { kind, reason, sinceMs } = episode ?? {};
+    const since = sinceMs === undefined ? undefined : new Date(sinceMs).toISOString();
+    if (change === 'begins')
+      this.#options.publish('anomaly', vm, { resource, kind, reason, since, expected });
+    else this.#options.publish('anomaly-over', vm, { resource, kind, since, because: change });
+  }
+
+  #save(vm: string, attended: Attended): void {
+    const { files, clock, log } = this.#options;
+    attended.savedAtMs = clock.nowMs();
+    const writing = files
+      .save(vm, attended.agent.save())
+      .catch((thrown) =>
+        log.warn('what an agent has learnt could not be written down', { vm, ...errorFacts(thrown) }),
+      )
+      .finally(() => this.#writing.delete(writing));
+    this.#writing.add(writing);
+  }
+}
+
+/** The same for a name, always. */
+function phaseOf(vm: string): number {
+  return crc32(vm) / 2 ** 32;
+}
