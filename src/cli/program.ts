@@ -14,6 +14,7 @@ import {
 } from './command-definition.ts';
 import { EXIT_CODES, exitCodeOf, exitCodesText } from './exit-codes.ts';
 import { addInstallation } from './installation-definition.ts';
+import { addLimits } from './limits-definition.ts';
 import { Output } from './output.ts';
 import { addSite } from './site-definition.ts';
 import { addSnapshot } from './snapshot-definition.ts';
@@ -58,6 +59,7 @@ export function buildProgram(out: Output, finish: (exitCode: number) => void): C
   addRun(program, out, finish);
   addQueries(program, out, finish);
   addTelemetry(program, out, finish);
+  addLimits(program, out, finish);
   addActions(program, out, finish);
   addDemo(program, out, finish);
   addDeclared(program, out, finish);

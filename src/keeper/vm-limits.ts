@@ -1,0 +1,171 @@
+import { RESOURCES, type Resource } from '../allocation/resource.ts';
+import { InvariantViolation } from '../base/assert.ts';
+import type { ConditionWaiters } from '../base/condition-waiters.ts';
+import { errorFacts, messageOf, UnderstudyError } from '../base/errors.ts';
+import { KeeperError } from '../control/keeper-error.ts';
+import type {
+  LimitStatus,
+  LimitsControl,
+  LimitsOrder,
+  LimitsStatus,
+  StandingLimits,
+} from '../control/limits-status.ts';
+import { isActing, isEnding, type ProtectionState } from '../shadow/protection.ts';
+import { CpuLimit } from './cpu-limit.ts';
+import type { Instance } from './instance.ts';
+import type { KeeperOptions } from './keeper-options.ts';
+import type { LimitActuator } from './limit-actuator.ts';
+import { isStopping } from './refusals.ts';
+
+/** What limits need of the keeper. */
+export interface LimitedVm {
+  readonly options: Pick<KeeperOptions, 'spec' | 'runDirectory' | 'failpoints' | 'cpuShareMax' | 'log'>;
+  readonly waiters: ConditionWaiters;
+  readonly state: () => ProtectionState;
+  readonly primary: () => Instance | undefined;
+  readonly publish: (kind: string, facts?: Readonly<Record<string, unknown>>) => void;
+}
+
+const ALL = Object.keys(RESOURCES) as Resource[];
+export const NO_LIMITS: StandingLimits = {
+  ...{ cpuMillicores: null, memoryBytes: null },
+  ...{ diskBytesPerSecond: null, netBytesPerSecond: null },
+};
+
+/**
+ * What one VM may use, whichever of its QEMUs acts. What was ordered holds for each that comes to act, also under the next
+ * keeper of a VM that goes on; a standby has a small share of its own until then.
+ */
+export class VmLimits implements LimitsControl {
+  readonly #vm: LimitedVm;
+  readonly #actuators: Readonly<Partial<Record<Resource, LimitActuator>>>;
+  #standing: StandingLimits;
+  /** One order at a time. */
+  #last: Promise<unknown> = Promise.resolve();
+
+  constructor(vm: LimitedVm) {
+    this.#vm = vm;
+    this.#standing = vm.options.runDirectory.limits ?? NO_LIMITS;
+    this.#actuators = { cpuMillicores: new CpuLimit({ shareMax: vm.options.cpuShareMax }) };
+  }
+
+  limits(order: LimitsOrder): Promise<LimitsStatus> {
+    const answer = this.#last.then(() => this.#carryOut(order));
+    this.#last = answer.catch(() => {});
+    return answer;
+  }
+
+  /** This QEMU acts from now on. Whatever goes wrong is told: no limit is worth a takeover that does not happen. */
+  enforce(instance: Instance): void {
+    const ordered = ALL.filter((resource) => this.#standing[resource] !== null);
+    for (const resource of ordered) {
+      // At once where that is possible: nothing shall run unlimited for a turn of the event loop.
+      const set = async () => this.#actuators[resource]?.set(instance, this.#standing[resource]);
+      set().catch((thrown) => {
+        if (thrown instanceof InvariantViolation) throw thrown;
+        if (this.#vm.primary() !== instance) return;
+        this.#vm.publish('limit-lost', {
+          resource,
+          limit: this.#standing[resource],
+          instance: instance.number,
+          ...errorFacts(thrown),
+        });
+      });
+    }
+  }
+
+  async #carryOut(order: LimitsOrder): Promise<LimitsStatus> {
+    const status: Partial<Record<Resource, LimitStatus>> = {};
+    const before = this.#standing;
+    for (const resource of ALL) {
+      const asked = order[resource];
+      status[resource] = asked === undefined ? await this.#read(resource) : await this.#set(resource, asked);
+    }
+    const changed = ALL.filter((resource) => this.#standing[resource] !== before[resource]);
+    if (changed.length > 0) {
+      this.#record();
+      const limits = Object.fromEntries(changed.map((resource) => [resource, this.#standing[resource]]));
+      this.#vm.publish('limits', limits);
+    }
+    return status as LimitsStatus;
+  }
+
+  async #read(resource: Resource): Promise<LimitStatus> {
+    const instance = await this.#acting();
+    const wanted = this.#standing[resource];
+    try {
+      return { wanted, inForce: await this.#actuatorOf(resource).read(instance) };
+    } catch (thrown) {
+      return { wanted, inForce: null, ...(wanted !== null && { problem: problemOf(thrown) }) };
+    }
+  }
+
+  async #set(resource: Resource, wanted: number | null): Promise<LimitStatus> {
+    const { failpoints } = this.#vm.options;
+    const before = this.#standing;
+    try {
+      const actuator = this.#actuatorOf(resource);
+      const instance = await this.#acting();
+      // First: one that comes to act meanwhile gets it from here.
+      this.#standing = { ...before, [resource]: wanted };
+      const expected = await actuator.set(instance, wanted);
+      await failpoints.hit('limits.before-read-back');
+      const inForce = await actuator.read(await this.#acting());
+      if (inForce !== expected) throw notTaken(inForce);
+      return { wanted, inForce };
+    } catch (thrown) {
+      const problem = problemOf(thrown);
+      this.#standing = before;
+      await this.#rollBack(resource);
+      const { inForce } = await this.#read(resource);
+      return { wanted, inForce, problem };
+    }
+  }
+
+  async #rollBack(resource: Resource): Promise<void> {
+    try {
+      await this.#actuators[resource]?.set(await this.#acting(), this.#standing[resource]);
+    } catch (thrown) {
+      this.#vm.options.log.warn('a limit is not what it was', { resource, error: messageOf(thrown) });
+    }
+  }
+
+  #actuatorOf(resource: Resource): LimitActuator {
+    const actuator = this.#actuators[resource];
+    if (actuator !== undefined) return actuator;
+    throw new KeeperError('KEEPER_LIMIT_IMPOSSIBLE', `nothing here can limit ${resource}`, {
+      hint: 'See docs/allocation.md for what can be limited.',
+    });
+  }
+
+  /** The QEMU that acts, once a takeover under way has come to its end. */
+  async #acting(): Promise<Instance> {
+    const { waiters, state, primary, options } = this.#vm;
+    await waiters.until(() => isActing(state()) || isEnding(state()));
+    const instance = primary();
+    if (instance === undefined || isEnding(state())) throw isStopping(options.spec.name);
+    return instance;
+  }
+
+  #record(): void {
+    const { runDirectory, log } = this.#vm.options;
+    try {
+      runDirectory.record({ limits: this.#standing });
+    } catch (cause) {
+      log.warn('the next keeper will not know these limits', { error: messageOf(cause) });
+    }
+  }
+}
+
+function notTaken(inForce: number | null): KeeperError {
+  return new KeeperError('KEEPER_LIMIT_FAILED', `it was set, and ${inForce ?? 'no limit'} was read back`, {
+    hint: 'Something else manages what is limited here: keep it away from the VM.',
+  });
+}
+
+/** Whatever it was, the answer is for all resources. A fault of ours ends the keeper, as everywhere. */
+function problemOf(thrown: unknown): NonNullable<LimitStatus['problem']> {
+  if (thrown instanceof InvariantViolation) throw thrown;
+  const code = thrown instanceof UnderstudyError ? thrown.code : 'KEEPER_INTERNAL';
+  return { code, message: messageOf(thrown) };
+}
