@@ -10,19 +10,27 @@ import type {
   LimitsStatus,
   StandingLimits,
 } from '../control/limits-status.ts';
+import type { GuestLink } from '../net/guest-link.ts';
 import { isActing, isEnding, type ProtectionState } from '../shadow/protection.ts';
 import { CpuLimit } from './cpu-limit.ts';
+import { DiskLimit } from './disk-limit.ts';
 import type { Instance } from './instance.ts';
 import type { KeeperOptions } from './keeper-options.ts';
 import type { LimitActuator } from './limit-actuator.ts';
+import { MemoryLimit } from './memory-limit.ts';
+import { NetLimit } from './net-limit.ts';
 import { isStopping } from './refusals.ts';
 
 /** What limits need of the keeper. */
 export interface LimitedVm {
-  readonly options: Pick<KeeperOptions, 'spec' | 'runDirectory' | 'failpoints' | 'cpuShareMax' | 'log'>;
+  readonly options: Pick<
+    KeeperOptions,
+    'spec' | 'clock' | 'runDirectory' | 'failpoints' | 'cpuShareMax' | 'log'
+  >;
   readonly waiters: ConditionWaiters;
   readonly state: () => ProtectionState;
   readonly primary: () => Instance | undefined;
+  readonly links: () => readonly GuestLink[];
   readonly publish: (kind: string, facts?: Readonly<Record<string, unknown>>) => void;
 }
 
@@ -38,7 +46,7 @@ export const NO_LIMITS: StandingLimits = {
  */
 export class VmLimits implements LimitsControl {
   readonly #vm: LimitedVm;
-  readonly #actuators: Readonly<Partial<Record<Resource, LimitActuator>>>;
+  readonly #actuators: Readonly<Record<Resource, LimitActuator>>;
   #standing: StandingLimits;
   /** One order at a time. */
   #last: Promise<unknown> = Promise.resolve();
@@ -46,7 +54,15 @@ export class VmLimits implements LimitsControl {
   constructor(vm: LimitedVm) {
     this.#vm = vm;
     this.#standing = vm.options.runDirectory.limits ?? NO_LIMITS;
-    this.#actuators = { cpuMillicores: new CpuLimit({ shareMax: vm.options.cpuShareMax }) };
+    this.#actuators = {
+      cpuMillicores: new CpuLimit({ shareMax: vm.options.cpuShareMax }),
+      netBytesPerSecond: new NetLimit(vm.links),
+      diskBytesPerSecond: new DiskLimit(),
+      memoryBytes: new MemoryLimit({
+        ...{ clock: vm.options.clock, maxBytes: vm.options.spec.memoryBytes },
+        isProtected: () => vm.state().wanted,
+      }),
+    };
   }
 
   limits(order: LimitsOrder): Promise<LimitsStatus> {
@@ -60,7 +76,7 @@ export class VmLimits implements LimitsControl {
     const ordered = ALL.filter((resource) => this.#standing[resource] !== null);
     for (const resource of ordered) {
       // At once where that is possible: nothing shall run unlimited for a turn of the event loop.
-      const set = async () => this.#actuators[resource]?.set(instance, this.#standing[resource]);
+      const set = async () => this.#actuators[resource].set(instance, this.#standing[resource]);
       set().catch((thrown) => {
         if (thrown instanceof InvariantViolation) throw thrown;
         if (this.#vm.primary() !== instance) return;
@@ -94,7 +110,7 @@ export class VmLimits implements LimitsControl {
     const instance = await this.#acting();
     const wanted = this.#standing[resource];
     try {
-      return { wanted, inForce: await this.#actuatorOf(resource).read(instance) };
+      return { wanted, inForce: await this.#actuators[resource].read(instance) };
     } catch (thrown) {
       return { wanted, inForce: null, ...(wanted !== null && { problem: problemOf(thrown) }) };
     }
@@ -104,7 +120,7 @@ export class VmLimits implements LimitsControl {
     const { failpoints } = this.#vm.options;
     const before = this.#standing;
     try {
-      const actuator = this.#actuatorOf(resource);
+      const actuator = this.#actuators[resource];
       const instance = await this.#acting();
       // First: one that comes to act meanwhile gets it from here.
       this.#standing = { ...before, [resource]: wanted };
@@ -115,6 +131,8 @@ export class VmLimits implements LimitsControl {
       return { wanted, inForce };
     } catch (thrown) {
       const problem = problemOf(thrown);
+      // What cannot be limited has no limit.
+      if (wanted === null && problem.code === 'KEEPER_LIMIT_IMPOSSIBLE') return { wanted, inForce: null };
       this.#standing = before;
       await this.#rollBack(resource);
       const { inForce } = await this.#read(resource);
@@ -124,18 +142,10 @@ export class VmLimits implements LimitsControl {
 
   async #rollBack(resource: Resource): Promise<void> {
     try {
-      await this.#actuators[resource]?.set(await this.#acting(), this.#standing[resource]);
+      await this.#actuators[resource].set(await this.#acting(), this.#standing[resource]);
     } catch (thrown) {
       this.#vm.options.log.warn('a limit is not what it was', { resource, error: messageOf(thrown) });
     }
-  }
-
-  #actuatorOf(resource: Resource): LimitActuator {
-    const actuator = this.#actuators[resource];
-    if (actuator !== undefined) return actuator;
-    throw new KeeperError('KEEPER_LIMIT_IMPOSSIBLE', `nothing here can limit ${resource}`, {
-      hint: 'See docs/allocation.md for what can be limited.',
-    });
   }
 
   /** The QEMU that acts, once a takeover under way has come to its end. */

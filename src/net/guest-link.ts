@@ -1,5 +1,6 @@
 import { assert } from '../base/assert.ts';
 import type { Clock } from '../base/clock.ts';
+import type { TokenBucket } from '../base/token-bucket.ts';
 import { MIB } from '../base/units.ts';
 import type { EpochId } from '../epoch/epoch-id.ts';
 import type { EpochParticipant } from '../epoch/participant.ts';
@@ -22,6 +23,8 @@ export interface GuestLinkOptions {
   readonly onDisconnected: (error: NetError | undefined) => void;
   /** Whether an item of output may leave now; see OutputGate. */
   readonly mayRelease?: ((what: Releasable) => boolean) | undefined;
+  /** How much may go through in both directions, of all links that share it. What waits stays in order, and whole. */
+  readonly pace?: TokenBucket | undefined;
   readonly limits?: GuestLinkLimits;
   /** Negative controls for tests. Not reachable from a specification. */
   readonly unsafe?: UnsafeLink;
@@ -99,11 +102,12 @@ export class GuestLink implements EpochParticipant, Disposable {
   constructor(options: GuestLinkOptions) {
     this.name = options.name;
     this.#options = options;
-    const { farEnd, limits = {}, unsafe = {} } = options;
+    const { farEnd, limits = {}, unsafe = {}, mayRelease } = options;
     this.#gate = new OutputGate({
       release: (item) => this.#release(item),
       onHeld: options.onHeld,
-      ...(options.mayRelease !== undefined && { mayRelease: options.mayRelease }),
+      // In this order: the right to act is asked for at the moment in which an item leaves.
+      mayRelease: (what) => this.#hasOutputRoom() && (mayRelease?.(what) ?? true),
       onPressure: (pressed) => this.#pressOutput(pressed),
       limitBytes: limits.heldBytes ?? 32 * MIB,
       unsafeReleaseUncommitted: unsafe.releaseUncommitted ?? false,
@@ -148,6 +152,10 @@ export class GuestLink implements EpochParticipant, Disposable {
     this.#gate.pass();
     this.#log.stopLogging();
     this.#pump();
+  }
+
+  get pace(): TokenBucket | undefined {
+    return this.#options.pace;
   }
 
   get carriesFrames(): boolean {
@@ -257,10 +265,30 @@ export class GuestLink implements EpochParticipant, Disposable {
 
   [Symbol.dispose](): void {
     this.detach();
+    this.#options.pace?.forget(this.#onOutputRoom);
+    this.#options.pace?.forget(this.#onInputRoom);
     this.#options.farEnd.receive(undefined);
   }
 
+  readonly #onOutputRoom = (): void => this.#gate.releaseDue();
+  readonly #onInputRoom = (): void => this.#pump();
+
+  #hasOutputRoom(): boolean {
+    const { pace } = this.#options;
+    if (pace === undefined || pace.isOpen) return true;
+    pace.whenOpen(this.#onOutputRoom);
+    return false;
+  }
+
+  #hasInputRoom(): boolean {
+    const { pace } = this.#options;
+    if (pace === undefined || pace.isOpen) return true;
+    pace.whenOpen(this.#onInputRoom);
+    return false;
+  }
+
   #release(item: Uint8Array): void {
+    this.#options.pace?.spend(item.length);
     this.#options.farEnd.send(item);
     const tell = this.#onNextRelease;
     this.#onNextRelease = undefined;
@@ -285,8 +313,10 @@ export class GuestLink implements EpochParticipant, Disposable {
     if (port === undefined || this.#inputPaused) return;
     this.#sample();
     while (port.canSend && !this.#mustBeReadFirst()) {
+      if (this.#log.hasQueued && !this.#hasInputRoom()) break;
       const item = this.#log.hand();
       if (item === undefined) break;
+      this.#options.pace?.spend(item.length);
       port.send(item);
     }
     this.#arrangeSample();
