@@ -10,17 +10,19 @@ describe('understudy limits', () => {
     const status = {
       ...{ cpuMillicores: { wanted: 300, inForce: 300 }, diskBytesPerSecond: free },
       ...{ netBytesPerSecond: { wanted: 1_048_576, inForce: 1_048_576 }, memoryBytes: free },
+      memoryReadyBytes: { wanted: null, inForce: 67_108_864 },
     };
     expect(limitsText(status).split('\n')).toEqual([
-      'RESOURCE  LIMIT',
-      'cpu       0.3 cores',
-      'disk      none',
-      'net       1 MiB/s',
-      'memory    none',
+      'RESOURCE      LIMIT',
+      'cpu           0.3 cores',
+      'disk          none',
+      'net           1 MiB/s',
+      'memory        none',
+      'memory ready  64 MiB',
     ]);
     const problem = { code: 'KEEPER_LIMIT_IMPOSSIBLE', message: 'it has no balloon' };
     expect(limitsText({ ...status, memoryBytes: { ...free, wanted: 1_048_576, problem } })).toMatch(
-      /memory +none +1 MiB +it has no balloon \(KEEPER_LIMIT_IMPOSSIBLE\)$/,
+      /memory +none +1 MiB +it has no balloon \(KEEPER_LIMIT_IMPOSSIBLE\)$/m,
     );
   });
 

@@ -1,6 +1,5 @@
-import type { Resource } from '../allocation/resource.ts';
 import { formatBytes } from '../base/units.ts';
-import type { LimitsOrder, LimitsStatus } from '../control/limits-status.ts';
+import type { Limited, LimitsOrder, LimitsStatus } from '../control/limits-status.ts';
 import { EXIT_CODES } from './exit-codes.ts';
 import { type Output, table } from './output.ts';
 import { connectTo } from './vm-connection.ts';
@@ -17,7 +16,7 @@ export async function limits(name: string, order: LimitsOrder, out: Output): Pro
 
 export function limitsText(status: LimitsStatus): string {
   const rows = Object.entries(status).map(([resource, { wanted, inForce, problem }]) => [
-    TITLES[resource as Resource],
+    TITLES[resource as Limited],
     amountText(resource, inForce),
     ...(problem === undefined
       ? ['', '']
@@ -28,13 +27,13 @@ export function limitsText(status: LimitsStatus): string {
   return table([head, ...rows].map((row) => (isFine ? row.slice(0, 2) : row)));
 }
 
-const TITLES: Readonly<Record<Resource, string>> = {
+const TITLES: Readonly<Record<Limited, string>> = {
   ...{ cpuMillicores: 'cpu', diskBytesPerSecond: 'disk' },
-  ...{ netBytesPerSecond: 'net', memoryBytes: 'memory' },
+  ...{ netBytesPerSecond: 'net', memoryBytes: 'memory', memoryReadyBytes: 'memory ready' },
 };
 
 function amountText(resource: string, amount: number | null): string {
   if (amount === null) return 'none';
   if (resource === 'cpuMillicores') return `${amount / 1000} cores`;
-  return resource === 'memoryBytes' ? formatBytes(amount) : `${formatBytes(amount)}/s`;
+  return resource.startsWith('memory') ? formatBytes(amount) : `${formatBytes(amount)}/s`;
 }

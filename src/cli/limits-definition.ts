@@ -6,7 +6,7 @@ import type { Output } from './output.ts';
 
 const NO_LIMITS: LimitsOrder = {
   ...{ cpuMillicores: null, diskBytesPerSecond: null },
-  ...{ netBytesPerSecond: null, memoryBytes: null },
+  ...{ netBytesPerSecond: null, memoryBytes: null, memoryReadyBytes: null },
 };
 
 /** What a VM may use. */
@@ -16,6 +16,11 @@ export function addLimits(program: Command, out: Output, finish: Finish): void {
     .option('--net <bytes>', 'bytes a second over all network cards, or none', bytes(BYTES_PER_SECOND_MIN))
     .option('--disk <bytes>', 'bytes a second over all disks, or none', bytes(BYTES_PER_SECOND_MIN))
     .option('--memory <bytes>', 'what a guest with a balloon may have of its memory, or none', bytes(1))
+    .option(
+      '--memory-ready <bytes>',
+      'memory that has pages of the host before it is used, or none',
+      bytes(1),
+    )
     .option('--none', 'no limit of anything any more', false)
     .addHelpText(
       'after',
@@ -29,13 +34,14 @@ export function addLimits(program: Command, out: Output, finish: Finish): void {
       'after',
       '\nLimits hold over takeovers, and until the VM is started anew. What cannot be set stays as it was.',
     )
-    .action(async (name: string, { cpu, net, disk, memory, none }) => {
+    .action(async (name: string, { cpu, net, disk, memory, memoryReady, none }) => {
       const { limits } = await import('./limits-command.ts');
       const named = {
         ...(cpu !== undefined && { cpuMillicores: cpu }),
         ...(net !== undefined && { netBytesPerSecond: net }),
         ...(disk !== undefined && { diskBytesPerSecond: disk }),
         ...(memory !== undefined && { memoryBytes: memory }),
+        ...(memoryReady !== undefined && { memoryReadyBytes: memoryReady }),
       };
       finish(await limits(name, { ...(none && NO_LIMITS), ...named }, out));
     });

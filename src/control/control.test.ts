@@ -313,7 +313,7 @@ describe('the control socket', () => {
     const free = { wanted: null, inForce: null };
     const limited = { cpuMillicores: free, diskBytesPerSecond: free, netBytesPerSecond: free };
     const problem = { code: 'KEEPER_LIMIT_IMPOSSIBLE', message: 'no balloon' };
-    keeper.limited = { ...limited, memoryBytes: { ...free, problem } };
+    keeper.limited = { ...limited, memoryReadyBytes: free, memoryBytes: { ...free, problem } };
     expect(await client.limits()).toEqual(keeper.limited);
     expect(keeper.ordered).toEqual({});
     await client.limits({ cpuMillicores: 300, netBytesPerSecond: null });

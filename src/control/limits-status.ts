@@ -1,6 +1,9 @@
 import { z } from 'zod';
 import type { Resource } from '../allocation/resource.ts';
 
+/** Besides what is handed out: guest memory that has pages of the host before its guest asks for them. */
+export type Limited = Resource | 'memoryReadyBytes';
+
 /** Below that a QEMU answers so seldom that it would be taken for one that hangs. */
 export const CPU_MILLICORES_MIN = 10;
 export const BYTES_PER_SECOND_MIN = 4096;
@@ -14,7 +17,9 @@ export const limitsOrderSchema = z.strictObject({
   diskBytesPerSecond: bytesPerSecond,
   netBytesPerSecond: bytesPerSecond,
   memoryBytes: limit(1, Number.MAX_SAFE_INTEGER),
-} satisfies Record<Resource, unknown>);
+  /** At least so much of it. Null: nothing more; what is there stays until the VM ends. */
+  memoryReadyBytes: limit(1, Number.MAX_SAFE_INTEGER),
+} satisfies Record<Limited, unknown>);
 
 export type LimitsOrder = z.output<typeof limitsOrderSchema>;
 
@@ -35,7 +40,8 @@ export const limitsStatusSchema = z.object({
   diskBytesPerSecond: limitStatusSchema,
   netBytesPerSecond: limitStatusSchema,
   memoryBytes: limitStatusSchema,
-} satisfies Record<Resource, unknown>);
+  memoryReadyBytes: limitStatusSchema,
+} satisfies Record<Limited, unknown>);
 
 export type LimitStatus = z.output<typeof limitStatusSchema>;
 export type LimitsStatus = z.output<typeof limitsStatusSchema>;
@@ -46,7 +52,8 @@ export const standingLimitsSchema = z.object({
   diskBytesPerSecond: amount,
   netBytesPerSecond: amount,
   memoryBytes: amount,
-} satisfies Record<Resource, unknown>);
+  memoryReadyBytes: amount,
+} satisfies Record<Limited, unknown>);
 
 export type StandingLimits = z.output<typeof standingLimitsSchema>;
 

@@ -31,7 +31,7 @@ export class DiskLimit implements LimitActuator {
   }
 
   async set({ machine }: Instance, limit: number | null): Promise<number | null> {
-    for (const { id } of await disksOf(machine.qmp)) {
+    for (const { qdev: id } of await disksOf(machine.qmp)) {
       const group = limit === null ? {} : { group: GROUP };
       await machine.qmp.execute('block_set_io_throttle', { id, ...FREE, bps: limit ?? 0, ...group });
     }
@@ -40,11 +40,11 @@ export class DiskLimit implements LimitActuator {
 }
 
 /** @throws KeeperError KEEPER_LIMIT_IMPOSSIBLE */
-async function disksOf(qmp: Qmp): Promise<(BlockInfo & { readonly id: string })[]> {
+async function disksOf(qmp: Qmp): Promise<(BlockInfo & { readonly qdev: string })[]> {
   const all = await qmp.execute<readonly BlockInfo[]>('query-block');
   const disks = all.flatMap((device) => {
-    const id = /^\/machine\/peripheral\/([^/]+)/.exec(device.qdev ?? '')?.[1];
-    return id === undefined || device.inserted === undefined ? [] : [{ ...device, id }];
+    const { qdev, inserted } = device;
+    return qdev === undefined || inserted === undefined ? [] : [{ ...device, qdev }];
   });
   if (disks.length > 0) return disks;
   throw new KeeperError('KEEPER_LIMIT_IMPOSSIBLE', 'it has no disk', {

@@ -1,9 +1,9 @@
-import { RESOURCES, type Resource } from '../allocation/resource.ts';
 import { InvariantViolation } from '../base/assert.ts';
 import type { ConditionWaiters } from '../base/condition-waiters.ts';
 import { errorFacts, messageOf, UnderstudyError } from '../base/errors.ts';
 import { KeeperError } from '../control/keeper-error.ts';
 import type {
+  Limited,
   LimitStatus,
   LimitsControl,
   LimitsOrder,
@@ -17,7 +17,9 @@ import { DiskLimit } from './disk-limit.ts';
 import type { Instance } from './instance.ts';
 import type { KeeperOptions } from './keeper-options.ts';
 import type { LimitActuator } from './limit-actuator.ts';
+import type { MemoryArrival } from './memory-arrival.ts';
 import { MemoryLimit } from './memory-limit.ts';
+import { MemoryReadiness } from './memory-readiness.ts';
 import { NetLimit } from './net-limit.ts';
 import { isStopping } from './refusals.ts';
 
@@ -31,14 +33,15 @@ export interface LimitedVm {
   readonly state: () => ProtectionState;
   readonly primary: () => Instance | undefined;
   readonly links: () => readonly GuestLink[];
+  readonly memory: Pick<MemoryArrival, 'isWhole'>;
   readonly publish: (kind: string, facts?: Readonly<Record<string, unknown>>) => void;
 }
 
-const ALL = Object.keys(RESOURCES) as Resource[];
-export const NO_LIMITS: StandingLimits = {
-  ...{ cpuMillicores: null, memoryBytes: null },
+const NO_LIMITS: StandingLimits = {
+  ...{ cpuMillicores: null, memoryBytes: null, memoryReadyBytes: null },
   ...{ diskBytesPerSecond: null, netBytesPerSecond: null },
 };
+const ALL = Object.keys(NO_LIMITS) as Limited[];
 
 /**
  * What one VM may use, whichever of its QEMUs acts. What was ordered holds for each that comes to act, also under the next
@@ -46,7 +49,7 @@ export const NO_LIMITS: StandingLimits = {
  */
 export class VmLimits implements LimitsControl {
   readonly #vm: LimitedVm;
-  readonly #actuators: Readonly<Record<Resource, LimitActuator>>;
+  readonly #actuators: Readonly<Record<Limited, LimitActuator>>;
   #standing: StandingLimits;
   /** One order at a time. */
   #last: Promise<unknown> = Promise.resolve();
@@ -62,6 +65,7 @@ export class VmLimits implements LimitsControl {
         ...{ clock: vm.options.clock, maxBytes: vm.options.spec.memoryBytes },
         isProtected: () => vm.state().wanted,
       }),
+      memoryReadyBytes: new MemoryReadiness(vm),
     };
   }
 
@@ -91,7 +95,7 @@ export class VmLimits implements LimitsControl {
   }
 
   async #carryOut(order: LimitsOrder): Promise<LimitsStatus> {
-    const status: Partial<Record<Resource, LimitStatus>> = {};
+    const status: Partial<Record<Limited, LimitStatus>> = {};
     const before = this.#standing;
     for (const resource of ALL) {
       const asked = order[resource];
@@ -106,7 +110,7 @@ export class VmLimits implements LimitsControl {
     return status as LimitsStatus;
   }
 
-  async #read(resource: Resource): Promise<LimitStatus> {
+  async #read(resource: Limited): Promise<LimitStatus> {
     const instance = await this.#acting();
     const wanted = this.#standing[resource];
     try {
@@ -116,7 +120,7 @@ export class VmLimits implements LimitsControl {
     }
   }
 
-  async #set(resource: Resource, wanted: number | null): Promise<LimitStatus> {
+  async #set(resource: Limited, wanted: number | null): Promise<LimitStatus> {
     const { failpoints } = this.#vm.options;
     const before = this.#standing;
     try {
@@ -127,7 +131,7 @@ export class VmLimits implements LimitsControl {
       const expected = await actuator.set(instance, wanted);
       await failpoints.hit('limits.before-read-back');
       const inForce = await actuator.read(await this.#acting());
-      if (inForce !== expected) throw notTaken(inForce);
+      if (!isAsExpected(actuator, { expected, inForce })) throw notTaken(inForce);
       return { wanted, inForce };
     } catch (thrown) {
       const problem = problemOf(thrown);
@@ -140,7 +144,7 @@ export class VmLimits implements LimitsControl {
     }
   }
 
-  async #rollBack(resource: Resource): Promise<void> {
+  async #rollBack(resource: Limited): Promise<void> {
     try {
       await this.#actuators[resource].set(await this.#acting(), this.#standing[resource]);
     } catch (thrown) {
@@ -165,6 +169,13 @@ export class VmLimits implements LimitsControl {
       log.warn('the next keeper will not know these limits', { error: messageOf(cause) });
     }
   }
+}
+
+function isAsExpected(
+  { isLowerBound = false }: LimitActuator,
+  { expected, inForce }: { readonly expected: number | null; readonly inForce: number | null },
+): boolean {
+  return isLowerBound ? (inForce ?? 0) >= (expected ?? 0) : inForce === expected;
 }
 
 function notTaken(inForce: number | null): KeeperError {
