@@ -324,29 +324,6 @@ describe('the control socket', () => {
     }
   });
 
-  it.each([
-    { cpuMillicores: 0 },
-    { cpuMillicores: -300 },
-    { cpuMillicores: 9 },
-    { cpuMillicores: 1e12 },
-    { cpuMillicores: 300.5 },
-    { cpuMillicores: '300' },
-    { cpuMillicores: [300] },
-    { cpuMillicores: true },
-    { netBytesPerSecond: 0 },
-    { diskBytesPerSecond: Number.POSITIVE_INFINITY, netBytesPerSecond: 1 },
-    { memoryBytes: 0 },
-    { memoryBytes: 2 ** 60 },
-    { cpu: 300 },
-    { __proto__x: null },
-    null,
-    [],
-  ])('takes no limits such as %j', async (params) => {
-    const request = JSON.stringify({ id: 1, method: 'limits', params });
-    expect(await answersTo(`${request}\n`)).toMatchObject([{ error: { code: 'KEEPER_REQUEST_INVALID' } }]);
-    expect(keeper.ordered).toBe(undefined);
-  });
-
   it.each([99, 60_001, '1s', null, -1, Number.NaN])('takes no interval such as %j', async (intervalMs) => {
     const request = JSON.stringify({ id: 1, method: 'telemetry', params: { intervalMs } });
     expect(await answersTo(`${request}\n`)).toMatchObject([{ error: { code: 'KEEPER_REQUEST_INVALID' } }]);
