@@ -28,7 +28,7 @@ describe('understudy limits', () => {
 
   it.each([
     ['--cpu', '0'],
-    ['--cpu', '0.009'],
+    ['--cpu', '0.049'],
     ['--cpu', '-1'],
     ['--cpu', '1e9'],
     ['--cpu', 'NaN'],

@@ -51,7 +51,7 @@ function millicores(text: string): number | null {
   if (text === 'none') return null;
   const amount = Math.round(Number(text) * 1000);
   if (/^\d*\.?\d+$/.test(text) && amount >= CPU_MILLICORES_MIN && amount <= 1_024_000) return amount;
-  throw new InvalidArgumentError('Expected a number of cores from 0.01, such as 0.5, or none.');
+  throw new InvalidArgumentError('Expected a number of cores from 0.05, such as 0.5, or none.');
 }
 
 function bytes(min: number): (text: string) => number | null {

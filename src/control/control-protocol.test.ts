@@ -65,7 +65,7 @@ describe('an order for limits', () => {
   it.each([
     { cpuMillicores: 0 },
     { cpuMillicores: -300 },
-    { cpuMillicores: 9 },
+    { cpuMillicores: 49 },
     { cpuMillicores: 1e12 },
     { cpuMillicores: 300.5 },
     { cpuMillicores: '300' },

@@ -4,8 +4,8 @@ import type { Resource } from '../allocation/resource.ts';
 /** Besides what is handed out: guest memory that has pages of the host before its guest asks for them. */
 export type Limited = Resource | 'memoryReadyBytes';
 
-/** Below that a QEMU answers so seldom that it would be taken for one that hangs. */
-export const CPU_MILLICORES_MIN = 10;
+/** Below that a QEMU answers so late that it would be taken for one that hangs: 0.2 s at this one. */
+export const CPU_MILLICORES_MIN = 50;
 export const BYTES_PER_SECOND_MIN = 4096;
 
 const limit = (min: number, max: number) => z.int().min(min).max(max).nullable().optional();
