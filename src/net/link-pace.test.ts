@@ -106,6 +106,29 @@ test('input arrives at its pace, whole and in order', async () => {
   await vi.waitFor(() => expect(got).toEqual(frames));
 });
 
+test('who sends faster than it may waits soon, but not where epochs stop it, and nothing is lost', async () => {
+  const { link, pace, hand, left, qemu } = await pacedLink();
+  const many = Array.from({ length: 4000 }, (_, index) => `${index}`.padEnd(FRAME_BYTES));
+  pace.limit(RATE);
+  send(qemu, many);
+  const settled = async (): Promise<number> => {
+    let before = -1;
+    for (let now = link.stats().heldBytes; now !== before; now = link.stats().heldBytes) {
+      before = now;
+      for (let turn = 0; turn < 20; turn += 1) await new Promise((resolve) => setTimeout(resolve, 1));
+    }
+    return before;
+  };
+  await vi.waitFor(() => expect(link.stats().heldBytes).toBeGreaterThan(64 * 1024));
+  expect(await settled()).toBeLessThan(500_000);
+  // A shadow comes into being.
+  link.holdOutput();
+  await vi.waitFor(() => expect(link.stats().heldBytes).toBe(4_000_000 - left.length * FRAME_BYTES));
+  link.passOutput();
+  hand.go(60_000);
+  expect(left).toEqual(many);
+});
+
 test('no item leaves before its commit, nor without the right to, however much may leave', async () => {
   let may = true;
   const { link, pace, hand, left, qemu } = await pacedLink({ mayRelease: () => may });
