@@ -15,6 +15,7 @@ import {
 import { EXIT_CODES, exitCodeOf, exitCodesText } from './exit-codes.ts';
 import { addForesight } from './foresight-definition.ts';
 import { addInstallation } from './installation-definition.ts';
+import { addLimits } from './limits-definition.ts';
 import { Output } from './output.ts';
 import { addSite } from './site-definition.ts';
 import { addSnapshot } from './snapshot-definition.ts';
@@ -60,6 +61,7 @@ export function buildProgram(out: Output, finish: (exitCode: number) => void): C
   addQueries(program, out, finish);
   addTelemetry(program, out, finish);
   addForesight(program, out, finish);
+  addLimits(program, out, finish);
   addActions(program, out, finish);
   addDemo(program, out, finish);
   addDeclared(program, out, finish);

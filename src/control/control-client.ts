@@ -18,6 +18,7 @@ import {
 import type { FailoverReport } from './failover-report.ts';
 import type { StopOrder } from './keeper-control.ts';
 import { KeeperError, type KeeperErrorCode } from './keeper-error.ts';
+import { type LimitsOrder, type LimitsStatus, limitsStatusSchema } from './limits-status.ts';
 import { type SnapshotOrder, type SnapshotReport, snapshotReportSchema } from './snapshot-report.ts';
 import { type TelemetryStatus, telemetryStatusSchema } from './telemetry-status.ts';
 import type { VmEvent } from './vm-event.ts';
@@ -32,6 +33,8 @@ const PROMOTE_DEADLINE_MS = 60_000;
 const STOP_DEADLINE_MS = 120_000;
 /** Its memory may have to be written to a slow disk before. */
 const SAVE_DEADLINE_MS = 1_800_000;
+/** QEMU is asked, and memory may have to be found. */
+const LIMITS_DEADLINE_MS = 30_000;
 const TEST_DEADLINE_MS = 120_000;
 
 /** `Request` without its id, which the client adds. */
@@ -141,6 +144,18 @@ export class ControlClient implements Disposable {
   async telemetry(params: { readonly intervalMs?: number | undefined } = {}): Promise<TelemetryStatus> {
     const answer = telemetryStatusSchema.safeParse(
       await this.#ask({ method: 'telemetry', params }, STATUS_DEADLINE_MS),
+    );
+    if (!answer.success) throw noAnswer(this.#options.vm);
+    return answer.data;
+  }
+
+  /**
+   * What the VM may use from now on, each resource for itself, and what holds then, read back. Without any: what holds. What could
+   * not be set stays as it was and has a `problem`.
+   */
+  async limits(params: LimitsOrder = {}): Promise<LimitsStatus> {
+    const answer = limitsStatusSchema.safeParse(
+      await this.#ask({ method: 'limits', params }, LIMITS_DEADLINE_MS),
     );
     if (!answer.success) throw noAnswer(this.#options.vm);
     return answer.data;

@@ -147,6 +147,10 @@ export class ControlConnection {
         if (request.params.intervalMs !== undefined)
           log.info('another interval is asked for', request.params);
         return await control.telemetry(request.params);
+      case 'limits':
+        if (Object.keys(request.params).length > 0)
+          log.info('limits are asked for', { ...request.params, ...traceFacts(request.trace) });
+        return await control.limits(request.params);
       case 'samples':
         await this.#streamSamples(request.id);
         return null;

@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { LineSplitter, requestSchema } from './control-protocol.ts';
+import { decodeLine, LineSplitter, requestSchema } from './control-protocol.ts';
 
 describe('the line splitter', () => {
   it('finds the same lines however the bytes are cut', () => {
@@ -50,4 +50,35 @@ describe('a request', () => {
   ])('is refused when it is %j', (value) => {
     expect(requestSchema.safeParse(value).success).toBe(false);
   });
+});
+
+describe('an order for limits', () => {
+  const read = (params: unknown) =>
+    requestSchema.safeParse(decodeLine(JSON.stringify({ id: 1, method: 'limits', params }))).success;
+
+  it.each([
+    {},
+    { cpuMillicores: 300 },
+    { cpuMillicores: null, netBytesPerSecond: null, diskBytesPerSecond: 1e9, memoryBytes: 2 ** 40 },
+  ])('may be %j', (params) => expect(read(params)).toBe(true));
+
+  it.each([
+    { cpuMillicores: 0 },
+    { cpuMillicores: -300 },
+    { cpuMillicores: 49 },
+    { cpuMillicores: 1e12 },
+    { cpuMillicores: 300.5 },
+    { cpuMillicores: '300' },
+    { cpuMillicores: [300] },
+    { cpuMillicores: true },
+    { netBytesPerSecond: 0 },
+    { diskBytesPerSecond: 1e300, netBytesPerSecond: 1e6 },
+    { memoryBytes: 0 },
+    { memoryReadyBytes: 2 ** 60 },
+    { cpu: 300 },
+    { __proto__x: null },
+    null,
+    [],
+    undefined,
+  ])('may not be %j', (params) => expect(read(params)).toBe(false));
 });

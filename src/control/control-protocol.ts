@@ -2,6 +2,7 @@ import { z } from 'zod';
 import { isTrace } from '../base/trace.ts';
 import { KIB, MIB } from '../base/units.ts';
 import { TELEMETRY_INTERVAL_MS_MAX, TELEMETRY_INTERVAL_MS_MIN } from '../config/vm-telemetry-schema.ts';
+import { limitsOrderSchema } from './limits-status.ts';
 import { sampleSchema } from './telemetry-status.ts';
 
 /**
@@ -77,6 +78,7 @@ export const requestSchema = z.discriminatedUnion('method', [
       intervalMs: z.number().min(TELEMETRY_INTERVAL_MS_MIN).max(TELEMETRY_INTERVAL_MS_MAX).optional(),
     }),
   }),
+  z.strictObject({ id, trace, method: z.literal('limits'), params: limitsOrderSchema }),
   z.strictObject({ id, method: z.literal('samples') }),
   z.strictObject({ id, method: z.literal('console') }),
 ]);

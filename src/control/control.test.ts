@@ -13,6 +13,7 @@ import { ControlServer } from './control-server.ts';
 import type { FailoverReport } from './failover-report.ts';
 import type { ConsoleSession, ConsoleWatcher, KeeperControl, StopOrder } from './keeper-control.ts';
 import { KeeperError } from './keeper-error.ts';
+import type { LimitsOrder, LimitsStatus } from './limits-status.ts';
 import type { TelemetryStatus } from './telemetry-status.ts';
 import type { VmEvent } from './vm-event.ts';
 import type { VmMetrics } from './vm-metrics.ts';
@@ -92,6 +93,12 @@ class ScriptedKeeper implements KeeperControl {
       last: null,
       profile: null,
     }) as TelemetryStatus;
+  }
+  ordered: LimitsOrder | undefined;
+  limited: unknown;
+  async limits(order: LimitsOrder): Promise<LimitsStatus> {
+    this.ordered = order;
+    return this.limited as LimitsStatus;
   }
   samples(options: SubscribeOptions): SampleSubscription {
     return this.feed.subscribe(options);
@@ -298,6 +305,22 @@ describe('the control socket', () => {
     ]) {
       keeper.telemetered = answer;
       await expect(client.telemetry()).rejects.toMatchObject({ code: 'KEEPER_NO_ANSWER' });
+    }
+  });
+
+  it('sets limits, and an answer of another form counts as none', async () => {
+    using client = await connect();
+    const free = { wanted: null, inForce: null };
+    const limited = { cpuMillicores: free, diskBytesPerSecond: free, netBytesPerSecond: free };
+    const problem = { code: 'KEEPER_LIMIT_IMPOSSIBLE', message: 'no balloon' };
+    keeper.limited = { ...limited, memoryReadyBytes: free, memoryBytes: { ...free, problem } };
+    expect(await client.limits()).toEqual(keeper.limited);
+    expect(keeper.ordered).toEqual({});
+    await client.limits({ cpuMillicores: 300, netBytesPerSecond: null });
+    expect(keeper.ordered).toEqual({ cpuMillicores: 300, netBytesPerSecond: null });
+    for (const answer of [null, limited, { ...limited, memoryBytes: { wanted: null, inForce: -1 } }]) {
+      keeper.limited = answer;
+      await expect(client.limits()).rejects.toMatchObject({ code: 'KEEPER_NO_ANSWER' });
     }
   });
 

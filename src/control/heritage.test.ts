@@ -14,6 +14,7 @@ const record: KeeperRecord = {
     committed: 17,
     token: 5,
     shadowWanted: null,
+    limits: null,
     failed: false,
     generationId: null,
   },

@@ -1,6 +1,7 @@
 import type { Trace } from '../base/trace.ts';
 import type { Termination } from '../config/vm-spec-schema.ts';
 import type { FailoverReport } from './failover-report.ts';
+import type { LimitsControl } from './limits-status.ts';
 import type { SnapshotOrder, SnapshotReport } from './snapshot-report.ts';
 import type { TelemetryControl } from './telemetry-status.ts';
 import type { VmEvent } from './vm-event.ts';
@@ -8,7 +9,7 @@ import type { VmMetrics } from './vm-metrics.ts';
 import type { VmStatus } from './vm-status.ts';
 
 /** What a keeper can be asked to do, as the control socket offers it. */
-export interface KeeperControl extends TelemetryControl {
+export interface KeeperControl extends TelemetryControl, LimitsControl {
   status(): VmStatus;
   metrics(): VmMetrics;
   /** Events after number `seq`. */

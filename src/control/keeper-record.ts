@@ -1,6 +1,7 @@
 import { readFileSync, renameSync, writeFileSync } from 'node:fs';
 import { z } from 'zod';
 import { errnoNameOf } from '../linux/linux-error.ts';
+import { standingLimitsSchema } from './limits-status.ts';
 import { processIdentitySchema } from './process-identity.ts';
 
 const recordedQemuSchema = z.object({ instance: z.int().positive(), process: processIdentitySchema });
@@ -20,6 +21,8 @@ const recordSchema = z.object({
   token: z.int().nonnegative().default(0),
   /** Whether a shadow is wanted for the VM, which may be another wish than its specification's; null: as that says. */
   shadowWanted: z.boolean().nullable().default(null),
+  /** What the VM may use by order; null: there was none. */
+  limits: standingLimitsSchema.nullable().default(null),
   /** The QEMU that acts: if its keeper is killed, the next one can take it back. */
   acting: recordedQemuSchema.nullable().default(null),
   /** The last epoch that was committed when this was written: numbers go on from it. */

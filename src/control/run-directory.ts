@@ -9,6 +9,7 @@ import { type Heritage, heritageOf, isHeir } from './heritage.ts';
 import { KeeperError } from './keeper-error.ts';
 import { type KeeperRecord, type RecordedQemu, readRecord, writeRecord } from './keeper-record.ts';
 import { clearLeftovers, clearSpared, endAll, removeDirectories, salvageRelic } from './leftovers.ts';
+import type { StandingLimits } from './limits-status.ts';
 import { isLocked, NameLock } from './name-lock.ts';
 import { directoriesIn, emptyDirectory, makeOwnDirectory } from './own-directory.ts';
 import {
@@ -63,10 +64,12 @@ export class RunDirectory implements Disposable {
   readonly committed: number;
   /** What was last wished for while another keeper kept this VM; undefined when that is not known. */
   readonly shadowWanted: boolean | undefined;
+  /** What was last ordered for this VM while another keeper kept it; undefined: nothing, or that is not known. */
+  readonly limits: StandingLimits | undefined;
   #generationId: string;
 
   private constructor(name: string, lock: NameLock, heir: Heir) {
-    const { heritage, spec, committed, shadowWanted, token, generationId } = heir;
+    const { heritage, spec, committed, shadowWanted, limits, token, generationId } = heir;
     const keeper = identityOf(process.pid);
     assert(keeper !== undefined, 'this process exists');
     this.name = name;
@@ -75,11 +78,22 @@ export class RunDirectory implements Disposable {
     this.heritage = heritage;
     this.committed = committed;
     this.shadowWanted = shadowWanted ?? undefined;
+    this.limits = limits ?? undefined;
     this.#generationId = generationId ?? randomUUID();
     // The heritage stays on record: this keeper may be killed as well before it has come into it.
     const orphan = orphanOf(heritage) ?? null;
     this.#record = {
-      ...{ bootId: bootId(), keeper, spec, committed, token, shadowWanted, cgroups: [], failed: false },
+      ...{
+        bootId: bootId(),
+        keeper,
+        spec,
+        committed,
+        token,
+        shadowWanted,
+        limits,
+        cgroups: [],
+        failed: false,
+      },
       processes: orphan === null ? [] : [orphan.process],
       shadow: heritage.kind === 'shadow' ? heritage.instance : null,
       acting: orphan,
@@ -233,6 +247,7 @@ export class RunDirectory implements Disposable {
     shadow?: number | null;
     token?: number;
     shadowWanted?: boolean;
+    limits?: StandingLimits;
     acting?: { readonly instance: number; readonly pid: number } | null;
     committed?: number;
   }): void {
@@ -242,6 +257,7 @@ export class RunDirectory implements Disposable {
       ...(facts.shadow !== undefined && { shadow: facts.shadow }),
       ...(facts.token !== undefined && { token: facts.token }),
       ...(facts.shadowWanted !== undefined && { shadowWanted: facts.shadowWanted }),
+      ...(facts.limits !== undefined && { limits: facts.limits }),
       ...(identities !== undefined && { processes: identities }),
       ...(facts.cgroups !== undefined && { cgroups: [...facts.cgroups] }),
       ...(facts.acting !== undefined && { acting: facts.acting === null ? null : recorded(facts.acting) }),
@@ -339,7 +355,8 @@ interface OpenOptions {
   readonly keepsRelic?: boolean;
 }
 
-interface Heir extends Pick<KeeperRecord, 'spec' | 'committed' | 'shadowWanted' | 'token' | 'generationId'> {
+interface Heir
+  extends Pick<KeeperRecord, 'spec' | 'committed' | 'shadowWanted' | 'limits' | 'token' | 'generationId'> {
   readonly heritage: Heritage;
 }
 
@@ -349,12 +366,20 @@ function heirOf(name: string, { spec, tokenAbove }: { spec: VmSpec | undefined; 
   const heritage = heritageOf(record, { spec, bootId: bootId(), lives: isAlive });
   const token = Math.max(tokenAbove, record?.token ?? 0);
   if (record === undefined || !isHeir(record, { spec, bootId: bootId() }))
-    return { heritage, spec: null, committed: 0, shadowWanted: null, token, generationId: null };
-  const { shadowWanted } = record;
+    return {
+      heritage,
+      spec: null,
+      committed: 0,
+      shadowWanted: null,
+      limits: null,
+      token,
+      generationId: null,
+    };
+  const { shadowWanted, limits } = record;
   if (heritage.kind === 'none')
-    return { heritage, spec: null, committed: 0, shadowWanted, token, generationId: null };
+    return { heritage, spec: null, committed: 0, shadowWanted, limits, token, generationId: null };
   const { committed, generationId } = record;
-  return { heritage, spec: record.spec, committed, shadowWanted, token, generationId };
+  return { heritage, spec: record.spec, committed, shadowWanted, limits, token, generationId };
 }
 
 function orphanOf(heritage: Heritage): RecordedQemu | undefined {

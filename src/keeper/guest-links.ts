@@ -1,4 +1,5 @@
 import type { Clock } from '../base/clock.ts';
+import { TokenBucket } from '../base/token-bucket.ts';
 import type { UplinkSpec, VmSpec } from '../config/vm-spec-schema.ts';
 import { AnnouncedUplink } from '../net/announced-uplink.ts';
 import type { FarEnd } from '../net/far-end.ts';
@@ -71,7 +72,7 @@ export class GuestLinks implements AsyncDisposable {
     const uplinks = new Map<string, AnnouncedUplink>();
     const add = (
       name: string,
-      link: Pick<ConstructorParameters<typeof GuestLink>[0], 'framing' | 'farEnd' | 'onHeld'>,
+      link: Pick<ConstructorParameters<typeof GuestLink>[0], 'framing' | 'farEnd' | 'onHeld' | 'pace'>,
     ) => {
       const unsafe = options.unsafe === undefined ? {} : { unsafe: options.unsafe };
       // Without an error it is QEMU's end, which its process tells about.
@@ -79,6 +80,7 @@ export class GuestLinks implements AsyncDisposable {
         error !== undefined && options.onGarbled(name, error);
       all.push(opening.use(new GuestLink({ ...link, name, clock, mayRelease, onDisconnected, ...unsafe })));
     };
+    const pace = new TokenBucket(clock);
     for (const [index, { uplink, mac }] of spec.nics.entries()) {
       const name = `nic${index}`;
       const farEnd = new AnnouncedUplink({
@@ -93,7 +95,7 @@ export class GuestLinks implements AsyncDisposable {
         mayLeave: () => mayRelease?.('unknown') ?? true,
       });
       uplinks.set(name, opening.use(farEnd));
-      add(name, { framing: frameFraming, farEnd, onHeld });
+      add(name, { framing: frameFraming, farEnd, onHeld, pace });
     }
     const console = spec.console ? opening.use(new StreamEnd()) : undefined;
     if (console !== undefined) add('console', { framing: byteFraming, farEnd: console, onHeld });

@@ -49,6 +49,7 @@ import { describeVm, type KnownVm } from './vm-description.ts';
 import type { VmDisks } from './vm-disks.ts';
 import { endVm, type VmEnd } from './vm-ending.ts';
 import { VmEvents } from './vm-events.ts';
+import { VmLimits } from './vm-limits.ts';
 import { measureVm } from './vm-measures.ts';
 import { type OrderedVm, VmOrders } from './vm-orders.ts';
 import { recordVm } from './vm-record.ts';
@@ -87,6 +88,7 @@ export class Keeper implements KeeperControl {
   readonly #ownSnapshots: OwnSnapshots;
   readonly #instances: InstanceSeries;
   readonly #telemetry: VmTelemetry;
+  readonly #limits: VmLimits;
   #loss: Pick<ReturnType<TakenOverVm['loss']>, 'atMs' | 'noticedAtMs' | 'disk'> = NO_LOSS;
   /** Of this host: not all that was written is on it. */
   #failedDisk: FailedDisk | undefined;
@@ -105,7 +107,11 @@ export class Keeper implements KeeperControl {
     this.#setting = settingOf({ ...options, spec: withShadow(spec, this.#state.wanted) }, disks);
     const onGuestEvent = (event: QmpEvent) => this.#onGuestEvent(event);
     this.#events = new VmEvents({ ...options, vm: spec.name, onGuestEvent });
-    this.#memory = this.#memoryArrival();
+    this.#memory = new MemoryArrival({
+      publish: (kind, facts) => this.#publish(kind, facts),
+      onWhole: () => this.#record(),
+      dispatch: (event) => this.#dispatch(event),
+    });
     this.#instances = new InstanceSeries(this.#setting, (kind, facts) => this.#publish(kind, facts));
     const parts = this.#partsForOthers();
     this.#shadow = shadowLifeOf(parts);
@@ -118,6 +124,7 @@ export class Keeper implements KeeperControl {
     this.#states = new StateKeeping(this.#parts);
     this.#orders = new VmOrders({ ...this.#parts, states: this.#states });
     this.#telemetry = new VmTelemetry(this.#parts);
+    this.#limits = new VmLimits(this.#parts);
     this.#ownSnapshots = new OwnSnapshots({
       ...{ options, phase: () => this.#state.phase, snapshot: this.snapshot },
       publish: (kind, facts) => this.#publish(kind, facts),
@@ -185,6 +192,7 @@ export class Keeper implements KeeperControl {
   readonly testFailover = (): Promise<FailoverReport> => this.#orders.testFailover();
   readonly snapshot: KeeperControl['snapshot'] = (order) => this.#orders.snapshot(order);
   readonly telemetry: KeeperControl['telemetry'] = (order) => this.#telemetry.telemetry(order);
+  readonly limits: KeeperControl['limits'] = (order) => this.#limits.limits(order);
   readonly samples: KeeperControl['samples'] = (options) => this.#telemetry.samples(options);
   readonly stop = async (order: StopOrder): Promise<void> => {
     const { graceful, termination = this.#options.spec.termination } = order;
@@ -302,6 +310,7 @@ export class Keeper implements KeeperControl {
 
   #makePrimary(instance: Instance): void {
     this.#primary = instance;
+    this.#limits.enforce(instance);
     this.#record();
     this.#watch?.[Symbol.dispose]();
     this.#watch = watchPrimary(this.#parts, instance);
@@ -378,17 +387,6 @@ export class Keeper implements KeeperControl {
       publish: (kind, facts) => this.#publish(kind, facts),
       record: () => this.#record(),
     };
-  }
-
-  #memoryArrival(): MemoryArrival {
-    return new MemoryArrival({
-      publish: (kind, facts) => this.#publish(kind, facts),
-      onWhole: () => this.#record(),
-      onFailed: (cause) => {
-        this.#publish('failed', { during: 'restore', ...errorFacts(cause) });
-        this.#dispatch({ kind: 'start-failed' });
-      },
-    });
   }
 
   async #dropShadow(): Promise<void> {

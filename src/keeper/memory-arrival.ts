@@ -1,12 +1,13 @@
 import { assert } from '../base/assert.ts';
+import { errorFacts } from '../base/errors.ts';
+import type { ProtectionEvent } from '../shadow/protection.ts';
 import type { LazyRestore } from '../snapshot/lazy-restore.ts';
 import { SnapshotError } from '../snapshot/snapshot-error.ts';
 import type { SnapshotFile } from '../snapshot/snapshot-file.ts';
 
 interface MemoryArrivalOptions {
   readonly publish: (kind: string, facts?: Readonly<Record<string, unknown>>) => void;
-  /** There is nobody any more who answers a guest that asks for its memory. */
-  readonly onFailed: (cause: unknown) => void;
+  readonly dispatch: (event: ProtectionEvent) => void;
   /** Nothing is missing any more. */
   readonly onWhole: () => void;
 }
@@ -54,7 +55,7 @@ export class MemoryArrival implements AsyncDisposable {
   }
 
   async #await(restore: LazyRestore, file: SnapshotFile): Promise<void> {
-    const { publish, onWhole, onFailed } = this.#options;
+    const { publish, onWhole } = this.#options;
     try {
       const { faults, askedChunks } = await restore.filled;
       this.#isWhole = true;
@@ -63,12 +64,18 @@ export class MemoryArrival implements AsyncDisposable {
     } catch (cause) {
       // Of a QEMU that has ended there is no memory to miss; somebody else sees to that.
       if (cause instanceof SnapshotError && cause.facts.isOver === true) this.#isWhole = true;
-      else onFailed(cause);
+      else this.#fail(cause);
       throw cause;
     } finally {
       await restore[Symbol.asyncDispose]();
       file[Symbol.dispose]();
     }
+  }
+
+  /** There is nobody any more who answers a guest that asks for its memory. */
+  #fail(cause: unknown): void {
+    this.#options.publish('failed', { during: 'restore', ...errorFacts(cause) });
+    this.#options.dispatch({ kind: 'start-failed' });
   }
 
   /** The QEMU whose memory it is has ended: nothing of it is missing any more. Whoever waits goes on. */

@@ -86,6 +86,10 @@ export class ShadowControl implements KeeperControl {
     return this.#refuse();
   }
 
+  limits(): Promise<never> {
+    return this.#refuse();
+  }
+
   samples(): never {
     throw this.#refusal();
   }

@@ -27,7 +27,22 @@ describe.skipIf(real.kind === 'unusable')('on the cgroups of this machine', () =
 
     await group.addProcess(child.pid ?? 0);
     expect(readFileSync(`/proc/${child.pid}/cgroup`, 'utf8')).toContain(`understudy/${name}`);
-    for (const fraction of [0.01, 0.001, 1.5, null]) group.setCpuShare(fraction);
+    for (const fraction of [0.01, 0.001, 0.3, 1.5, null]) {
+      group.setCpuShare(fraction);
+      expect(group.cpuShare()).toBe(fraction);
+    }
+    for (const weight of [0.3, 1e-9, 1e9, null]) group.setCpuWeight(weight);
+    expect(
+      readFileSync(
+        join(
+          group.directory,
+          real.kind === 'usable' && real.tree.version === 2 ? 'cpu.weight' : 'cpu.shares',
+        ),
+        'utf8',
+      ).trim(),
+    ).toMatch(/^(100|1024)$/);
+    expect(group.has(child.pid ?? 0)).toBe(true);
+    expect(group.has(process.pid)).toBe(false);
     await expect(group.remove({ clock, deadlineMs: 20 })).rejects.toMatchObject({
       code: 'LINUX_CGROUP_BUSY',
       facts: { pids: [String(child.pid)] },
@@ -83,11 +98,25 @@ describe('on a tree that looks like version 2', () => {
       return readFileSync(join(group.directory, 'cpu.max'), 'utf8');
     };
     expect(limitFor(0.01)).toBe('1000 100000');
+    expect(limitFor(0.3)).toBe('3000 10000');
+    expect(group.cpuShare()).toBe(0.3);
     expect(limitFor(0.002)).toBe('2000 1000000');
-    expect(limitFor(2)).toBe('200000 100000');
+    expect(limitFor(2)).toBe('20000 10000');
     expect(limitFor(null)).toBe('max 100000');
+    expect(group.cpuShare()).toBe(null);
+    group.setCpuWeight(0.3);
+    expect(readFileSync(join(group.directory, 'cpu.weight'), 'utf8')).toBe('30');
+    for (const [weight, written] of [
+      [null, '100'],
+      [1e-9, '1'],
+      [1e9, '10000'],
+    ] as const) {
+      group.setCpuWeight(weight);
+      expect(readFileSync(join(group.directory, 'cpu.weight'), 'utf8')).toBe(written);
+    }
     await group.addProcess(123);
     expect(readFileSync(join(group.directory, 'cgroup.procs'), 'utf8')).toBe('123');
+    expect([group.has(123), group.has(12)]).toEqual([true, false]);
   });
 
   test('version 2 is taken where both have the controller', () => {

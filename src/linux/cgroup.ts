@@ -12,6 +12,8 @@ const PARENT = 'understudy';
 const PERIOD_US = 100_000;
 const LONG_PERIOD_US = 1_000_000;
 const SHORTEST_QUOTA_US = 1000;
+/** Of shares that are large enough for it: who is held back, and has to answer `stop`, waits no longer than that. */
+const SHORT_PERIOD_US = 10_000;
 
 const REMOVE_RETRY_MS = 5;
 
@@ -22,6 +24,13 @@ interface Dialect {
   enableBelow(directory: string): void;
   writeLimit(directory: string, limit: CpuLimit): void;
   readLimit(directory: string): CpuLimit;
+  /** What a group gets of processors that others want as well: file, what is usual, and the kernel's bounds. */
+  readonly weight: {
+    readonly file: string;
+    readonly usual: number;
+    readonly min: number;
+    readonly max: number;
+  };
 }
 
 interface CpuLimit {
@@ -32,6 +41,7 @@ interface CpuLimit {
 /** Documentation/scheduler/sched-bwc.rst */
 const v1: Dialect = {
   version: 1,
+  weight: { file: 'cpu.shares', usual: 1024, min: 2, max: 262_144 },
   enableBelow() {},
   writeLimit(directory, { quotaUs, periodUs }) {
     // Free first: quota and period are checked against each other at each of the two writes.
@@ -49,6 +59,7 @@ const v1: Dialect = {
 /** Documentation/admin-guide/cgroup-v2.rst */
 const v2: Dialect = {
   version: 2,
+  weight: { file: 'cpu.weight', usual: 100, min: 1, max: 10_000 },
   enableBelow(directory) {
     writeValue(join(directory, 'cgroup.subtree_control'), '+cpu');
   },
@@ -165,15 +176,33 @@ export class Cgroup {
     this.#dialect.writeLimit(this.directory, limit);
     const actual = this.#dialect.readLimit(this.directory);
     if (actual.quotaUs === limit.quotaUs && actual.periodUs === limit.periodUs) return;
-    throw new LinuxError(
-      'LINUX_CGROUP_LIMIT_REFUSED',
-      `the kernel took ${JSON.stringify(actual)} as CPU limit`,
-      {
-        call: 'write cgroup',
-        facts: { directory: this.directory, asked: limit, actual },
-        hint: 'Something else manages this cgroup: keep it away from the group named understudy.',
-      },
-    );
+    throw refused(this.directory, { asked: limit, actual });
+  }
+
+  /** The limit that holds, as a fraction of one CPU; null: none. @throws LinuxError */
+  cpuShare(): number | null {
+    const { quotaUs, periodUs } = this.#dialect.readLimit(this.directory);
+    return quotaUs === null ? null : quotaUs / periodUs;
+  }
+
+  /** What it gets beside other groups when there is not enough, in proportion to theirs; null: as much as is usual. @throws LinuxError */
+  setCpuWeight(weight: number | null): void {
+    const { file, usual, min, max } = this.#dialect.weight;
+    const path = join(this.directory, file);
+    const asked = Math.min(max, Math.max(min, Math.round(usual * (weight ?? 1))));
+    writeValue(path, String(asked));
+    const actual = Number(readValue(path));
+    if (actual !== asked) throw refused(this.directory, { asked, actual });
+  }
+
+  /** Whether this process lives in the group. False where the group is gone. */
+  has(pid: number): boolean {
+    try {
+      return readValue(join(this.directory, 'cgroup.procs')).split('\n').includes(String(pid));
+    } catch (thrown) {
+      if (thrown instanceof LinuxError) return false;
+      throw thrown;
+    }
   }
 
   /**
@@ -201,9 +230,22 @@ export class Cgroup {
   }
 }
 
+function refused(directory: string, { asked, actual }: { asked: unknown; actual: unknown }): LinuxError {
+  return new LinuxError(
+    'LINUX_CGROUP_LIMIT_REFUSED',
+    `the kernel took ${JSON.stringify(actual)} as CPU limit`,
+    {
+      call: 'write cgroup',
+      facts: { directory, asked, actual },
+      hint: 'Something else manages this cgroup: keep it away from the group named understudy.',
+    },
+  );
+}
+
 function limitOf(fraction: number | null): CpuLimit {
   if (fraction === null) return { quotaUs: null, periodUs: PERIOD_US };
-  const periodUs = fraction * PERIOD_US >= SHORTEST_QUOTA_US ? PERIOD_US : LONG_PERIOD_US;
+  const periodUs =
+    [SHORT_PERIOD_US, PERIOD_US].find((period) => fraction * period >= SHORTEST_QUOTA_US) ?? LONG_PERIOD_US;
   return { quotaUs: Math.round(fraction * periodUs), periodUs };
 }
 

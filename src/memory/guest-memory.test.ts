@@ -78,6 +78,22 @@ test('discarded pages read as zeros and take up no memory', () => {
   expect(memory.residentBytes()).toBe(0);
 });
 
+test('holes get pages of the host ahead, which still read as zeros, and what is there stays', async () => {
+  using buffer = Mapping.anonymous(PAGES * PAGE_BYTES);
+  buffer.bytes.fill(7, 0, PAGE_BYTES);
+  memory.writeRuns([{ firstPage: 2, pageCount: 1 }], buffer);
+  await memory.populate(PAGE_BYTES);
+  expect(memory.residentBytes()).toBe(PAGE_BYTES);
+  await memory.populate(5 * PAGE_BYTES - 1);
+  expect(memory.residentBytes()).toBe(5 * PAGE_BYTES);
+  await memory.populate(memory.sizeBytes);
+  await memory.populate(memory.sizeBytes);
+  expect(memory.residentBytes()).toBe(memory.sizeBytes);
+  memory.readRuns([{ firstPage: 0, pageCount: PAGES }], buffer);
+  const first = Array.from({ length: 4 }, (_, page) => buffer.bytes[page * PAGE_BYTES]);
+  expect(first).toEqual([0, 0, 7, 0]);
+});
+
 test('pages outside of guest memory are refused', () => {
   using buffer = Mapping.anonymous(PAGES * PAGE_BYTES);
   expect(() => memory.readRuns([{ firstPage: PAGES, pageCount: 1 }], buffer)).toThrow('outside');

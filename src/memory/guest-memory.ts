@@ -9,13 +9,25 @@ import {
   statSync,
 } from 'node:fs';
 import { dirname } from 'node:path';
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import { assert } from '../base/assert.ts';
-import { formatBytes, PAGE_BYTES } from '../base/units.ts';
-import { closeElsewhere, dataExtents, freeBytesOf, preadInto, punchHole, pwriteFrom } from '../linux/file.ts';
+import { formatBytes, MIB, PAGE_BYTES } from '../base/units.ts';
+import {
+  allocate,
+  closeElsewhere,
+  dataExtents,
+  freeBytesOf,
+  preadInto,
+  punchHole,
+  pwriteFrom,
+} from '../linux/file.ts';
 import { errnoNameOf, fromNodeError } from '../linux/linux-error.ts';
 import type { Mapping } from '../linux/mapping.ts';
 import { MemoryError } from './memory-error.ts';
 import { mergeRuns, type PageRun, runOfBytes } from './page-runs.ts';
+
+/** For which the kernel takes about a millisecond. */
+const POPULATED_AT_ONCE_BYTES = 4 * MIB;
 
 /** @throws MemoryError MEMORY_NO_ROOM when the file system of `directory` has less than `neededBytes` free. */
 export function assertRoom(directory: string, neededBytes: number): void {
@@ -119,6 +131,38 @@ export class GuestMemory implements Disposable, AsyncDisposable {
     return doneBytes;
   }
 
+  /**
+   * Gives pages of the host to holes, from the first one on, until so many bytes of this memory have some. They still read as
+   * zeros, so that no dirty log misses anything. In pieces: nothing else waits for long.
+   * @throws LinuxError LINUX_CALL_FAILED (`ENOSPC`)
+   */
+  async populate(bytes: number): Promise<void> {
+    assert(bytes <= this.sizeBytes, 'no more than there is');
+    for (const { startByte, endByte } of this.#holes()) {
+      for (let at = startByte; at < endByte; ) {
+        const missingBytes = bytes - this.residentBytes();
+        if (missingBytes <= 0) return;
+        const lengthBytes = Math.min(POPULATED_AT_ONCE_BYTES, endByte - at, wholePages(missingBytes));
+        allocate(this.fd, at, { lengthBytes });
+        at += lengthBytes;
+        await nextTurn();
+        // The number of its descriptor may be another file's by now.
+        if (this.#disposed) return;
+      }
+    }
+  }
+
+  #holes(): { startByte: number; endByte: number }[] {
+    const holes: { startByte: number; endByte: number }[] = [];
+    let at = 0;
+    for (const { startByte, endByte } of dataExtents(this.fd, { endBytes: this.sizeBytes })) {
+      if (startByte > at) holes.push({ startByte: at, endByte: startByte });
+      at = endByte;
+    }
+    if (at < this.sizeBytes) holes.push({ startByte: at, endByte: this.sizeBytes });
+    return holes;
+  }
+
   /** Makes holes: the pages read as zeros and take up no memory. */
   discard(runs: readonly PageRun[]): void {
     for (const run of runs) {
@@ -155,6 +199,10 @@ export class GuestMemory implements Disposable, AsyncDisposable {
     this.#disposed = true;
     await closeElsewhere(this.fd);
   }
+}
+
+function wholePages(bytes: number): number {
+  return Math.ceil(bytes / PAGE_BYTES) * PAGE_BYTES;
 }
 
 function openMemory(path: string, flags: number): number {

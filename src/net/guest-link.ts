@@ -1,6 +1,7 @@
 import { assert } from '../base/assert.ts';
 import type { Clock } from '../base/clock.ts';
-import { MIB } from '../base/units.ts';
+import type { TokenBucket } from '../base/token-bucket.ts';
+import { KIB, MIB } from '../base/units.ts';
 import type { EpochId } from '../epoch/epoch-id.ts';
 import type { EpochParticipant } from '../epoch/participant.ts';
 import type { FarEnd } from './far-end.ts';
@@ -22,6 +23,8 @@ export interface GuestLinkOptions {
   readonly onDisconnected: (error: NetError | undefined) => void;
   /** Whether an item of output may leave now; see OutputGate. */
   readonly mayRelease?: ((what: Releasable) => boolean) | undefined;
+  /** How much may go through in both directions, of all links that share it. What waits stays in order, and whole. */
+  readonly pace?: TokenBucket | undefined;
   readonly limits?: GuestLinkLimits;
   /** Negative controls for tests. Not reachable from a specification. */
   readonly unsafe?: UnsafeLink;
@@ -71,6 +74,10 @@ export interface GuestLinkStats {
   readonly replayedItems: number;
 }
 
+/** Output that waits for its pace only: so much of a second's worth, or so many bytes. Who sends more waits then. */
+const PACED_S = 0.25;
+const PACED_BYTES_MIN = 64 * KIB;
+
 const SAMPLE_DELAY_MIN_MS = 1;
 const SAMPLE_DELAY_MAX_MS = 32;
 
@@ -90,6 +97,7 @@ export class GuestLink implements EpochParticipant, Disposable {
   #port: QemuPort | undefined;
   #inputPaused = false;
   #heldTooMuch = false;
+  #pacedTooMuch = false;
   #receivedItems = 0;
   #receivedBytes = 0;
   #onNextRelease: (() => void) | undefined;
@@ -99,11 +107,12 @@ export class GuestLink implements EpochParticipant, Disposable {
   constructor(options: GuestLinkOptions) {
     this.name = options.name;
     this.#options = options;
-    const { farEnd, limits = {}, unsafe = {} } = options;
+    const { farEnd, limits = {}, unsafe = {}, mayRelease } = options;
     this.#gate = new OutputGate({
       release: (item) => this.#release(item),
       onHeld: options.onHeld,
-      ...(options.mayRelease !== undefined && { mayRelease: options.mayRelease }),
+      // In this order: the right to act is asked for at the moment in which an item leaves.
+      mayRelease: (what) => this.#hasOutputRoom() && (mayRelease?.(what) ?? true),
       onPressure: (pressed) => this.#pressOutput(pressed),
       limitBytes: limits.heldBytes ?? 32 * MIB,
       unsafeReleaseUncommitted: unsafe.releaseUncommitted ?? false,
@@ -121,9 +130,12 @@ export class GuestLink implements EpochParticipant, Disposable {
     assert(this.#port === undefined, `${this.name}: one QEMU acts at a time`);
     assert(port.framing === this.#options.framing, `${this.name}: port and link speak the same framing`);
     this.#port = port;
-    if (this.#heldTooMuch) port.pauseReading();
+    if (this.#heldTooMuch || this.#pacedTooMuch) port.pauseReading();
     port.open({
-      onItem: (item) => this.#gate.push(item),
+      onItem: (item) => {
+        this.#gate.push(item);
+        this.#pressPaced();
+      },
       onRoom: () => this.#pump(),
       onClosed: (error) => this.#options.onDisconnected(error),
     });
@@ -141,13 +153,19 @@ export class GuestLink implements EpochParticipant, Disposable {
   holdOutput(): void {
     this.#log.startLogging();
     this.#gate.hold();
+    this.#pressPaced();
   }
 
   /** There is no shadow in sync: what is held leaves at once, in order; later output passes through. */
   passOutput(): void {
     this.#gate.pass();
+    this.#pressPaced();
     this.#log.stopLogging();
     this.#pump();
+  }
+
+  get pace(): TokenBucket | undefined {
+    return this.#options.pace;
   }
 
   get carriesFrames(): boolean {
@@ -162,6 +180,7 @@ export class GuestLink implements EpochParticipant, Disposable {
   /** Output that was not allowed to leave may be allowed by now. */
   releaseDue(): void {
     this.#gate.releaseDue();
+    this.#pressPaced();
   }
 
   /** Right before `stop` is sent: nothing is handed to QEMU from now on. Notes what it has read while the VM ran. */
@@ -257,10 +276,30 @@ export class GuestLink implements EpochParticipant, Disposable {
 
   [Symbol.dispose](): void {
     this.detach();
+    this.#options.pace?.forget(this.#onOutputRoom);
+    this.#options.pace?.forget(this.#onInputRoom);
     this.#options.farEnd.receive(undefined);
   }
 
+  readonly #onOutputRoom = (): void => this.releaseDue();
+  readonly #onInputRoom = (): void => this.#pump();
+
+  #hasOutputRoom(): boolean {
+    const { pace } = this.#options;
+    if (pace === undefined || pace.isOpen) return true;
+    pace.whenOpen(this.#onOutputRoom);
+    return false;
+  }
+
+  #hasInputRoom(): boolean {
+    const { pace } = this.#options;
+    if (pace === undefined || pace.isOpen) return true;
+    pace.whenOpen(this.#onInputRoom);
+    return false;
+  }
+
   #release(item: Uint8Array): void {
+    this.#options.pace?.spend(item.length);
     this.#options.farEnd.send(item);
     const tell = this.#onNextRelease;
     this.#onNextRelease = undefined;
@@ -285,8 +324,10 @@ export class GuestLink implements EpochParticipant, Disposable {
     if (port === undefined || this.#inputPaused) return;
     this.#sample();
     while (port.canSend && !this.#mustBeReadFirst()) {
+      if (this.#log.hasQueued && !this.#hasInputRoom()) break;
       const item = this.#log.hand();
       if (item === undefined) break;
+      this.#options.pace?.spend(item.length);
       port.send(item);
     }
     this.#arrangeSample();
@@ -326,7 +367,26 @@ export class GuestLink implements EpochParticipant, Disposable {
    */
   #pressOutput(pressed: boolean): void {
     this.#heldTooMuch = pressed;
-    if (pressed) this.#port?.pauseReading();
+    this.#applyPressure();
+  }
+
+  /**
+   * A guest that sends faster than it may shall notice that soon. Not while there are epochs: each of their stops would cost the
+   * frame in front of the full socket.
+   */
+  #pressPaced(): void {
+    const rate = this.#options.pace?.bytesPerSecond ?? null;
+    const isTooMuch =
+      rate !== null &&
+      !this.#gate.isHolding &&
+      this.#gate.dueBytes > Math.max(PACED_BYTES_MIN, rate * PACED_S);
+    if (isTooMuch === this.#pacedTooMuch) return;
+    this.#pacedTooMuch = isTooMuch;
+    this.#applyPressure();
+  }
+
+  #applyPressure(): void {
+    if (this.#heldTooMuch || this.#pacedTooMuch) this.#port?.pauseReading();
     else this.#port?.resumeReading();
   }
 }

@@ -40,6 +40,7 @@ export class OutputGate implements EpochParticipant {
   #holding = false;
   /** Would have left, if that were allowed. Before all else, in order. */
   #due: DueItem[] = [];
+  #dueBytes = 0;
   #open: Items = [];
   #sealed: { epoch: EpochId; items: Items }[] = [];
   /** Everything up to this epoch has left through this very gate. */
@@ -85,6 +86,7 @@ export class OutputGate implements EpochParticipant {
     for (let next = this.#due[0]; next !== undefined; next = this.#due[0]) {
       if (!this.#isAllowed(next.what)) return;
       this.#due.shift();
+      this.#dueBytes -= next.item.length;
       this.#release(next.item);
       this.#letGo(next.item);
     }
@@ -150,6 +152,11 @@ export class OutputGate implements EpochParticipant {
     return { items: this.#releasedItems, bytes: this.#releasedBytes };
   }
 
+  /** Of output that would have left, if that were allowed. */
+  get dueBytes(): number {
+    return this.#dueBytes;
+  }
+
   get isHolding(): boolean {
     return this.#holding;
   }
@@ -200,7 +207,7 @@ export class OutputGate implements EpochParticipant {
         this.#release(item);
         this.#letGo(item);
       } else {
-        this.#due.push({ item, what });
+        this.#makeDue({ item, what });
       }
     }
   }
@@ -211,8 +218,13 @@ export class OutputGate implements EpochParticipant {
       this.#release(item);
     } else {
       this.#hold(item);
-      this.#due.push({ item, what });
+      this.#makeDue({ item, what });
     }
+  }
+
+  #makeDue(due: DueItem): void {
+    this.#due.push(due);
+    this.#dueBytes += due.item.length;
   }
 
   #release(item: Uint8Array): void {

@@ -118,7 +118,18 @@ export const cgroupChecks: readonly GuestCheck[] = [
       group.setCpuShare(0.001);
       assert.equal(read('cpu.max'), '1000 1000000');
       group.setCpuShare(1.5);
-      assert.equal(read('cpu.max'), '150000 100000');
+      assert.equal(read('cpu.max'), '15000 10000');
+      assert.equal(group.cpuShare(), 1.5);
+      assert(group.has(busy.pid ?? 0) && !group.has(process.pid));
+      for (const [weight, written] of [
+        [0.3, '30'],
+        [1e-9, '1'],
+        [1e9, '10000'],
+        [null, '100'],
+      ] as const) {
+        group.setCpuWeight(weight);
+        assert.equal(read('cpu.weight'), written);
+      }
       group.setCpuShare(null);
       assert.equal(read('cpu.max'), 'max 100000');
 

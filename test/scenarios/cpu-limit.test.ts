@@ -4,7 +4,7 @@ import { expect, it } from 'vitest';
 import { CgroupTree } from '../../src/linux/cgroup.ts';
 import { TestVm, until } from '../kit/test-vm.ts';
 
-it('a shadow takes over though the group that limits its processor time is gone', async () => {
+it('a shadow takes over though the group that limits its processor time is gone, and says that its limit is lost', async () => {
   await using vm = await TestVm.start();
   const group = vm.traces.find((path) => path.endsWith(`/${vm.status.name}-${vm.status.shadow?.instance}`));
   const detected = CgroupTree.detect();
@@ -14,12 +14,21 @@ it('a shadow takes over though the group that limits its processor time is gone'
     writeFileSync(join(dirname(dirname(group)), 'cgroup.procs'), String(vm.standbyPid));
     await until(() => removed(group));
   }
+  if (detected.kind === 'usable') {
+    const limited = await vm.keeper.limits({ cpuMillicores: 900 });
+    expect(limited.cpuMillicores).toEqual({ wanted: 900, inForce: 900 });
+  }
   await vm.load.begin();
   const promoted = vm.nextEvent('promoted');
   vm.signalPrimary('SIGKILL');
   await promoted;
   await vm.untilProtected();
   expect((await vm.load.end()).connections.survived).toBe(1);
+  if (detected.kind === 'usable') {
+    expect(vm.eventKinds).toContain('limit-lost');
+    const problem = { code: 'KEEPER_LIMIT_IMPOSSIBLE', message: expect.stringContaining('cgroup') };
+    expect((await vm.keeper.limits({})).cpuMillicores).toEqual({ wanted: 900, inForce: null, problem });
+  }
   expect(await vm.load.verify()).toMatchObject({ lostWrites: 0 });
 });
 
