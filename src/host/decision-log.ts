@@ -1,9 +1,11 @@
 import type { AgentDecision } from '../allocation/vm-agent.ts';
 import type { Clock } from '../base/clock.ts';
 import type { AllocationMode } from '../config/allocation-schema.ts';
+import type { SetOutcome } from './limit-setter.ts';
 
 /** The kind of the events that tell of decisions. */
 export const DECISION_KIND = 'allocation';
+const FAILURE_KIND = 'allocation-failed';
 /** The same decision again within this time is counted, not told: a VM that gets nothing asks each second. */
 const QUIET_MS = 60_000;
 
@@ -34,18 +36,19 @@ export class DecisionLog {
     for (const key of [...this.#quiet.keys()]) if (key.startsWith(`${vm} `)) this.#quiet.delete(key);
   }
 
+  /** What was decided could not be carried out, or nobody answered. */
+  noteFailure({ vm, resource, wanted, inForce, problem }: SetOutcome): void {
+    if (this.#isQuiet([vm, resource, 'failed', problem?.code].join(' '))) return;
+    this.#options.publish(FAILURE_KIND, vm, { resource, wanted, inForce, ...problem });
+  }
+
   note({ vm, mode, decision, granted }: NotedDecision): void {
     const { resource, effect, demand, peak, allocated, reserved, isAnomalous } = decision;
     const { kind, reason } = effect;
-    const nowMs = this.#options.clock.nowMs();
     // Another answer is news.
     const key = [vm, resource, kind, reason, granted === 0].join(' ');
-    const quiet = this.#quiet.get(key);
-    if (quiet !== undefined && nowMs < quiet.untilMs) {
-      quiet.times += 1;
-      return;
-    }
-    this.#quiet.set(key, { untilMs: nowMs + QUIET_MS, times: 0 });
+    const before = this.#quiet.get(key)?.times ?? 0;
+    if (this.#isQuiet(key)) return;
     const stated = peak?.levels.map((level, index) => [level, peak.values[index]]);
     this.#options.publish(DECISION_KIND, vm, {
       ...{ resource, mode, decision: kind, reason },
@@ -55,7 +58,19 @@ export class DecisionLog {
       ...{ allocated, reserved, used: demand.used, pressureShare: demand.pressureShare },
       ...(stated !== undefined && { peak: Object.fromEntries(stated) }),
       ...(isAnomalous && { isAnomalous }),
-      ...(quiet !== undefined && quiet.times > 0 && { timesBefore: quiet.times }),
+      ...(before > 0 && { timesBefore: before }),
     });
+  }
+
+  /** Counts what was told a short while ago, and need not be told again. */
+  #isQuiet(key: string): boolean {
+    const nowMs = this.#options.clock.nowMs();
+    const quiet = this.#quiet.get(key);
+    if (quiet !== undefined && nowMs < quiet.untilMs) {
+      quiet.times += 1;
+      return true;
+    }
+    this.#quiet.set(key, { untilMs: nowMs + QUIET_MS, times: 0 });
+    return false;
   }
 }

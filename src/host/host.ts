@@ -143,6 +143,7 @@ export class Host implements HostService, AsyncDisposable {
       ...{ clock, log: options.log },
       settingsOf: (vm) => settings.of(vm),
       capacity: hostCapacity(),
+      order: (vm, order) => this.#convergence.fleet.limit(vm, order),
       files: new AgentFiles(join(options.stateDirectory, 'agents')),
       publish: (kind, vm, facts) => this.#events.publish(kind, { vm, facts }),
     });

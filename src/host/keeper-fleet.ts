@@ -12,6 +12,7 @@ import type { FailoverReport } from '../control/failover-report.ts';
 import { KEEPER_END_DEADLINE_MS, type KeeperEnd, readEnd } from '../control/keeper-end.ts';
 import { KeeperError } from '../control/keeper-error.ts';
 import { type KeeperFigures, KeeperScrape } from '../control/keeper-scrape.ts';
+import type { LimitsOrder, LimitsStatus } from '../control/limits-status.ts';
 import { bootId, waitForEnd } from '../control/process-identity.ts';
 import { controlSocketOf, type FoundVm, type GivenSpec, RunDirectory } from '../control/run-directory.ts';
 import type { SnapshotOrder, SnapshotReport } from '../control/snapshot-report.ts';
@@ -152,6 +153,11 @@ export class KeeperFleet implements Disposable {
   /** What the keepers that are known measure; undefined where one does not answer in time, or in another form. */
   metrics(): Promise<KeeperFigures> {
     return this.#scrape.take([...this.#watches.keys()]);
+  }
+
+  async limit(name: string, order: LimitsOrder): Promise<LimitsStatus> {
+    using control = await this.#connect(name);
+    return await control.limits(order);
   }
 
   async protect(name: string, { trace }: RequestContext = {}): Promise<void> {

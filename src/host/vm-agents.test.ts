@@ -1,14 +1,15 @@
 import { mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterEach, beforeEach, expect, test } from 'vitest';
+import { afterEach, beforeEach, expect, test, vi } from 'vitest';
 import { type AgentSettings, agentSettings } from '../allocation/agent-settings.ts';
 import type { Clock } from '../base/clock.ts';
 import { silentLogger as log } from '../base/logger.ts';
 import { parseVmSpec } from '../config/vm-spec.ts';
+import type { LimitsOrder, LimitsStatus } from '../control/limits-status.ts';
 import type { Sample } from '../telemetry/sample.ts';
 import { AgentFiles } from './agent-files.ts';
-import { VmAgents } from './vm-agents.ts';
+import { VmAgents, type VmAgentsOptions } from './vm-agents.ts';
 
 const MINUTE_MS = 60_000;
 const START_MS = Date.UTC(2026, 0, 5);
@@ -22,18 +23,47 @@ interface Told {
 let folder: string;
 let nowMs: number;
 let told: Told[];
+let orders: { readonly vm: string; readonly order: LimitsOrder }[];
+let answer: (order: LimitsOrder) => Promise<LimitsStatus>;
 const clock = { nowMs: () => nowMs, wallMs: () => START_MS + nowMs } as Clock;
 
 beforeEach(() => {
   folder = mkdtempSync(join(tmpdir(), 'us-agents-'));
   nowMs = 0;
   told = [];
+  orders = [];
+  answer = async (order) => statusOf(order);
 });
+
+/** A keeper that does all that it is told, but for what `problem` says. */
+function statusOf(order: LimitsOrder, problem?: { code: string; message: string }): LimitsStatus {
+  const none = { wanted: null, inForce: null };
+  const all = { cpuMillicores: none, diskBytesPerSecond: none, netBytesPerSecond: none, memoryBytes: none };
+  const wanted = order.cpuMillicores ?? null;
+  const cpuMillicores =
+    problem === undefined ? { wanted, inForce: wanted } : { wanted, inForce: null, problem };
+  return { ...all, memoryReadyBytes: none, cpuMillicores };
+}
 afterEach(() => rmSync(folder, { recursive: true }));
 
 function settings(vm: string, more: string): AgentSettings {
   const text = `name: ${vm}\nvcpus: 2\nmemory: 64MiB\nboot: {kernel: k}\n${more}`;
   return agentSettings(parseVmSpec(text, { source: 'a.yaml', directory: '/' }));
+}
+
+function optionsOf({ cores = 4 }: { readonly cores?: number } = {}): Omit<VmAgentsOptions, 'settingsOf'> {
+  return {
+    capacity: {
+      cpuMillicores: 1000 * cores,
+      ...{ memoryBytes: 2 ** 30, diskBytesPerSecond: 2 ** 40, netBytesPerSecond: 2 ** 40 },
+    },
+    ...{ files: new AgentFiles(folder), clock, log },
+    publish: (kind, vm, facts) => told.push({ kind, vm, facts }),
+    order: async (vm, order) => {
+      orders.push({ vm, order });
+      return await answer(order);
+    },
+  };
 }
 
 function agents({
@@ -43,15 +73,8 @@ function agents({
   readonly more?: string;
   readonly cores?: number;
 } = {}): VmAgents {
-  return new VmAgents({
-    settingsOf: (vm) => (vm === 'stranger' ? undefined : settings(vm, more)),
-    capacity: {
-      cpuMillicores: 1000 * cores,
-      ...{ memoryBytes: 2 ** 30, diskBytesPerSecond: 2 ** 40, netBytesPerSecond: 2 ** 40 },
-    },
-    ...{ files: new AgentFiles(folder), clock, log },
-    publish: (kind, vm, facts) => told.push({ kind, vm, facts }),
-  });
+  const settingsOf = (vm: string) => (vm === 'stranger' ? undefined : settings(vm, more));
+  return new VmAgents({ ...optionsOf({ cores }), settingsOf });
 }
 
 /** A sample a minute. */
@@ -115,7 +138,7 @@ test('what agents have learnt is there for the next host daemon, and gone with t
   feed(next, { minutes: 1, cores: 0.2 });
   expect(next.forecast('a', 'cpuMillicores', { horizonsMs: [3_600_000] })?.values[4]).toBeCloseTo(200, -1);
   next.forget('a');
-  expect(readdirSync(folder)).toEqual([]);
+  await vi.waitFor(() => expect(readdirSync(folder)).toEqual([]));
 });
 
 test('a file that is damaged costs what was learnt, and nothing else', async () => {
@@ -145,4 +168,51 @@ test('what is unusual is told when it begins and when it is over', async () => {
   ]);
   for (let step = 0; step < 40; step += 1) usual();
   expect(told.at(-1)).toMatchObject({ kind: 'anomaly-over', vm: 'a' });
+});
+
+test('in mode auto what is decided is carried out, the newest for all, and taken back when nobody decides any more', async () => {
+  let mode = 'auto';
+  await using host = new VmAgents({
+    ...optionsOf(),
+    settingsOf: (vm) => settings(vm, `allocation: {mode: ${mode}}\n`),
+  });
+  feed(host, { minutes: 1, cores: 0.2 });
+  expect(orders).toEqual([{ vm: 'a', order: { cpuMillicores: null } }]);
+  for (let minute = 0; minute < 40; minute += 1) {
+    feed(host, { minutes: 1, cores: 0.2 });
+    await Promise.resolve();
+    await new Promise(setImmediate);
+  }
+  expect(decisions()[0]).toMatchObject({ mode: 'auto', decision: 'lower', to: 1500 });
+  expect(orders.map(({ order }) => order.cpuMillicores)).toContain(1500);
+  expect(orders.at(-1)?.order.cpuMillicores).toBe(
+    host.view('a')?.agent.view('cpuMillicores').scaling?.allocated,
+  );
+  mode = 'recommend';
+  feed(host, { minutes: 1, cores: 0.2 });
+  await new Promise(setImmediate);
+  expect(orders.at(-1)?.order).toEqual({ cpuMillicores: null });
+});
+
+test('what could not be carried out is told once, and the next decision begins at what holds', async () => {
+  answer = async (order) => statusOf(order, { code: 'KEEPER_LIMIT_IMPOSSIBLE', message: 'no cgroup' });
+  await using host = agents({ more: 'allocation: {mode: auto}\n' });
+  for (let minute = 0; minute < 20; minute += 1) {
+    feed(host, { minutes: 1, cores: 0.2 });
+    await new Promise(setImmediate);
+  }
+  const failures = told.filter(({ kind }) => kind === 'allocation-failed');
+  expect(failures[0]?.facts).toMatchObject({ resource: 'cpuMillicores', code: 'KEEPER_LIMIT_IMPOSSIBLE' });
+  expect(host.view('a')?.agent.view('cpuMillicores').scaling?.allocated).toBe(2000);
+});
+
+test('a keeper that does not answer is asked again later, and nothing else waits for it', async () => {
+  answer = () => Promise.reject(new Error('no answer'));
+  await using host = agents({ more: 'allocation: {mode: auto}\n' });
+  for (let minute = 0; minute < 3; minute += 1) {
+    feed(host, { minutes: 1, cores: 0.2 });
+    await new Promise(setImmediate);
+  }
+  expect(orders.length).toBe(3);
+  expect(told.filter(({ kind }) => kind === 'allocation-failed').length).toBeGreaterThanOrEqual(1);
 });

@@ -15,6 +15,7 @@ import { MethodScratch } from '../forecast/method-scratch.ts';
 import type { Sample } from '../telemetry/sample.ts';
 import type { AgentFiles } from './agent-files.ts';
 import { DecisionLog } from './decision-log.ts';
+import { LimitSetter, type LimitSetterOptions, type SetOutcome, type Wanted } from './limit-setter.ts';
 
 /** What an agent has learnt is written down this often: a crash costs it no more than that. */
 const SAVE_EVERY_MS = 300_000;
@@ -36,6 +37,8 @@ export interface VmAgentsOptions {
   readonly clock: Clock;
   readonly log: Logger;
   readonly publish: (kind: string, vm: string, facts: Readonly<Record<string, unknown>>) => void;
+  /** Asks the VM's keeper to limit it. */
+  readonly order: LimitSetterOptions['order'];
 }
 
 interface Attended {
@@ -74,6 +77,7 @@ export class VmAgents implements AsyncDisposable {
   readonly #scratch = new MethodScratch();
   readonly #pools: Readonly<Record<Resource, ResourcePool>>;
   readonly #decisions: DecisionLog;
+  readonly #limits: LimitSetter;
   readonly #writing = new Set<Promise<void>>();
   readonly #outlook: HostOutlook;
   #summedAtMs = Number.NEGATIVE_INFINITY;
@@ -88,6 +92,10 @@ export class VmAgents implements AsyncDisposable {
       ]),
     ) as Record<Resource, ResourcePool>;
     this.#outlook = new HostOutlook({ horizonMs: HORIZON_MS_DEFAULT, scratch: this.#scratch });
+    this.#limits = new LimitSetter({
+      ...{ clock, order: options.order },
+      onFailure: (outcome) => this.#onFailure(outcome),
+    });
     this.#decisions = new DecisionLog({ clock, publish });
   }
 
@@ -100,6 +108,7 @@ export class VmAgents implements AsyncDisposable {
     const { decisions, anomalies } = agent.take(sample);
     for (const anomaly of anomalies) this.#tellOf(anomaly, sample.vm);
     for (const decision of decisions) this.#carryOut(decision, { vm: sample.vm, agent, mode: settings.mode });
+    if (settings.mode === 'auto') this.#limits.want(sample.vm, limitsOf(agent));
     this.#expire();
     if (this.#options.clock.nowMs() - attended.savedAtMs >= SAVE_EVERY_MS) this.#save(sample.vm, attended);
   }
@@ -132,13 +141,14 @@ export class VmAgents implements AsyncDisposable {
     this.#outlook.forget(vm);
     for (const pool of Object.values(this.#pools)) pool.remove(vm);
     this.#decisions.forget(vm);
-    this.#options.files.forget(vm);
+    this.#limits.forget(vm);
+    this.#follow(vm, this.#options.files.forget(vm));
   }
 
   /** Writes down what all of them have learnt. */
   async [Symbol.asyncDispose](): Promise<void> {
     for (const [vm, attended] of this.#attended) this.#save(vm, attended);
-    await Promise.all(this.#writing);
+    await Promise.all([...this.#writing, this.#limits.settled()]);
   }
 
   #sumUp(sample: Sample): void {
@@ -175,6 +185,8 @@ export class VmAgents implements AsyncDisposable {
       ...{ savedAtMs: known?.savedAtMs ?? nowMs, lookedAtMs: nowMs },
     };
     this.#attended.set(sample.vm, attended);
+    // Nobody decides any more: what was decided before is taken back.
+    if (known?.settings.mode === 'auto' && settings.mode !== 'auto') this.#limits.release(sample.vm);
     for (const [resource, pool] of Object.entries(this.#pools) as [Resource, ResourcePool][]) {
       pool.remove(sample.vm);
       const { scaling } = agent.view(resource);
@@ -216,6 +228,17 @@ export class VmAgents implements AsyncDisposable {
     this.#decisions.note({ vm, mode, decision, granted });
   }
 
+  /** What holds is what was read back: the next decision begins there. */
+  #onFailure({ vm, resource, wanted, inForce, problem }: SetOutcome): void {
+    this.#decisions.noteFailure({ vm, resource, wanted, inForce, problem });
+    const agent = this.#attended.get(vm)?.agent;
+    const policy = agent?.view(resource).policy;
+    if (agent === undefined || policy === undefined || inForce === undefined) return;
+    const allocated = Math.min(policy.max, Math.max(policy.min, inForce ?? policy.max));
+    agent.tell(resource, { kind: 'measured', allocated });
+    this.#adopt(this.#pools[resource], { resource, vm, allocated });
+  }
+
   #expire(): void {
     const nowMs = this.#options.clock.nowMs();
     for (const [resource, pool] of Object.entries(this.#pools) as [Resource, ResourcePool][])
@@ -233,12 +256,16 @@ export class VmAgents implements AsyncDisposable {
   }
 
   #save(vm: string, attended: Attended): void {
-    const { files, clock, log } = this.#options;
+    const { files, clock } = this.#options;
     attended.savedAtMs = clock.nowMs();
-    const writing = files
-      .save(vm, attended.agent.save())
+    this.#follow(vm, files.save(vm, attended.agent.save()));
+  }
+
+  #follow(vm: string, work: Promise<void>): void {
+    const { log } = this.#options;
+    const writing = work
       .catch((thrown) =>
-        log.warn('what an agent has learnt could not be written down', { vm, ...errorFacts(thrown) }),
+        log.warn('the file of an agent is not as it should be', { vm, ...errorFacts(thrown) }),
       )
       .finally(() => this.#writing.delete(writing));
     this.#writing.add(writing);
@@ -248,4 +275,15 @@ export class VmAgents implements AsyncDisposable {
 /** The same for a name, always. */
 function phaseOf(vm: string): number {
   return crc32(vm) / 2 ** 32;
+}
+
+/** A VM that has all that it may get is not limited at all. */
+function limitsOf(agent: VmAgent): Wanted {
+  const wanted: Partial<Record<Resource, number | null>> = {};
+  for (const resource of Object.keys(RESOURCES) as Resource[]) {
+    const { scaling, policy } = agent.view(resource);
+    if (scaling === undefined || policy === undefined) continue;
+    wanted[resource] = scaling.allocated >= policy.max ? null : scaling.allocated;
+  }
+  return wanted;
 }
