@@ -1,9 +1,13 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
+import { mkdirSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
 import { fileURLToPath } from 'node:url';
 import { afterEach, beforeEach, expect, it, vi } from 'vitest';
 import { ensureDemoGuest } from '../../guest/build.ts';
+import { DEFAULT_SCALING } from '../../src/allocation/scaling-policy.ts';
+import { VmAgent } from '../../src/allocation/vm-agent.ts';
 import type { Forecast } from '../../src/api/foresight-resources.ts';
 import { systemClock as clock } from '../../src/base/clock.ts';
 import { ControlClient } from '../../src/control/control-client.ts';
@@ -86,4 +90,47 @@ it('a VM is forecast soon after its start, goes on to be over a takeover, and by
     { timeout: DEADLINE_MS, interval: 50 },
   );
   expect(again.rows.length).toBe(first.rows.length);
+});
+
+/** What an agent has learnt of two days in which the VM needed little: it has 0.3 of a core. */
+function savedAgent(): Uint8Array {
+  const policy = { ...DEFAULT_SCALING, min: 300, max: 1000 };
+  const scaled = { cpuMillicores: { policy, allocated: 300 } };
+  const agent = new VmAgent({ horizonMs: 3_600_000, scaled, phase: 0 });
+  const startMs = Date.now() - 2 * 3_600_000;
+  for (let second = 0; second < 7000; second += 10)
+    agent.take({
+      ...{ vm: 'seen', instanceId: 'before', intervalMs: 10_000 },
+      ...{ wallMs: startMs + second * 1000, monotonicMs: second * 1000 },
+      values: { 'cpu.usedCores': 0.05 },
+    });
+  expect(agent.view('cpuMillicores').scaling?.allocated).toBe(300);
+  return agent.save();
+}
+
+it('a VM that has what it usually needs gets more at once when it is held back', async () => {
+  mkdirSync(join(host.stateDirectory, 'agents'), { recursive: true });
+  writeFileSync(join(host.stateDirectory, 'agents', 'seen.agent'), savedAgent());
+  const before = await host.lastEventId();
+  await declare('allocation: {mode: auto, cpu: {min: 0.3, max: 1}}\n');
+  const relief = await host.nextEvent('allocation', { vm: 'seen', after: before });
+  expect(relief.facts).toMatchObject({
+    mode: 'auto',
+    decision: 'relief',
+    allocated: 300,
+    resource: 'cpuMillicores',
+  });
+  using control = await ControlClient.connect(controlSocketOf('seen'), { vm: 'seen', clock });
+  // What the kernel says, not what was decided.
+  await vi.waitFor(
+    async () => expect((await control.limits({})).cpuMillicores.inForce ?? 1000).toBeGreaterThan(400),
+    {
+      timeout: DEADLINE_MS,
+      interval: 100,
+    },
+  );
+  const explained = await understudy('explain', 'seen');
+  expect(explained.stdout).toContain('what is decided is carried out (allocation.mode: auto)');
+  expect(explained.stdout).toMatch(/more at once .* granted\)/);
+  expect((await host.events()).some(({ kind }) => kind === 'limits')).toBe(true);
 });
