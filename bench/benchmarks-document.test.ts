@@ -10,6 +10,7 @@ import { failover2 } from './failover2.ts';
 import { forecast } from './forecast.ts';
 import { nbd } from './nbd.ts';
 import { overhead } from './overhead.ts';
+import { policy } from './policy.ts';
 import { replication } from './replication.ts';
 import { restore } from './restore.ts';
 import { sampling } from './sampling.ts';
@@ -41,6 +42,7 @@ describe('docs/benchmarks.md', () => {
     failover2,
     anomaly,
     forecast,
+    policy,
     series,
     sampling,
   ])('has the figures of $name, all of them', ({ name, figures }) => {

@@ -59,14 +59,14 @@ export const policy: Benchmark = {
       VIOLATIONS.map(({ share, suffix }): [string, FigureInfo] => [
         `allocatedShare${suffix}`,
         {
-          meaning: `ours: share of all machines that is allocated, at ${share * PERCENT} % of hours with too little`,
+          meaning: `ours: share of all machines that is allocated, at ${percentText(share)} % of hours with too little`,
         },
       ]),
     ),
     ...Object.fromEntries(
       VIOLATIONS.map(({ share, suffix }): [string, FigureInfo] => [
         `bestBaseline${suffix}`,
-        { meaning: `the least that a baseline needs at ${share * PERCENT} %` },
+        { meaning: `the least that a baseline needs at ${percentText(share)} %` },
       ]),
     ),
     policyRatioAt1p4: { meaning: 'allocated at 1.4 %: ours / best baseline', target: { atMost: 0.8 } },
@@ -214,4 +214,8 @@ function resizes(series: readonly (readonly Hour[])[]): number {
     }
   }
   return count;
+}
+
+function percentText(share: number): string {
+  return String(Number((share * PERCENT).toFixed(1)));
 }

@@ -94,11 +94,9 @@ export const outlookSchema = z
         peakOfSum: quantiles.meta({
           description: 'Of what all VMs need together within the horizon, at its highest.',
         }),
-        sumOfPeaks: amount
-          .nullable()
-          .meta({
-            description: 'Of each VM at the same quantile: what would be needed if all came at once.',
-          }),
+        sumOfPeaks: amount.nullable().meta({
+          description: 'Of each VM at the same quantile: what would be needed if all came at once.',
+        }),
         needed: amount
           .nullable()
           .meta({ description: 'What has to be there so that it is too little with no more than the risk.' }),

@@ -94,5 +94,3 @@ export const allocationSchema = z.strictObject({
   disk: bounds(bytes).optional(),
   net: bounds(bytes).optional(),
 });
-
-export type AllocationSpec = z.output<typeof allocationSchema>;

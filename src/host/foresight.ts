@@ -1,3 +1,4 @@
+import { join } from 'node:path';
 import { overcommit } from '../allocation/host-outlook.ts';
 import type { Resource } from '../allocation/resource.ts';
 import { type Peak, quantileAt } from '../allocation/resource-tracker.ts';
@@ -9,12 +10,20 @@ import type {
   Outlook,
   ResourceName,
 } from '../api/foresight-resources.ts';
+import type { Clock } from '../base/clock.ts';
+import type { Logger } from '../base/logger.ts';
 import { HORIZON_MS_DEFAULT } from '../config/allocation-schema.ts';
 import { MINUTES_STEP_MS } from '../forecast/forecaster.ts';
+import type { Sample } from '../telemetry/sample.ts';
+import { AgentFiles } from './agent-files.ts';
 import { DECISION_KIND } from './decision-log.ts';
 import type { EventLog } from './event-log.ts';
+import type { LimitSetterOptions } from './limit-setter.ts';
+import { hostCapacity } from './machine-facts.ts';
 import { noTelemetry } from './refusals.ts';
-import type { AgentView, VmAgents } from './vm-agents.ts';
+import { SettingsOfAgents } from './settings-of-agents.ts';
+import type { TenantSpecs } from './tenant-specs.ts';
+import { type AgentView, VmAgents } from './vm-agents.ts';
 import type { VmInventory } from './vm-inventory.ts';
 
 /** A day is drawn. */
@@ -34,19 +43,46 @@ const UNITS = {
 } as const satisfies Readonly<Record<ResourceName, Forecast['unit']>>;
 
 interface ForesightOptions {
-  readonly agents: VmAgents;
   readonly events: EventLog;
   readonly inventory: VmInventory;
+  readonly specs: TenantSpecs;
+  /** For what agents have learnt. */
+  readonly stateDirectory: string;
+  readonly clock: Clock;
+  readonly log: Logger;
+  /** Asks the VM's keeper to limit it. */
+  readonly order: LimitSetterOptions['order'];
   /** @throws HostError HOST_UNKNOWN for the name of another host */
   readonly ensureHost: (name: string) => void;
 }
 
-/** What agents know and have decided, as the API tells it. */
-export class Foresight implements ForesightService {
+/** The agents of this host's VMs, and what they know and have decided, as the API tells it. */
+export class Foresight implements ForesightService, AsyncDisposable {
   readonly #options: ForesightOptions;
+  readonly #agents: VmAgents;
 
   constructor(options: ForesightOptions) {
     this.#options = options;
+    const { clock, log, order, events } = options;
+    const settings = new SettingsOfAgents(options);
+    this.#agents = new VmAgents({
+      ...{ clock, log, order, capacity: hostCapacity() },
+      settingsOf: (vm) => settings.of(vm),
+      files: new AgentFiles(join(options.stateDirectory, 'agents')),
+      publish: (kind, vm, facts) => events.publish(kind, { vm, facts }),
+    });
+    events.onEvent(({ kind, vm }) => {
+      if (kind === 'deleted' && vm !== null) this.#agents.forget(vm);
+    });
+  }
+
+  take(sample: Sample): void {
+    this.#agents.take(sample);
+  }
+
+  /** What agents have learnt is written down. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#agents[Symbol.asyncDispose]();
   }
 
   forecast(vm: string, name: ResourceName): Forecast {
@@ -83,10 +119,9 @@ export class Foresight implements ForesightService {
   }
 
   #resourceOutlook(name: ResourceName, risk: number): Outlook['resources'][number] {
-    const { agents } = this.#options;
     const resource = RESOURCE_OF[name];
-    const { capacity, used, vms, allocated, reserved, lent, peakOfSum } = agents.hostView(resource);
-    const peaks = agents.peaks(resource);
+    const { capacity, used, vms, allocated, reserved, lent, peakOfSum } = this.#agents.hostView(resource);
+    const peaks = this.#agents.peaks(resource);
     const isKnown = capacity < Number.MAX_SAFE_INTEGER;
     const chance = peakOfSum && overcommit(peakOfSum, { capacity, promised: allocated, risk });
     return {
@@ -117,7 +152,7 @@ export class Foresight implements ForesightService {
 
   #viewOf(vm: string): AgentView {
     this.#options.inventory.get(vm);
-    const view = this.#options.agents.view(vm);
+    const view = this.#agents.view(vm);
     if (view === undefined) throw noTelemetry(vm);
     return view;
   }

@@ -1,4 +1,3 @@
-import { join } from 'node:path';
 import type { Duplex } from 'node:stream';
 import type { StoredToken } from '../api/access-token.ts';
 import { AUDIT_KIND, type AuditEntry } from '../api/audit.ts';
@@ -34,7 +33,6 @@ import { checkSpec } from '../qemu/protectability.ts';
 import { maintenanceOf } from '../site/maintenance.ts';
 import { migrateVm } from '../site/migration.ts';
 import { AccessTokens } from './access-tokens.ts';
-import { AgentFiles } from './agent-files.ts';
 import { AnswerStore } from './answer-store.ts';
 import { Convergence } from './convergence.ts';
 import { type EventFilter, EventLog, type EventRetention } from './event-log.ts';
@@ -42,15 +40,13 @@ import { Foresight } from './foresight.ts';
 import { HostError } from './host-error.ts';
 import { HostMetrics } from './host-metrics.ts';
 import type { StartKeeper } from './keeper-starters.ts';
-import { hostCapacity, machineFacts } from './machine-facts.ts';
+import { machineFacts } from './machine-facts.ts';
 import { actsElsewhere, cannotEnd, isSuspended, noSavedState, runs } from './refusals.ts';
 import { type SavedKind, SavedStates } from './saved-states.ts';
-import { SettingsOfAgents } from './settings-of-agents.ts';
 import { SnapshotFiles } from './snapshot-files.ts';
 import { StateDatabase } from './state-database.ts';
 import { extentOf, TenantSpecs } from './tenant-specs.ts';
 import { Tenants, tenantUnknown } from './tenants.ts';
-import { VmAgents } from './vm-agents.ts';
 import { type DeclaredVm, VmInventory, type VmOutline, vmUnknown } from './vm-inventory.ts';
 import { type CountedVm, vmStats } from './vm-stats.ts';
 import { VmTokens } from './vm-tokens.ts';
@@ -89,7 +85,6 @@ interface Reached {
 export class Host implements HostService, AsyncDisposable {
   readonly tenants: Tenants;
   readonly snapshots: SnapshotFiles;
-  readonly agents: VmAgents;
   readonly foresight: Foresight;
   readonly #options: HostOptions;
   readonly #database: StateDatabase;
@@ -115,7 +110,6 @@ export class Host implements HostService, AsyncDisposable {
     this.#events = new EventLog(this.#database, { clock, tokens: this.#tokens });
     this.tenants = new Tenants(this.#database, { clock });
     this.#specs = new TenantSpecs({ tenants: this.tenants, inventory: this.#inventory });
-    const settings = new SettingsOfAgents({ inventory: this.#inventory, specs: this.#specs });
     this.#inventory.measure((vm) => this.#specs.extentOf(vm));
     this.#answers = new AnswerStore(this.#database, { clock });
     this.#accessTokens = new AccessTokens(this.#database, { clock });
@@ -126,32 +120,18 @@ export class Host implements HostService, AsyncDisposable {
     this.#convergence = new Convergence({
       ...options,
       lookIntervalMs: options.settings.lookIntervalMs,
-      database: this.#database,
-      inventory: this.#inventory,
-      events: this.#events,
-      tokens: this.#tokens,
-      metrics: this.#metrics,
-      saved: this.#saved,
-      onSample: ({ sample }) => this.agents.take(sample),
+      ...{ database: this.#database, inventory: this.#inventory, events: this.#events },
+      ...{ tokens: this.#tokens, metrics: this.#metrics, saved: this.#saved },
+      onSample: ({ sample }) => this.foresight.take(sample),
       orderOf: (vm, left) => this.#specs.orderOf(vm, left),
       isSpread: (name) => {
         const vm = this.#inventory.find(name);
         return vm !== undefined && this.#specs.isSpread(vm);
       },
     });
-    this.agents = new VmAgents({
-      ...{ clock, log: options.log },
-      settingsOf: (vm) => settings.of(vm),
-      capacity: hostCapacity(),
-      order: (vm, order) => this.#convergence.fleet.limit(vm, order),
-      files: new AgentFiles(join(options.stateDirectory, 'agents')),
-      publish: (kind, vm, facts) => this.#events.publish(kind, { vm, facts }),
-    });
-    this.#events.onEvent(({ kind, vm }) => {
-      if (kind === 'deleted' && vm !== null) this.agents.forget(vm);
-    });
     this.foresight = new Foresight({
-      ...{ agents: this.agents, events: this.#events, inventory: this.#inventory },
+      ...{ ...options, inventory: this.#inventory, specs: this.#specs, events: this.#events },
+      order: (vm, order) => this.#convergence.fleet.limit(vm, order),
       ensureHost: (name) => void this.getHost(name),
     });
     this.snapshots = new SnapshotFiles({
@@ -213,10 +193,8 @@ export class Host implements HostService, AsyncDisposable {
     const vms = this.#inventory.page({ after, limit: limit + 1, tenant: reach?.tenant });
     const page = vms.slice(0, limit);
     const saved = this.#saved.look();
-    return {
-      vms: page.map((vm) => this.#resource(vm, saved)),
-      next: vms.length > limit ? (page.at(-1)?.name ?? null) : null,
-    };
+    const next = vms.length > limit ? (page.at(-1)?.name ?? null) : null;
+    return { vms: page.map((vm) => this.#resource(vm, saved)), next };
   }
 
   getVm(name: string): Vm {
@@ -430,7 +408,7 @@ export class Host implements HostService, AsyncDisposable {
   /** Lets the VMs be; what is under way with them comes to its end first. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#convergence[Symbol.asyncDispose]();
-    await this.agents[Symbol.asyncDispose]();
+    await this.foresight[Symbol.asyncDispose]();
     this.#database[Symbol.dispose]();
   }
 
