@@ -181,6 +181,7 @@ export class Keeper implements KeeperControl {
   readonly unprotect = (): Promise<void> => this.#orders.unprotect();
   readonly testFailover = (): Promise<FailoverReport> => this.#orders.testFailover();
   readonly snapshot: KeeperControl['snapshot'] = (order) => this.#orders.snapshot(order);
+  readonly callOffSnapshot: KeeperControl['callOffSnapshot'] = (order) => this.#orders.callOffSnapshot(order);
   readonly stop = async (order: StopOrder): Promise<void> => {
     const { graceful, termination = this.#options.spec.termination } = order;
     if (graceful && termination === 'remove') await this.#ownSnapshots.beforeShutdown();
