@@ -34,6 +34,7 @@ const BY_ERROR_CODE: Readonly<Record<string, keyof typeof EXIT_CODES>> = {
   KEEPER_NO_SNAPSHOT: 'notFound',
   SNAPSHOT_MISSING: 'notFound',
   SNAPSHOT_KEY_REFUSED: 'usage',
+  SNAPSHOT_STORE_REFUSED: 'usage',
   HOST_NAME_FIXED: 'usage',
   HOST_BACKUP_EXISTS: 'usage',
   API_UNREACHABLE: 'impossible',

@@ -89,7 +89,12 @@ export async function verifySnapshots(
   out.result({ name, snapshots: results }, () =>
     results.length === 0
       ? `there is no snapshot of ${name}`
-      : results.map((each) => `${each.id}  ${each.problem?.message ?? 'whole'}`).join('\n'),
+      : results
+          .map(
+            ({ id, problem }) =>
+              `${id}  ${problem === null ? 'whole' : `${problem.message} (${problem.code})`}`,
+          )
+          .join('\n'),
   );
   return results.every(({ ok }) => ok) ? EXIT_CODES.ok.code : EXIT_CODES.failed.code;
 }

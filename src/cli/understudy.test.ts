@@ -126,7 +126,7 @@ describe('understudy with wrong input', () => {
     const path = writeSpec('site', 'host: a\nlisten: nowhere\n');
     const { exitCode, stdout, stderr } = await understudy(['site', '--config', path]);
     expect({ exitCode, stdout }).toEqual({ exitCode: 2, stdout: '' });
-    expect(stderr).toMatch(/^error CONFIG_INVALID: [^]+:3: listen: expected address and port/);
+    expect(stderr).toMatch(/^error CONFIG_INVALID: [\s\S]+:3: listen: expected address and port/);
   });
 
   it('tells the error as the last line of standard output with --json', async () => {
