@@ -8,7 +8,7 @@ import { type FoundVm, RunDirectory } from '../control/run-directory.ts';
 import { EXIT_CODES } from './exit-codes.ts';
 import { hostClient } from './host-connection.ts';
 import type { Output } from './output.ts';
-import { findVm, openControl } from './vm-connection.ts';
+import { actingHost, findVm, openControl } from './vm-connection.ts';
 
 const FORCED_STOP_DEADLINE_MS = 5000;
 const KEEPER_END_DEADLINE_MS = 10_000;
@@ -76,16 +76,6 @@ async function endWithKeeper(vm: FoundVm, { force, termination, out }: EndOption
   return actsOn === undefined
     ? { outcome: 'stopped', endedPids: [] }
     : { outcome: 'shadow ended', actsOn, endedPids: [] };
-}
-
-/** Undefined where that is this one, or its keeper does not say. */
-async function actingHost(name: string): Promise<string | undefined> {
-  try {
-    using control = await openControl(name);
-    return (await control.status()).actsOn;
-  } catch {
-    return undefined;
-  }
 }
 
 /** Shows how far a keeper has come with writing the state of its VM. */
