@@ -74,6 +74,7 @@ const CODES_BY_STATUS: Readonly<Record<number, readonly string[]>> = {
     'QEMU_UNPROTECTABLE',
     'QEMU_USER_UNKNOWN',
     'SNAPSHOT_KEY_REFUSED',
+    'SNAPSHOT_STORE_REFUSED',
   ],
   426: ['API_UPGRADE_REQUIRED'],
   428: ['API_PRECONDITION_REQUIRED'],

@@ -7,6 +7,7 @@ import { epochId } from '../epoch/epoch-id.ts';
 import { openCopyTarget } from './copy-target.ts';
 import { FileDevice } from './file-device.ts';
 import { openJournalFile } from './journal-file.ts';
+import { JournaledImage } from './journaled-image.ts';
 
 const IDENTITY = 'ab'.repeat(16);
 const OF = { identity: IDENTITY, token: 3, diskBytes: MIB };
@@ -63,6 +64,27 @@ describe('an image that becomes a copy of a disk', () => {
     await making.close();
     expect(await fate()).toEqual({ isPartial: true, isNew: true });
     expect(statSync(paths.imagePath).size).toBe(MIB);
+  });
+
+  it('takes the token of who copies, and nothing of anybody whose token is older, whatever he has written', async () => {
+    await makeCopy();
+    const before = readFileSync(paths.imagePath);
+    await expect(openCopyTarget(paths, { ...OF, token: 2 })).rejects.toMatchObject({
+      code: 'BLOCK_TOKEN_STALE',
+      facts: { token: 2, known: 3 },
+    });
+    // One that acted here, and wrote nothing, has said so.
+    const acting = await JournaledImage.open({
+      device: await FileDevice.open(paths.imagePath),
+      journal: await openJournalFile(paths.journalPath),
+    });
+    await acting.noteToken(4);
+    await acting.close();
+    await expect(openCopyTarget(paths, OF)).rejects.toMatchObject({ code: 'BLOCK_TOKEN_STALE' });
+    expect(readFileSync(paths.imagePath).equals(before)).toBe(true);
+    const { image } = await openCopyTarget(paths, { ...OF, token: 4 });
+    expect(image.position.token).toBe(4);
+    await image.close();
   });
 
   it('gets the size of the disk, where that has another one by now', async () => {

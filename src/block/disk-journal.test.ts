@@ -45,30 +45,40 @@ interface Story {
   readonly log: PowerLog;
   /** The disk as of each epoch. */
   readonly states: ReadonlyMap<number, Buffer>;
-  /** After how many steps which epoch was said to be safe. */
-  readonly promises: readonly { readonly stepCount: number; readonly epoch: number }[];
+  /** After how many steps which epoch and token were said to be safe. */
+  readonly promises: readonly Promised[];
 }
 
-/** Epochs, one to three at a time, until `count` are in the image. */
+interface Promised {
+  readonly stepCount: number;
+  readonly epoch: number;
+  readonly token: number;
+}
+
+/** Epochs, one to three at a time, until `count` are in the image; between them the token grows, and is noted. */
 async function story(log: PowerLog, options: { first: number; count: number; seed: number }): Promise<Story> {
   const roll = dice(options.seed);
-  const promises: { stepCount: number; epoch: number }[] = [];
+  const promises: Promised[] = [];
   const image = await JournaledImage.open({ device: log.device(), journal: log.journalFile() });
   let state: Buffer = Buffer.from(log.image);
   const states = new Map([[image.position.epoch as number, state]]);
-  promises.push({ stepCount: log.steps.length, epoch: image.position.epoch });
+  let { token } = image.position;
+  promises.push({ stepCount: log.steps.length, epoch: image.position.epoch, token });
   for (let epoch = options.first; epoch < options.first + options.count; ) {
-    const entries = Array.from({ length: 1 + roll(3) }, () => entryOf(epoch++, roll));
+    const entries = Array.from({ length: 1 + roll(3) }, () => ({ ...entryOf(epoch++, roll), token }));
     for (const entry of entries) {
       state = applied(state, entry);
       states.set(entry.epoch, state);
     }
     const last = entries.at(-1)?.epoch ?? 0;
     const onDurable = () => {
-      promises.push({ stepCount: log.steps.length, epoch: last });
+      promises.push({ stepCount: log.steps.length, epoch: last, token });
       return undefined;
     };
     await image.apply(entries, { onDurable });
+    token += 1;
+    await image.noteToken(token);
+    promises.push({ stepCount: log.steps.length, epoch: last, token });
   }
   return { log, states, promises };
 }
@@ -76,18 +86,18 @@ async function story(log: PowerLog, options: { first: number; count: number; see
 /** What is wrong with what is left after a loss of power, as a sentence; undefined: it is an epoch, and new enough. */
 async function judge(left: Contents, told: Story, stepCount: number): Promise<string | undefined> {
   const log = new PowerLog(left);
-  let epoch: number;
+  let [epoch, token] = [0, 0];
   try {
     const image = await JournaledImage.open({ device: log.device(), journal: log.journalFile() });
-    epoch = image.position.epoch;
+    ({ epoch, token } = image.position);
   } catch (thrown) {
     return `after ${stepCount} steps it cannot be opened: ${thrown}`;
   }
-  const promised = Math.max(
-    ...told.promises.filter((one) => one.stepCount <= stepCount).map((one) => one.epoch),
-    0,
-  );
+  const promises = told.promises.filter((one) => one.stepCount <= stepCount);
+  const promised = Math.max(...promises.map((one) => one.epoch), 0);
   if (epoch < promised) return `after ${stepCount} steps epoch ${promised} was safe, and it holds ${epoch}`;
+  const noted = Math.max(...promises.map((one) => one.token), 0);
+  if (token < noted) return `after ${stepCount} steps token ${noted} was safe, and it holds ${token}`;
   const state = told.states.get(epoch);
   if (state === undefined || !log.image.equals(state))
     return `after ${stepCount} steps it is not epoch ${epoch}`;
@@ -182,6 +192,7 @@ describe('a journal', () => {
     await expect(image.apply([{ ...entry, epoch: epochId(6), token: 2 }])).rejects.toMatchObject({
       code: 'BLOCK_TOKEN_STALE',
     });
+    await image.noteToken(2);
     await expect(image.apply([{ ...entry, epoch: epochId(4) }])).rejects.toMatchObject({
       code: 'BLOCK_EPOCH_ORDER',
     });

@@ -170,6 +170,13 @@ export class DiskJournal {
     await this.#writeHead(startByte === ENTRIES_AT ? endByte : ENTRIES_AT);
   }
 
+  /** Between two batches. It survives a loss of power when this resolves. */
+  async noteToken(token: number): Promise<void> {
+    this.#head = { ...this.#head, token };
+    await this.#writeHead(this.#nextAt);
+    await this.#file.sync();
+  }
+
   /** What the newest head says survives a loss of power when this resolves. */
   async settle(): Promise<void> {
     const kept = this.#kept;

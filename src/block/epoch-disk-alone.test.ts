@@ -8,11 +8,11 @@ import { BLOCK_BYTES } from './write-set.ts';
 const DISK_BYTES = 8 * BLOCK_BYTES;
 const NOTHING = { image: Buffer.alloc(DISK_BYTES), journal: Buffer.alloc(0) };
 
-async function diskOn(log: PowerLog): Promise<EpochDisk> {
+async function diskOn(log: PowerLog, token = () => 1): Promise<EpochDisk> {
   const image = await JournaledImage.open({ device: log.device(), journal: log.journalFile() });
   const disk = new EpochDisk({
     ...{ image, mode: 'in-sync', heldBytesMax: 1 << 20 },
-    ...{ token: () => 1, onCutWanted: () => {}, onFailed: () => {} },
+    ...{ token, onCutWanted: () => {}, onFailed: () => {} },
   });
   onTestFinished(() => disk.close().catch(() => {}));
   return disk;
@@ -43,6 +43,29 @@ describe('a disk that is alone', () => {
 
   test('may lose what was not made durable (control)', async () => {
     expect(await firstByteAfter('nothing')).toBe(1);
+  });
+
+  test('notes its token between all that it writes, and refuses an older one after a loss of power', async () => {
+    const log = new PowerLog(NOTHING);
+    let token = 1;
+    const disk = await diskOn(log, () => token);
+    await disk.write(0, Buffer.alloc(BLOCK_BYTES, 1));
+    disk.seal(epochId(1));
+    disk.commit(epochId(1));
+    token = 4;
+    const noting = disk.noteToken();
+    await disk.write(BLOCK_BYTES, Buffer.alloc(BLOCK_BYTES, 2));
+    disk.seal(epochId(2));
+    disk.commit(epochId(2));
+    await noting;
+    await disk.written(epochId(2));
+    const after = new PowerLog(log.afterPowerLoss(log.steps.length, () => false));
+    const image = await JournaledImage.open({ device: after.device(), journal: after.journalFile() });
+    expect(image.position).toEqual({ epoch: 2, token: 4 });
+    expect([after.image[0], after.image[BLOCK_BYTES]]).toEqual([1, 2]);
+    const entry = { epoch: epochId(3), token: 3, writes: [] };
+    await expect(image.apply([entry])).rejects.toMatchObject({ code: 'BLOCK_TOKEN_STALE' });
+    expect(await image.apply([{ ...entry, token: 4 }])).toBe(true);
   });
 
   test('that begins to keep epochs has told of every write that the open epoch lacks', async () => {

@@ -257,6 +257,23 @@ export class EpochDisk implements BlockDevice, EpochParticipant, AsyncDisposable
     };
   }
 
+  /** The image says for good that a writer with the token of now has had it. @throws BlockError BLOCK_DISK_FAILED */
+  async noteToken(): Promise<void> {
+    while (this.#writing !== undefined) await this.#writing;
+    this.#refuseFailed();
+    const noting = this.#options.image.noteToken(this.#options.token());
+    this.#writing = noting
+      .catch(() => {})
+      .finally(() => {
+        this.#writing = undefined;
+        this.#startWriting();
+        this.#changes.check();
+      });
+    await noting.catch((thrown) => {
+      throw diskFailed(thrown);
+    });
+  }
+
   /** In sync at once, with an epoch that is cut now: the VM stands still, and no write of its is on its way. */
   join(): void {
     assert(this.#passing === 0, 'a VM that stands still has had its answers');

@@ -136,6 +136,12 @@ export class JournaledImage implements AsyncDisposable {
     }
   }
 
+  /** From now on nobody writes to it, or copies over it, with an older token, also after a loss of power. */
+  async noteToken(token: number): Promise<void> {
+    assert(!this.#applying, 'a token is noted while nothing is being applied');
+    if (token > this.position.token) await this.#journal.noteToken(token);
+  }
+
   /**
    * To be waited for before the image is written without its journal: what was applied is not applied again after that, over
    * what is newer, whenever the power fails.

@@ -3,7 +3,7 @@ import { join, resolve } from 'node:path';
 import { createInterface } from 'node:readline/promises';
 import { fileURLToPath } from 'node:url';
 import { loadHostConfig } from '../config/host-config.ts';
-import { HOST_UNIT, systemdRuns } from '../control/keeper-unit.ts';
+import { HOST_UNIT, SITE_UNIT, systemdRuns } from '../control/keeper-unit.ts';
 import { RunDirectory } from '../control/run-directory.ts';
 import { CliError } from './cli-error.ts';
 import type { CommandNode } from './command-tree.ts';
@@ -138,13 +138,14 @@ async function reloadSystemd({ root, dryRun }: Where): Promise<Step> {
 
 async function stopHost({ root, dryRun }: Where): Promise<Step[]> {
   if (root !== '/' || !systemdRuns()) return [];
-  if (!dryRun) await runTool('systemctl', ['disable', '--now', HOST_UNIT]);
-  return [{ done: 'removed', what: HOST_UNIT, why: 'stopped, and not started at boot any more' }];
+  const units = [HOST_UNIT, SITE_UNIT];
+  if (!dryRun) await runTool('systemctl', ['disable', '--now', ...units]);
+  return units.map((what) => ({ done: 'removed', what, why: 'stopped, and not started at boot any more' }));
 }
 
 function nextSteps(root: string): string {
   return root === '/'
-    ? '\nStart the host now and at every boot: systemctl enable --now understudy-host\nIts configuration: /etc/understudy/host.yaml'
+    ? '\nStart the host now and at every boot: systemctl enable --now understudy-host\nIts configuration: /etc/understudy/host.yaml\nFor shadows on other hosts, with /etc/understudy/site.yaml: systemctl enable --now understudy-site'
     : '';
 }
 

@@ -215,6 +215,18 @@ describe('units of systemd', () => {
     expect(unit).toContain('ReadWritePaths="/mnt/with space"');
   });
 
+  it('let what takes shadows in start keepers as those of VMs are, and end without them', () => {
+    const config = parseHostConfig('state: /srv/state', { source: '' });
+    const units = systemdUnits({ node: '/opt/node', packageDirectory: '/opt', config });
+    const site = units.get('understudy-site.service') ?? '';
+    expect(site).toContain('ExecStart=/opt/node /opt/src/keeper/site-main.ts --text\n');
+    expect(site).toContain('Environment=UNDERSTUDY_STATE_DIR=/srv/state\n');
+    expect(site).toContain('KillMode=process\n');
+    const mayOf = (unit = '') => unit.match(/^(?:CapabilityBoundingSet|DeviceAllow|Protect\w+)=.*$/gm);
+    expect(mayOf(site)).toEqual(mayOf(units.get('understudy-keeper@.service')));
+    expect(mayOf(site)).not.toEqual(mayOf(units.get('understudy-host.service')));
+  });
+
   it('do not hide the package from itself', () => {
     expect(unitsFor('/opt/understudy')).toMatch(/ProtectHome=yes\nPrivateTmp=yes/);
     expect(unitsFor('/home/eve/understudy')).toMatch(/ProtectHome=read-only\nPrivateTmp=yes/);

@@ -1,7 +1,6 @@
 import {
   chmodSync,
   lstatSync,
-  mkdirSync,
   readFileSync,
   readlinkSync,
   renameSync,
@@ -11,6 +10,7 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { dirname, join } from 'node:path';
+import { makeDirectory } from '../base/make-directory.ts';
 import { errnoNameOf, fromNodeError } from '../linux/linux-error.ts';
 import { CliError } from './cli-error.ts';
 import {
@@ -138,11 +138,11 @@ function write(entry: PlannedEntry, root: string): void {
   const path = join(root, entry.path);
   try {
     if (entry.kind === 'directory') {
-      mkdirSync(path, { recursive: true });
+      makeDirectory(path);
       chmodSync(path, entry.mode);
       return;
     }
-    mkdirSync(dirname(path), { recursive: true });
+    makeDirectory(dirname(path));
     rmSync(`${path}.new`, { force: true });
     if (entry.kind === 'link') symlinkSync(entry.target, `${path}.new`);
     else writeFileSync(`${path}.new`, entry.content, { mode: 0o644, flush: true });

@@ -36,7 +36,7 @@ export async function main(args: readonly string[]): Promise<number> {
     return exitCode;
   } catch (thrown) {
     if (thrown instanceof CommanderError && thrown.exitCode === 0) return EXIT_CODES.ok.code; // --help, --version
-    const error = thrown instanceof CommanderError ? usageError(thrown) : thrown;
+    const error = thrown instanceof CommanderError ? usageError(thrown, hintFor(program, args)) : thrown;
     out.error(error);
     return exitCodeOf(error);
   }
@@ -370,11 +370,23 @@ const HOST_CONFIG_UNUSED: readonly string[] = ['host', 'install', 'help', 'man']
 
 const USAGE_HINT = '`understudy help` lists the commands.';
 
-function usageError({ code, message }: CommanderError): CliError {
+/** The help of the command that the words name, as far as they name one. */
+function hintFor(program: Command, words: readonly string[]): string {
+  const named: string[] = [];
+  let found = program;
+  for (const word of words) {
+    const next = found.commands.find((candidate) => candidate.name() === word);
+    if (next === undefined) break;
+    named.push(word);
+    found = next;
+  }
+  return named.length === 0 ? USAGE_HINT : `\`understudy help ${named.join(' ')}\` shows how it is used.`;
+}
+
+function usageError({ code, message }: CommanderError, hint: string): CliError {
   // Commands that only group others answer with their help.
-  if (code === 'commander.help')
-    return new CliError('CLI_USAGE', 'a command is missing', { hint: USAGE_HINT });
-  return new CliError('CLI_USAGE', message.replace(/^error: /, ''), { hint: USAGE_HINT });
+  if (code === 'commander.help') return new CliError('CLI_USAGE', 'a command is missing', { hint });
+  return new CliError('CLI_USAGE', message.replace(/^error: /, ''), { hint });
 }
 
 function packageVersion(): string {

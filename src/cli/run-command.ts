@@ -14,7 +14,7 @@ import { EXIT_CODES } from './exit-codes.ts';
 import { Interruption } from './interruption.ts';
 import type { Output } from './output.ts';
 import { statusText } from './status-command.ts';
-import { openControl } from './vm-connection.ts';
+import { actingHost, openControl } from './vm-connection.ts';
 
 const POLL_MS = 100;
 const GIVE_UP_DEADLINE_MS = 60_000;
@@ -40,7 +40,7 @@ export async function run(specPath: string, options: RunOptions, out: Output): P
       await keeper.giveUp({ deadlineMs: GIVE_UP_DEADLINE_MS, clock });
       await RunDirectory.sweep(spec.name, { clock });
     }
-    throw thrown;
+    throw await ofShadow(thrown, spec.name);
   }
   using control = await openControl(spec.name);
   // Without a shadow there is nothing to wait for.
@@ -59,6 +59,18 @@ export async function run(specPath: string, options: RunOptions, out: Output): P
     throw thrown;
   }
   return await stayWith(keeper, { vm: spec.name, interruption, out });
+}
+
+/** A name that is taken by a shadow is that of a VM elsewhere: nobody is to choose another one, or to stop it. */
+async function ofShadow(thrown: unknown, vm: string): Promise<unknown> {
+  if (!(thrown instanceof KeeperError) || thrown.code !== 'KEEPER_NAME_TAKEN') return thrown;
+  const host = await actingHost(vm);
+  if (host === undefined) return thrown;
+  return new KeeperError('KEEPER_IS_SHADOW', `${vm} acts on ${host}, and this host keeps its shadow`, {
+    hint: `\`understudy migrate ${vm}\` on ${host} moves it here.`,
+    facts: { vm, host },
+    cause: thrown,
+  });
 }
 
 /** Not from the specification's own path, which may be a pipe that has been read, or hold something else by now. */

@@ -5,6 +5,7 @@ import { z } from 'zod';
 import { systemClock as clock } from '../base/clock.ts';
 import { formatBytes } from '../base/units.ts';
 import { KeeperProcess } from '../control/keeper-process.ts';
+import { RunDirectory } from '../control/run-directory.ts';
 import { snapshotFilesRoot } from '../control/run-paths.ts';
 import { SnapshotError } from '../snapshot/snapshot-error.ts';
 import { SnapshotFile } from '../snapshot/snapshot-file.ts';
@@ -33,12 +34,18 @@ export async function createSnapshot(
   { store, keyFile, pause }: StoreOptions & KeyOptions & { pause: boolean },
   out: Output,
 ): Promise<number> {
+  using interruption = new Interruption();
   using control = await connectTo(name);
   const target = storeOf(name, store);
   target.removeUnfinished();
-  using progress = await followProgress(name, out);
+  const path = target.newPath(clock.wallMs());
+  using progress = await followProgress(name, { path, out });
   const key = keyFile === undefined ? undefined : resolve(keyFile);
-  const report = await control.snapshot({ path: target.newPath(clock.wallMs()), keyFile: key, pause });
+  const writing = control.snapshot({ path, keyFile: key, pause });
+  const report = await interruption.orInterrupted(writing).catch(async (thrown: unknown) => {
+    if (interruption.signal.aborted) await callOff(name, { path, writing });
+    throw thrown;
+  });
   progress[Symbol.dispose]();
   out.result({ name, ...report }, () => {
     const { epoch, sizeBytes, tookMs } = report;
@@ -82,7 +89,12 @@ export async function verifySnapshots(
   out.result({ name, snapshots: results }, () =>
     results.length === 0
       ? `there is no snapshot of ${name}`
-      : results.map((each) => `${each.id}  ${each.problem?.message ?? 'whole'}`).join('\n'),
+      : results
+          .map(
+            ({ id, problem }) =>
+              `${id}  ${problem === null ? 'whole' : `${problem.message} (${problem.code})`}`,
+          )
+          .join('\n'),
   );
   return results.every(({ ok }) => ok) ? EXIT_CODES.ok.code : EXIT_CODES.failed.code;
 }
@@ -97,7 +109,7 @@ export async function pruneSnapshots(
   // Of an encrypted one nothing but its beginning and end can be looked at without the key.
   const isGood = async (path: string) =>
     (keyFile === undefined && SnapshotFile.outline(path).isEncrypted) ||
-    (await problemIn(path, { keyFile })) === null;
+    (await problemIn(path, { keyFile, out })) === null;
   const removed = await storeOf(name, options.store).prune({
     ...{ keep, olderThanMs, mayTakeLast, isGood, wallMs: clock.wallMs() },
   });
@@ -116,7 +128,7 @@ export async function restoreSnapshot(
 ): Promise<number> {
   using interruption = new Interruption();
   const { path } = storeOf(name, store).find(id);
-  const { text, source, token } = await specIn(path, { keyFile, verify, signal: interruption.signal });
+  const { text, source, token } = await specIn(path, { keyFile, verify, signal: interruption.signal, out });
   out.progress(`${name} goes on from ${path}`);
   const wishes = {
     ...{ restore: path, tokenAbove: token },
@@ -124,9 +136,12 @@ export async function restoreSnapshot(
   };
   const keeper = startKeeper(text, { vm: name, source, wishes });
   try {
-    await interruption.orInterrupted(keeper.started());
+    await interruption.orInterrupted(keeper.started((what) => out.progress(what)));
   } catch (thrown) {
-    if (interruption.signal.aborted) await keeper.giveUp({ deadlineMs: 60_000, clock });
+    if (interruption.signal.aborted) {
+      await keeper.giveUp({ deadlineMs: 60_000, clock });
+      await RunDirectory.sweep(name, { clock });
+    }
     throw thrown;
   } finally {
     keeper.release();
@@ -140,10 +155,10 @@ export async function restoreSnapshot(
 /** The specification that the VM had then, which it needs to go on. */
 async function specIn(
   path: string,
-  { keyFile, verify, signal }: KeyOptions & { verify: boolean; signal: AbortSignal },
+  { keyFile, verify, signal, out }: KeyOptions & { verify: boolean; signal: AbortSignal; out: Output },
 ): Promise<{ readonly text: string; readonly source: string; readonly token: number }> {
   using file = SnapshotFile.open(path, { key: keyOf(keyFile) });
-  if (verify) await file.verify({ signal });
+  if (verify) await file.verify({ signal, onProgress: reading(path, out) });
   const given = givenSpec.safeParse(JSON.parse(file.blob('spec').toString()));
   if (given.success) return { ...given.data, token: file.facts.token };
   throw new SnapshotError('SNAPSHOT_FOREIGN', `${path} does not say which specification its VM had`, {
@@ -167,17 +182,40 @@ function startKeeper(
   }
 }
 
+/** Nothing is left of it when this resolves, also where it was just whole. */
+async function callOff(
+  name: string,
+  { path, writing }: { path: string; writing: Promise<unknown> },
+): Promise<void> {
+  using control = await openControl(name);
+  // A keeper of an earlier release writes on: it is waited for.
+  await control.callOffSnapshot(path).catch(() => {});
+  await writing.then(
+    () => rmSync(path, { force: true }),
+    () => {},
+  );
+}
+
 /** Tells how far it has come, from the VM's events, until it is disposed of. */
-async function followProgress(name: string, out: Output): Promise<Disposable> {
+async function followProgress(
+  name: string,
+  { path, out }: { path: string; out: Output },
+): Promise<Disposable> {
   const control = await openControl(name);
   const follow = async () => {
+    // There were others before, and the VM may take some by itself.
     for await (const { kind, facts } of control.events({ since: 0, follow: true }))
-      if (kind === 'snapshotting' && typeof facts.share === 'number')
+      if (kind === 'snapshotting' && facts.path === path && typeof facts.share === 'number')
         out.progress(`writing a snapshot of ${name}`, `${Math.floor(100 * facts.share)} %`);
   };
   // Its end is the end of the connection.
   follow().catch(() => {});
   return control;
+}
+
+/** Files may be large. */
+function reading(path: string, out: Output): (share: number) => void {
+  return (share) => out.progress(`reading ${path}`, `${Math.floor(100 * share)} %`);
 }
 
 type Problem = { readonly code: string; readonly message: string };
@@ -186,18 +224,17 @@ async function problemOf(
   { path, problem }: StoredSnapshot,
   options: KeyOptions & { signal: AbortSignal; out: Output },
 ): Promise<Problem | null> {
-  options.out.progress(`reading ${path}`);
   return problem ?? (await problemIn(path, options));
 }
 
 async function problemIn(
   path: string,
-  { keyFile, signal }: KeyOptions & { signal?: AbortSignal },
+  { keyFile, signal, out }: KeyOptions & { signal?: AbortSignal; out: Output },
 ): Promise<Problem | null> {
   const key = keyOf(keyFile);
   try {
     using file = SnapshotFile.open(path, { key });
-    await file.verify({ signal });
+    await file.verify({ signal, onProgress: reading(path, out) });
     return null;
   } catch (thrown) {
     if (!(thrown instanceof SnapshotError)) throw thrown;

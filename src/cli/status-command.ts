@@ -107,7 +107,8 @@ function sentText({ sent }: NonNullable<VmStatus['shadow']>): string {
 function sparedText({ reconnects = 0, filled }: NonNullable<VmStatus['shadow']>): string {
   const spared =
     filled?.kind === 'delta' ? `; began with ${formatBytes(filled.savedBytes)} that were there` : '';
-  return reconnects === 0 ? spared : `${spared}; connected again ${reconnects} times`;
+  if (reconnects === 0) return spared;
+  return `${spared}; connected again ${reconnects === 1 ? 'once' : `${reconnects} times`}`;
 }
 
 function clockText({ errorMs, answeredAgoMs, corrections }: VmStatus['clock']): string {

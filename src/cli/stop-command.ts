@@ -8,7 +8,7 @@ import { type FoundVm, RunDirectory } from '../control/run-directory.ts';
 import { EXIT_CODES } from './exit-codes.ts';
 import { hostClient } from './host-connection.ts';
 import type { Output } from './output.ts';
-import { findVm, openControl } from './vm-connection.ts';
+import { actingHost, findVm, openControl } from './vm-connection.ts';
 
 const FORCED_STOP_DEADLINE_MS = 5000;
 const KEEPER_END_DEADLINE_MS = 10_000;
@@ -23,16 +23,21 @@ export async function stop(
   if (vm.keeper === 'lost') await tellHost(name);
   const how =
     vm.keeper === 'lost' ? await clearAway(vm) : await endWithKeeper(vm, { force, termination: then, out });
-  out.result({ name, ...how }, () =>
-    how.endedPids.length === 0
-      ? `${name} ${how.outcome}`
-      : `${name} ${how.outcome}; ended process ${how.endedPids.join(', ')}`,
-  );
+  out.result({ name, ...how }, () => endingText(name, how));
   return EXIT_CODES.ok.code;
 }
 
+function endingText(name: string, { outcome, actsOn, endedPids }: Ending): string {
+  if (actsOn !== undefined)
+    return `the shadow of ${name} has left this host; ${name} goes on on ${actsOn}: to end it, stop it there`;
+  if (endedPids.length === 0) return `${name} ${outcome}`;
+  return `${name} ${outcome}; ended process ${endedPids.join(', ')}`;
+}
+
 interface Ending {
-  readonly outcome: 'stopped' | 'cleared away';
+  readonly outcome: 'stopped' | 'shadow ended' | 'cleared away';
+  /** The host where the VM goes on, of which only the shadow was here. */
+  readonly actsOn?: string;
   /** Processes that had outlived their keeper. */
   readonly endedPids: readonly number[];
 }
@@ -45,10 +50,13 @@ interface EndOptions {
 
 async function endWithKeeper(vm: FoundVm, { force, termination, out }: EndOptions): Promise<Ending> {
   const asks = !force && termination !== 'suspend';
-  out.progress(asks ? `asking ${vm.name} to power off` : `ending ${vm.name}`);
+  const asked = actingHost(vm.name);
   const keeper = vm.record?.keeper;
   try {
     using _watch = force ? undefined : new SilenceWatch(vm.name, out);
+    // With --force nobody waits for a keeper that hangs.
+    if (asks && (await asked) !== undefined) out.progress(`asking for leave to end the shadow of ${vm.name}`);
+    else out.progress(asks ? `asking ${vm.name} to power off` : `ending ${vm.name}`);
     using _progress = new SavingProgress(vm.name, out);
     using control = await openControl(vm.name);
     const isQuick = force && (termination ?? 'remove') === 'remove';
@@ -64,7 +72,10 @@ async function endWithKeeper(vm: FoundVm, { force, termination, out }: EndOption
   }
   // The answer comes before the keeper has put everything away.
   if (keeper !== undefined) await waitForEnd(keeper, { deadlineMs: KEEPER_END_DEADLINE_MS, clock });
-  return { outcome: 'stopped', endedPids: [] };
+  const actsOn = await asked;
+  return actsOn === undefined
+    ? { outcome: 'stopped', endedPids: [] }
+    : { outcome: 'shadow ended', actsOn, endedPids: [] };
 }
 
 /** Shows how far a keeper has come with writing the state of its VM. */

@@ -1,5 +1,5 @@
 import type { HostConfig } from '../config/host-config-schema.ts';
-import { HOST_UNIT, KEEPER_START_MAX_SECONDS, KEEPER_UNIT } from '../control/keeper-unit.ts';
+import { HOST_UNIT, KEEPER_START_MAX_SECONDS, KEEPER_UNIT, SITE_UNIT } from '../control/keeper-unit.ts';
 
 /** Absolute paths of this installation. */
 interface UnitPlaces {
@@ -25,6 +25,7 @@ export function systemdUnits(places: UnitPlaces): ReadonlyMap<string, string> {
   return new Map([
     [HOST_UNIT, hostUnit(places)],
     [KEEPER_UNIT, keeperUnit(places)],
+    [SITE_UNIT, siteUnit(places)],
     [SLICE_UNIT, SLICE],
   ]);
 }
@@ -99,32 +100,8 @@ WantedBy=multi-user.target
 `;
 }
 
-function keeperUnit(places: UnitPlaces): string {
-  return `[Unit]
-Description=Understudy keeper of the VM %i
-${MANUAL}
-After=network.target local-fs.target
-# The system is shut down in the reverse order: the host ends first, and does not take the end of its VMs for what their
-# owners want. Nothing else ties a VM to the host's unit, which may be stopped, restarted and upgraded.
-Before=${HOST_UNIT}
-# The host decides when to try again.
-StartLimitIntervalSec=0
-
-[Service]
-Type=notify
-NotifyAccess=main
-ExecStart=${command(places, ['src/keeper/main.ts'])} --order %i
-${environment(sharedEnvironment(directoriesOf(places.config)))}
-Slice=${SLICE_UNIT}
-SyslogIdentifier=understudy-%i
-
-# SIGTERM powers the guest off. When the keeper is killed its QEMU stands still, and the next keeper of this unit takes it
-# back: what is left of the unit is not for systemd to end.
-KillMode=process
-TimeoutStartSec=${KEEPER_START_MAX_SECONDS}
-TimeoutStopSec=60
-
-# The keeper limits its standby's CPU time.
+/** For a keeper, and for what starts keepers, which pass it on. */
+const CONFINEMENT_OF_KEEPERS = `# The keeper limits its standby's CPU time.
 Delegate=yes
 TasksMax=infinity
 # When memory runs out, rather others end. When it does hit a QEMU, its shadow takes over: systemd is to let it.
@@ -159,6 +136,68 @@ SystemCallErrorNumber=EPERM
 # CAP_FOWNER, CAP_DAC_OVERRIDE, CAP_KILL: that user (qemu.user), its files and its end; passt gives up root by itself.
 # CAP_NET_BIND_SERVICE: forwarded ports below 1024.
 CapabilityBoundingSet=CAP_NET_ADMIN CAP_SYS_ADMIN CAP_SYS_PTRACE CAP_SETUID CAP_SETGID CAP_CHOWN CAP_FOWNER CAP_DAC_OVERRIDE CAP_KILL CAP_NET_BIND_SERVICE
+`;
+
+function keeperUnit(places: UnitPlaces): string {
+  return `[Unit]
+Description=Understudy keeper of the VM %i
+${MANUAL}
+After=network.target local-fs.target
+# The system is shut down in the reverse order: the host ends first, and does not take the end of its VMs for what their
+# owners want. Nothing else ties a VM to the host's unit, which may be stopped, restarted and upgraded.
+Before=${HOST_UNIT}
+# The host decides when to try again.
+StartLimitIntervalSec=0
+
+[Service]
+Type=notify
+NotifyAccess=main
+ExecStart=${command(places, ['src/keeper/main.ts'])} --order %i
+${environment(sharedEnvironment(directoriesOf(places.config)))}
+Slice=${SLICE_UNIT}
+SyslogIdentifier=understudy-%i
+
+# SIGTERM powers the guest off. When the keeper is killed its QEMU stands still, and the next keeper of this unit takes it
+# back: what is left of the unit is not for systemd to end.
+KillMode=process
+TimeoutStartSec=${KEEPER_START_MAX_SECONDS}
+TimeoutStopSec=60
+
+${CONFINEMENT_OF_KEEPERS}`;
+}
+
+function siteUnit(places: UnitPlaces): string {
+  const directories = directoriesOf(places.config);
+  return `[Unit]
+Description=Understudy site: shadows of VMs that other hosts have
+${MANUAL}
+# Its address has to be there before it can listen on it.
+After=network-online.target local-fs.target
+Wants=network-online.target
+# Who has one host alone needs none.
+ConditionPathExists=/etc/understudy/site.yaml
+StartLimitIntervalSec=0
+
+[Service]
+Type=exec
+ExecStart=${command(places, ['src/keeper/site-main.ts', '--text'])}
+${environment({ ...sharedEnvironment(directories), UNDERSTUDY_STATE_DIR: directories.state })}
+Slice=${SLICE_UNIT}
+SyslogIdentifier=understudy-site
+
+# An address may be late, and files may be mended: it tries again, not too often.
+Restart=on-failure
+RestartSec=5
+TimeoutStopSec=60
+
+# Keepers of shadows live in this unit's group, outlive the process, and may become those of VMs.
+KillMode=process
+
+${directoryDirectives(directories)}
+
+${CONFINEMENT_OF_KEEPERS}
+[Install]
+WantedBy=multi-user.target
 `;
 }
 

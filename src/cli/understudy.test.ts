@@ -106,10 +106,27 @@ describe('understudy with wrong input', () => {
     [['events', 'nobody'], 'KEEPER_NOT_RUNNING', 3],
     [['console', '../../etc'], 'KEEPER_NOT_RUNNING', 3],
     [['guest', 'build', '--spec', '/nowhere/x.yaml'], 'CLI_USAGE', 2],
+    [['pki', 'host', '/nowhere', 'a/b'], 'PKI_NAME_REFUSED', 2],
   ])('%j says %s with a hint and ends with %i', async (args, code, exitCode) => {
     const ended = await understudy(args);
     expect(ended).toMatchObject({ exitCode, stdout: '' });
     expect(ended.stderr).toMatch(new RegExp(`^error ${code}: .+\nhint: .+\n$`));
+  });
+
+  it.each([
+    [['frob'], /`understudy help` lists/],
+    [['snapshot', 'frob'], /`understudy help snapshot` shows/],
+    [['snapshot', 'create'], /`understudy help snapshot create` shows/],
+    [['migrate', 'a', '--wait', 'ever'], /`understudy help migrate` shows/],
+  ])('names with %j the help that is of use', async (args, hint) => {
+    expect((await understudy(args)).stderr).toMatch(hint);
+  });
+
+  it('says on standard error what is wrong with the configuration of a site', async () => {
+    const path = writeSpec('site', 'host: a\nlisten: nowhere\n');
+    const { exitCode, stdout, stderr } = await understudy(['site', '--config', path]);
+    expect({ exitCode, stdout }).toEqual({ exitCode: 2, stdout: '' });
+    expect(stderr).toMatch(/^error CONFIG_INVALID: [\s\S]+:3: listen: expected address and port/);
   });
 
   it('tells the error as the last line of standard output with --json', async () => {

@@ -36,3 +36,13 @@ export async function connectTo(name: string): Promise<ControlClient> {
 export function openControl(name: string): Promise<ControlClient> {
   return ControlClient.connect(controlSocketOf(name), { vm: name, clock: systemClock });
 }
+
+/** The host where a VM acts whose keeper is here. Undefined where that is this one, or its keeper does not say. */
+export async function actingHost(name: string): Promise<string | undefined> {
+  try {
+    using control = await openControl(name);
+    return (await control.status()).actsOn;
+  } catch {
+    return undefined;
+  }
+}

@@ -44,7 +44,7 @@ describe('the configuration of a site', () => {
     ],
     ['b: 10.0.0.2:7946', 'b: []', /hosts\.b: expected 1 or more/],
     ['listen: 10.0.0.1:7946', 'listen: 10.0.0.1:70000', /expected a port from 1 to 65535/],
-    ['https://10.0.0.1:2379', 'http://10.0.0.1:2379', /endpoints/],
+    ['https://10.0.0.1:2379', 'http://10.0.0.1:2379', /endpoints\[0\]: expected a URL with https/],
     ['peerTimeoutMs: 1000', 'peerTimeoutMs: 1', /peerTimeoutMs/],
     ['peerTimeoutMs: 1000', 'timeout: 1000', /timeout/],
   ])('is refused, with the line, where it says %s as %s', (right, wrong, problem) => {

@@ -34,7 +34,9 @@ const filePath = z
   .refine((path) => !path.includes('\0'), 'has a NUL byte');
 
 const etcd = z.strictObject({
-  endpoints: z.array(z.url({ protocol: /^https$/ })).min(1),
+  endpoints: z
+    .array(z.url({ protocol: /^https$/, error: 'expected a URL with https, e.g. https://10.0.0.1:2379' }))
+    .min(1),
   ca: filePath.optional(),
   certificate: filePath.optional(),
   key: filePath.optional(),
@@ -127,7 +129,7 @@ export function loadSiteConfig(path: string): SiteConfig {
     text = readFileSync(path, 'utf8');
   } catch (cause) {
     throw new ConfigError('CONFIG_NOT_FOUND', `cannot read the site ${path}: ${messageOf(cause)}`, {
-      hint: 'A VM with shadow.hosts needs to know the other hosts: see docs/two-hosts.md.',
+      hint: 'A VM with shadow.hosts needs to know the other hosts: `understudy site --help` shows such a file, docs/two-hosts.md the rest.',
       facts: { path },
       cause,
     });

@@ -123,6 +123,11 @@ export class ControlClient implements Disposable {
     return answer.data;
   }
 
+  /** Gives up what another connection has asked for; that is answered when nothing of it is left. */
+  async callOffSnapshot(path: string): Promise<void> {
+    await this.#ask({ method: 'call-off-snapshot', params: { path } }, STATUS_DEADLINE_MS);
+  }
+
   /** Resolves when nothing is left of the VM. */
   async stop({ deadlineMs, trace, ...order }: StopOrder & { readonly deadlineMs?: number }): Promise<void> {
     const keepsNothing = order.termination === 'remove' || !order.graceful;

@@ -136,6 +136,9 @@ export class ControlConnection {
       case 'snapshot':
         log.info('a snapshot is asked for', { ...request.params, ...traceFacts(request.trace) });
         return await control.snapshot(request.params);
+      case 'call-off-snapshot':
+        control.callOffSnapshot(request.params);
+        return null;
       case 'stop':
         log.info('stop is asked for', { ...request.params, ...traceFacts(request.trace) });
         await control.stop({ ...request.params, trace: request.trace });

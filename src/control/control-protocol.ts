@@ -63,6 +63,11 @@ export const requestSchema = z.discriminatedUnion('method', [
   }),
   z.strictObject({
     id,
+    method: z.literal('call-off-snapshot'),
+    params: z.strictObject({ path: absolutePath }),
+  }),
+  z.strictObject({
+    id,
     trace,
     method: z.literal('stop'),
     params: z.strictObject({

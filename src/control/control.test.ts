@@ -44,10 +44,12 @@ const measured: VmMetrics = {
 
 /** Answers without a VM behind it: what is tested here is the wire. */
 class ScriptedKeeper implements KeeperControl {
+  callOffSnapshot = ({ path }: { path: string }) => void this.calledOff.push(path);
   snapshot = async ({ path }: { path: string }) => ({ path, epoch: 5, sizeBytes: 6, tookMs: 7, heldMs: 1 });
 
   readonly #events: VmEvent[] = [];
   readonly #listeners = new Set<(event: VmEvent) => void>();
+  readonly calledOff: string[] = [];
   readonly stops: StopOrder[] = [];
   readonly traces: (string | undefined)[] = [];
   measured: unknown = measured;
@@ -240,6 +242,8 @@ describe('the control socket', () => {
     expect(keeper.eventsSince(0).map(({ kind }) => kind)).toEqual(['protect', 'unprotect']);
     expect(await client.testFailover()).toEqual({ ok: true, epoch: 7 });
     expect(await client.snapshot({ path: '/a' })).toMatchObject({ path: '/a', epoch: 5 });
+    await client.callOffSnapshot('/a');
+    expect(keeper.calledOff).toEqual(['/a']);
     await client.stop({ graceful: true, termination: 'suspend' });
     expect(keeper.stops).toEqual([{ graceful: true, termination: 'suspend' }]);
   });

@@ -30,6 +30,8 @@ export interface KeeperControl extends TelemetryControl, LimitsControl {
   testFailover(): Promise<FailoverReport>;
   /** Writes a snapshot, from the shadow: the VM goes on meanwhile. Rejects with KEEPER_NOT_PROTECTED and the like. */
   snapshot(order: SnapshotOrder): Promise<SnapshotReport>;
+  /** Gives the snapshot up that is being written to that path, if one is: what was asked for it is rejected. */
+  callOffSnapshot(order: { readonly path: string }): void;
   /**
    * Ends the VM: saves its state if that is wanted, powers it off if `graceful` (bounded wait), then kills it. Resolves
    * when nothing is left of it. Rejects when its state cannot be saved, and the VM goes on.

@@ -1,7 +1,8 @@
 import { randomUUID } from 'node:crypto';
-import { mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import { readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { z } from 'zod';
+import { makeDirectory } from '../base/make-directory.ts';
 import { KeeperError } from './keeper-error.ts';
 import { keeperWishesSchema } from './keeper-wishes.ts';
 import { runRoot } from './run-paths.ts';
@@ -31,7 +32,7 @@ type KeeperOrder = z.infer<typeof orderSchema>;
 export function placeOrder(vm: string, given: Omit<KeeperOrder, 'id'>): KeeperOrder {
   const order = { id: randomUUID(), ...given };
   const { order: path, outcome } = pathsOf(vm);
-  mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
+  makeDirectory(dirname(path), { mode: 0o700 });
   rmSync(outcome, { force: true });
   writeWhole(path, order);
   return order;

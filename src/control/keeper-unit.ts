@@ -8,6 +8,8 @@ import type { KeeperWishes } from './keeper-wishes.ts';
 import { assertStarted } from './start-outcome.ts';
 
 export const HOST_UNIT = 'understudy-host.service';
+/** Of `understudy site`. */
+export const SITE_UNIT = 'understudy-site.service';
 export const KEEPER_UNIT = 'understudy-keeper@.service';
 /** In the unit of a keeper, for a start that hangs: probing the accelerator and compiling take a minute each. */
 export const KEEPER_START_MAX_SECONDS = 300;

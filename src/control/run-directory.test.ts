@@ -174,6 +174,18 @@ describe('the token in a run directory', () => {
     expect(RunDirectory.find('a')?.record?.token).toBe(20);
   });
 
+  it('goes on from what others know of the VM, and never goes back', async () => {
+    const first = await RunDirectory.open('a', { clock });
+    first.countTokensFrom(1);
+    expect(first.token).toBe(0);
+    first.countTokensFrom(7);
+    expect(first.token).toBe(6);
+    first.countTokensFrom(3);
+    expect(first.token).toBe(6);
+    expect(RunDirectory.find('a')?.record?.token).toBe(6);
+    first.remove();
+  });
+
   it('would begin anew where neither is known', async () => {
     const first = await RunDirectory.open('a', { clock });
     first.record({ token: 7 });

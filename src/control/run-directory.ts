@@ -302,6 +302,11 @@ export class RunDirectory implements Disposable {
     return this.#record.token;
   }
 
+  /** The next QEMU that acts has this token at least. */
+  countTokensFrom(least: number): void {
+    if (least - 1 > this.token) this.#update({ token: least - 1 });
+  }
+
   /**
    * What was left is of no use, and its memory is given back: nobody shall look for it again. `keepsRelic`: the VM goes on
    * elsewhere, and may have its shadow here.

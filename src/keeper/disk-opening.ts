@@ -30,7 +30,7 @@ export async function openDisks(options: KeeperOptions, origin: Origin): Promise
   const recovered = disksOf(spec).filter(
     ({ id, disk }) => !disk.readOnly && !served.some((it) => it.id === id),
   );
-  return await VmDisks.open(
+  const disks = await VmDisks.open(
     { served, recovered },
     {
       ...{ runDirectory: runDirectory.path, clock, user: spec.qemu.user },
@@ -39,6 +39,9 @@ export async function openDisks(options: KeeperOptions, origin: Origin): Promise
       left: served.length === 0 ? undefined : leftByShadow(options, origin),
     },
   );
+  // Not above it: where nothing says who acted last, an image that others have written to since is still the newer one.
+  runDirectory.countTokensFrom(disks.lastToken);
+  return disks;
 }
 
 type Facts = Readonly<Record<string, unknown>>;

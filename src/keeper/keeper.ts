@@ -194,6 +194,7 @@ export class Keeper implements KeeperControl {
   readonly telemetry: KeeperControl['telemetry'] = (order) => this.#telemetry.telemetry(order);
   readonly limits: KeeperControl['limits'] = (order) => this.#limits.limits(order);
   readonly samples: KeeperControl['samples'] = (options) => this.#telemetry.samples(options);
+  readonly callOffSnapshot: KeeperControl['callOffSnapshot'] = (order) => this.#orders.callOffSnapshot(order);
   readonly stop = async (order: StopOrder): Promise<void> => {
     const { graceful, termination = this.#options.spec.termination } = order;
     if (graceful && termination === 'remove') await this.#ownSnapshots.beforeShutdown();

@@ -86,6 +86,8 @@ export async function joinSite(vm: JoiningVm): Promise<RemoteSite | undefined> {
     // What a killed keeper left here is older than what another host has made of the VM since.
     if (right.follows !== undefined) await giveHeritageUp(vm);
     if (vm.anew) right.forgetState();
+    // Whoever acted before, on any host, wrote to its disks with tokens that followed an older right.
+    vm.directory.countTokensFrom(right.token);
     dropRelic(vm.spec.name);
     return remoteSite(site, { ...vm, right, files });
   } catch (cause) {

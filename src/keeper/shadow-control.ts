@@ -110,6 +110,8 @@ export class ShadowControl implements KeeperControl {
     return this.#refuse();
   }
 
+  callOffSnapshot(): void {}
+
   testFailover(): Promise<never> {
     return this.#refuse();
   }

@@ -65,6 +65,7 @@ export async function openRemoteShadow(
 ): Promise<RemoteShadow> {
   const { right, given, files, places } = remote;
   const generationId = remote.generationId();
+  await vmDisks.noteToken();
   const disks = vmDisks.copied();
   const copy = randomInt(COPIES);
   let shadow: RemoteShadow | undefined;

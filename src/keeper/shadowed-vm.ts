@@ -59,6 +59,8 @@ export interface ShadowedVm {
 
 /** The shadows of this VM, one after the other. What becomes of them is told to its keeper, which decides what follows. */
 export function shadowLifeOf(vm: ShadowedVm): ShadowLife {
+  // Its heartbeats, its link and its epochs may all say so.
+  const lost = new WeakSet<Shadow>();
   const life: ShadowLife = new ShadowLife({
     ...vm.options,
     beforeStart: () => finishTakeover(vm),
@@ -79,7 +81,9 @@ export function shadowLifeOf(vm: ShadowedVm): ShadowLife {
       if (vm.isFrozen()) return;
       // Whether one on another host goes on is for the record to say, which the handing over asks.
       if (vm.state().phase === 'fencing' && life.session === undefined) return;
-      vm.publish('shadow-lost', { error });
+      const { current } = life;
+      if (current === undefined || !lost.has(current)) vm.publish('shadow-lost', { error });
+      if (current !== undefined) lost.add(current);
       vm.dispatch({ kind: 'shadow-lost' });
     },
     onChange: vm.record,

@@ -4,7 +4,8 @@
  *
  *   node src/keeper/site-main.ts [--text]
  *
- * One line on standard output says that it listens, `{"ok": true, "port": …}`, or why not; with `--text` in words. SIGTERM and SIGINT end it.
+ * One line on standard output says that it listens, `{"ok": true, "port": …}`, or why not; with `--text` in words, the latter on standard error. SIGTERM and
+ * SIGINT end it. The exit code is 2 where its configuration is at fault, as of every command, and 1 for anything else.
  */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -26,7 +27,10 @@ import { openDoor, portOf, SecurePeerLink } from './peer-door.ts';
 import { type Place, PlaceBook } from './place-book.ts';
 
 const SHADOW = fileURLToPath(new URL('./shadow-main.ts', import.meta.url));
+const isForPeople = process.argv.includes('--text');
 const SWEEP_MS = 3000;
+const EXIT = { failed: 1, configuration: 2 } as const;
+const OF_CONFIGURATION: readonly unknown[] = ['CONFIG_INVALID', 'CONFIG_NOT_FOUND', 'KEEPER_SITE_REFUSED'];
 const VM_NAME = /^[a-z0-9][a-z0-9-]{0,39}$/;
 
 const outcomeSchema = z.union([
@@ -61,10 +65,8 @@ async function main(): Promise<number> {
       onLink: (link, peer) => void answer(site, { link: new SecurePeerLink(link), peer }),
       onTrouble: (what) => void process.stderr.write(`renewed credentials cannot be used: ${what}\n`),
     });
-    say(
-      { ok: true, port: door.port },
-      `host ${site.host} answers at port ${door.port}; Ctrl-C ends that, and no shadow`,
-    );
+    if (isForPeople) say(`host ${site.host} answers at port ${door.port}; Ctrl-C ends that, and no shadow`);
+    else say({ ok: true, port: door.port });
     const sweeping = new AbortController();
     void sweepUntilEnd(site, sweeping.signal);
     await ended.promise;
@@ -73,13 +75,14 @@ async function main(): Promise<number> {
   } catch (thrown) {
     const error = startError(thrown);
     const hint = error.hint === undefined ? '' : `\nhint: ${error.hint}`;
-    say({ ok: false, error }, `error ${error.code}: ${error.message}${hint}`);
-    return 1;
+    if (isForPeople) process.stderr.write(`error ${error.code}: ${error.message}${hint}\n`);
+    else say({ ok: false, error });
+    return OF_CONFIGURATION.includes(error.code) ? EXIT.configuration : EXIT.failed;
   }
 }
 
-function say(facts: object, text: string): void {
-  process.stdout.write(`${process.argv.includes('--text') ? text : JSON.stringify(facts)}\n`);
+function say(what: string | object): void {
+  process.stdout.write(`${typeof what === 'string' ? what : JSON.stringify(what)}\n`);
 }
 
 /** Memory that was put aside is of use only while its VM acts on another host. */

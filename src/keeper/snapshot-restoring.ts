@@ -14,6 +14,9 @@ import { attachLinks } from './promotion.ts';
 import type { ShadowLife } from './shadow-life.ts';
 import { stateFacts } from './state-restoring.ts';
 
+/** For the thread that fills memory to say what it has found. */
+const MEMORY_TOLD_MS = 1000;
+
 /** What a restore needs of the keeper. */
 export interface RestoredVm {
   readonly options: KeeperOptions;
@@ -87,7 +90,9 @@ export async function restoreSnapshot(vm: RestoredVm, { file, key }: Restoring):
   const deviceState = file.blob('deviceState');
   const firmware = file.blob('firmware');
   await failpoints.hit('restore.before-load');
-  await instance.machine.loadDeviceState(withFirmware(deviceState, firmware));
+  await instance.machine
+    .loadDeviceState(withFirmware(deviceState, firmware))
+    .catch(async (thrown: unknown) => Promise.reject(await causeOf(thrown, vm)));
   await failpoints.hit('restore.after-load');
   attachLinks(vm.links(), instance);
   await instance.machine.cont();
@@ -97,6 +102,17 @@ export async function restoreSnapshot(vm: RestoredVm, { file, key }: Restoring):
   const held = failpoints.hit('restore.filling');
   if (isLazy && held !== undefined) restore.holdUntil(held);
   await failpoints.hit('restore.runs');
+}
+
+/** Without the memory that it needs for that a QEMU ends, and cannot say why. */
+async function causeOf(thrown: unknown, { memory, options }: RestoredVm): Promise<unknown> {
+  const told = memory
+    .whole(options.signal)
+    .then(() => thrown)
+    .catch((cause: unknown) =>
+      cause instanceof SnapshotError && cause.facts.isOver !== true ? cause : thrown,
+    );
+  return await Promise.race([told, options.clock.sleep(MEMORY_TOLD_MS).then(() => thrown)]);
 }
 
 /** Returns whether memory comes while the guest runs; else all of it is there. */

@@ -23,6 +23,8 @@ interface TakingOptions {
   readonly options: KeeperOptions;
   readonly token: number;
   readonly publish: (kind: string, facts?: Readonly<Record<string, unknown>>) => void;
+  /** Aborted when whoever asked does not want it any more. */
+  readonly calledOff: AbortSignal;
 }
 
 /** Writes a snapshot of a VM from its shadow. @throws SnapshotError; KeeperError KEEPER_SAVE_FAILED */
@@ -32,11 +34,11 @@ export async function takeSnapshot(
 ): Promise<SnapshotReport> {
   const { clock, failpoints } = taking.options;
   return await toldOf(order, taking, async (common) =>
-    orNeeded(taking, loan.signal, async () =>
+    orNeeded(taking, loan.signal, async (signal) =>
       snapshotShadow({
         ...common,
         firmware: await loan.use(async ({ firmware }) => firmware),
-        signal: loan.signal,
+        signal,
         use: (work) => loan.use(({ image }) => work(image)),
         nowMs: () => clock.nowMs(),
         onHeld: () => failpoints.hit('snapshot.held'),
@@ -46,14 +48,15 @@ export async function takeSnapshot(
 }
 
 async function orNeeded<Result>(
-  { options }: TakingOptions,
-  signal: AbortSignal,
-  work: () => Promise<Result>,
+  { options, calledOff }: TakingOptions,
+  needed: AbortSignal,
+  work: (signal: AbortSignal) => Promise<Result>,
 ): Promise<Result> {
   try {
-    return await work();
+    return await work(AbortSignal.any([needed, calledOff]));
   } catch (cause) {
-    if (signal.aborted) throw saveFailed(options.spec.name, 'its shadow was needed, or ended, meanwhile');
+    calledOff.throwIfAborted();
+    if (needed.aborted) throw saveFailed(options.spec.name, 'its shadow was needed, or ended, meanwhile');
     throw cause;
   }
 }
@@ -63,9 +66,8 @@ export async function takeRemoteSnapshot(
   order: SnapshotOrder,
   { loan, ...taking }: TakingOptions & { readonly loan: Loan<RemoteShadow> },
 ): Promise<SnapshotReport> {
-  const { signal } = loan;
   return await toldOf(order, taking, async (common) =>
-    orNeeded(taking, signal, () =>
+    orNeeded(taking, loan.signal, (signal) =>
       loan.use(({ errands, firmware }) =>
         snapshotReadOut({
           ...{ ...common, firmware, signal },
@@ -89,7 +91,10 @@ export async function takeStandingSnapshot(
   return await toldOf(order, taking, async (common) => {
     const written = Promise.withResolvers<WrittenSnapshot>();
     await states.whileStanding(async (still) => {
-      written.resolve(await snapshotStill({ ...common, ...still, facts: { ...common.facts, epoch } }));
+      const signal = AbortSignal.any([still.signal, taking.calledOff]);
+      written.resolve(
+        await snapshotStill({ ...common, ...still, signal, facts: { ...common.facts, epoch } }),
+      );
     });
     return await written.promise;
   });

@@ -27,12 +27,12 @@ beforeEach(() => {
   onTestFinished(() => rmSync(folder, { recursive: true }));
 });
 
-function open(image: string, left?: LeftWrites): Promise<VmDisks> {
+function open(image: string, left?: LeftWrites, token = 1): Promise<VmDisks> {
   const yaml = `name: a\nmemory: 64M\nboot: {kernel: k}\ndisks: [{path: ${image}, format: raw}]\n`;
   const served = servedDisks(parseVmSpec(yaml, { source: 'a.yaml' }));
   return VmDisks.open(
     { served, recovered: [] },
-    { runDirectory: folder, clock, user: undefined, token: () => 1, left },
+    { runDirectory: folder, clock, user: undefined, token: () => token, left },
   );
 }
 
@@ -218,6 +218,22 @@ describe('a disk in epochs', () => {
     // Whoever goes on with the QEMU after a killed keeper has nothing but the image.
     expect(readFileSync(image)[0]).toBe(1);
     await qemu.close();
+  });
+
+  it('knows every token that a copy was made with, also where nothing was written since and the next keeper counts anew', async () => {
+    const image = join(folder, 'disk.raw');
+    writeFileSync(image, Buffer.alloc(DISK_BYTES));
+    for (const { token, isNoted } of [
+      { token: 3, isNoted: true },
+      { token: 5, isNoted: false },
+    ]) {
+      await using disks = await open(image, undefined, token);
+      if (isNoted) await disks.noteToken();
+    }
+    await using disks = await open(image);
+    // Without being noted it would be offered as older than its own copies (control).
+    expect(disks.lastToken).toBe(3);
+    expect(disks.copied()[0]?.token).toBe(3);
   });
 
   it('is served at a socket that its owner alone may open', async () => {

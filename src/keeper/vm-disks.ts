@@ -139,6 +139,11 @@ export class VmDisks implements ServedDisks, AsyncDisposable {
     return epochId(Math.max(NO_EPOCH, ...this.#disks.map(({ image }) => image.position.epoch)));
   }
 
+  /** The highest one that its images know. */
+  get lastToken(): number {
+    return Math.max(0, ...this.#disks.map(({ image }) => image.position.token));
+  }
+
   /** Without this keeper its QEMU is not to be gone on with: it would miss what it has written. */
   get isElsewhere(): boolean {
     return this.#isElsewhere;
@@ -174,6 +179,14 @@ export class VmDisks implements ServedDisks, AsyncDisposable {
     return this.#disks.map(({ disk, epochs, image }) => ({
       ...{ name: disk.id, image, written: (epoch) => epochs.written(epoch) },
     }));
+  }
+
+  /**
+   * To be waited for before a copy on another host learns of the token of now: the images here know it as well, and are never
+   * taken for older than what was copied from them. @throws BlockError BLOCK_DISK_FAILED
+   */
+  async noteToken(): Promise<void> {
+    for (const { epochs } of this.#disks) await epochs.noteToken();
   }
 
   /** For a copy on another host. */

@@ -32,6 +32,7 @@ import {
   notProtected,
   ofOneHost,
   promoteFailed,
+  saveFailed,
   shadowIsLent,
   superseded,
 } from './refusals.ts';
@@ -76,6 +77,7 @@ export class VmOrders {
   readonly #vm: OrderedVm;
   /** One that looks at the shadow at a time. */
   #lentFor: 'test' | 'snapshot' | undefined;
+  #writing: { readonly path: string; readonly abort: AbortController } | undefined;
 
   constructor(vm: OrderedVm) {
     this.#vm = vm;
@@ -157,10 +159,12 @@ export class VmOrders {
     const { options, shadow, state, states, publish } = this.#vm;
     if (this.#lentFor !== undefined) throw shadowIsLent(this.#name, this.#lentFor);
     if (hasWritableDisk(options.spec)) throw cannotSave(this.#name, 'its disks are no part of a snapshot');
-    const taking = { options, token: options.runDirectory.token, publish };
     const isProtected = state().phase === 'protected';
     if (!isProtected && !order.pause) throw notProtected(this.#name, state().phase);
     this.#lentFor = 'snapshot';
+    const abort = new AbortController();
+    this.#writing = { path: order.path, abort };
+    const taking = { options, token: options.runDirectory.token, publish, calledOff: abort.signal };
     try {
       if (isProtected && shadow.session !== undefined)
         return await shadow.lend((loan) => takeSnapshot(order, { loan, ...taking }));
@@ -170,7 +174,13 @@ export class VmOrders {
       return await takeStandingSnapshot(order, { epoch: shadow.committed, states, ...taking });
     } finally {
       this.#lentFor = undefined;
+      this.#writing = undefined;
     }
+  }
+
+  callOffSnapshot({ path }: { readonly path: string }): void {
+    if (this.#writing?.path === path)
+      this.#writing.abort.abort(saveFailed(this.#name, 'the snapshot was called off'));
   }
 
   async stop({ graceful, termination, trace }: StopOrder): Promise<void> {

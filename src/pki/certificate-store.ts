@@ -5,7 +5,6 @@ import {
   existsSync,
   fsyncSync,
   linkSync,
-  mkdirSync,
   openSync,
   readdirSync,
   readFileSync,
@@ -15,6 +14,7 @@ import {
 import { isIP } from 'node:net';
 import { join } from 'node:path';
 import { messageOf } from '../base/errors.ts';
+import { makeDirectory } from '../base/make-directory.ts';
 import {
   type Authority,
   type Issued,
@@ -67,7 +67,7 @@ export class CertificateStore {
   /** @throws PkiError PKI_INCOMPLETE, PKI_FAILED */
   async init(): Promise<Made> {
     const made = () => makeAuthority('Understudy private CA', { wallMs: this.#wallMs() });
-    this.#attempt(() => mkdirSync(this.#directory, { recursive: true, mode: 0o700 }));
+    this.#attempt(() => makeDirectory(this.#directory, { mode: 0o700 }));
     return await this.#unlessThere(CA, made);
   }
 

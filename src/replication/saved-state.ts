@@ -1,5 +1,5 @@
 import { createHash, randomUUID } from 'node:crypto';
-import { createReadStream, existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { createReadStream, existsSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { type FileHandle, open, rename, statfs } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { pipeline } from 'node:stream/promises';
@@ -7,6 +7,7 @@ import { constants, createZstdCompress, createZstdDecompress } from 'node:zlib';
 import { z } from 'zod';
 import { messageOf } from '../base/errors.ts';
 import type { Failpoints } from '../base/failpoint.ts';
+import { makeDirectory } from '../base/make-directory.ts';
 import { formatBytes, MIB } from '../base/units.ts';
 import { errnoNameOf } from '../linux/linux-error.ts';
 import type { GuestMemory } from '../memory/guest-memory.ts';
@@ -100,7 +101,7 @@ export class SavedState {
    * @throws ReplicationError REPLICATION_STATE_NO_ROOM
    */
   static async assertRoom(directory: string, memory: GuestMemory): Promise<void> {
-    mkdirSync(directory, { recursive: true, mode: 0o700 });
+    makeDirectory(directory, { mode: 0o700 });
     const { bavail, bsize } = await statfs(directory);
     const freeBytes = bavail * bsize;
     const neededBytes = memory.residentBytes() + ROOM_BESIDES_BYTES;
@@ -116,7 +117,7 @@ export class SavedState {
    */
   static async save(directory: string, options: SaveOptions): Promise<SavedState> {
     const { facts, memory, deviceState, firmware, signal, failpoints } = options;
-    mkdirSync(directory, { recursive: true, mode: 0o700 });
+    makeDirectory(directory, { mode: 0o700 });
     const written: string[] = [];
     let inPlace = false;
     const write = (kind: string, content: AsyncIterable<Buffer> | Iterable<Buffer>) => {

@@ -1,10 +1,12 @@
 import { randomBytes, randomUUID } from 'node:crypto';
-import { mkdirSync, rmSync } from 'node:fs';
+import { rmSync } from 'node:fs';
 import { type FileHandle, open, rename } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { promisify } from 'node:util';
 import { constants, zstdCompress, zstdDecompress } from 'node:zlib';
 import { assert } from '../base/assert.ts';
+import { messageOf } from '../base/errors.ts';
+import { makeDirectory } from '../base/make-directory.ts';
 import { PAGE_BYTES } from '../base/units.ts';
 import { tryLockExclusive } from '../linux/file.ts';
 import { errnoNameOf } from '../linux/linux-error.ts';
@@ -62,11 +64,10 @@ export class ChunkWriter implements AsyncDisposable {
   #open: { number: number; content: Buffer; pages: number } | undefined;
   #failure: { readonly cause: unknown } | undefined;
 
-  /** @throws SnapshotError SNAPSHOT_NO_ROOM; errors of the file system */
+  /** @throws SnapshotError SNAPSHOT_STORE_REFUSED */
   static async create(path: string, { memoryBytes, key }: ChunkWriterOptions): Promise<ChunkWriter> {
-    mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
     const unfinished = `${path}-${randomUUID()}${UNFINISHED}`;
-    const handle = await open(unfinished, 'wx+', 0o600);
+    const handle = await begin(unfinished);
     // Whoever clears up tells by it that this one is being written.
     tryLockExclusive(handle.fd);
     return new ChunkWriter({ path, unfinished, handle }, { memoryBytes, key });
@@ -252,6 +253,25 @@ export class ChunkWriter implements AsyncDisposable {
 
   #throwFailure(): void {
     if (this.#failure !== undefined) throw this.#failure.cause;
+  }
+}
+
+/** @throws SnapshotError SNAPSHOT_STORE_REFUSED */
+async function begin(path: string): Promise<FileHandle> {
+  const directory = dirname(path);
+  try {
+    makeDirectory(directory, { mode: 0o700 });
+    return await open(path, 'wx+', 0o600);
+  } catch (cause) {
+    throw new SnapshotError(
+      'SNAPSHOT_STORE_REFUSED',
+      `a snapshot cannot be written to ${directory}: ${messageOf(cause)}`,
+      {
+        hint: 'Name another directory with --store, or in the specification, and see that there is room.',
+        facts: { directory },
+        cause,
+      },
+    );
   }
 }
 

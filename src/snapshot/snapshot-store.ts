@@ -164,6 +164,10 @@ function namesIn(directory: string): string[] {
     return readdirSync(directory);
   } catch (thrown) {
     if (errnoNameOf(thrown) === 'ENOENT') return [];
-    throw thrown;
+    throw new SnapshotError(
+      'SNAPSHOT_STORE_REFUSED',
+      `snapshots in ${directory} cannot be read: ${messageOf(thrown)}`,
+      { hint: 'Name the directory where they are with --store.', facts: { directory }, cause: thrown },
+    );
   }
 }

@@ -95,6 +95,12 @@ const turn = () => new Promise<void>((resolve) => setImmediate(resolve));
 const ALL_PAGES = [...Array(FIXTURE_PAGES).keys()];
 
 describe('a snapshot of a VM that stands still', () => {
+  it('refuses a place where the kernel takes no new names, and does not hang over it', async () => {
+    const options = { memory: newMemory(), facts: FIXTURE_FACTS, deviceState: Buffer.from('devices') };
+    const nowhere = { ...common(), ...options, path: '/proc/us-none/vm/one.usnap' };
+    await expect(snapshotStill(nowhere)).rejects.toMatchObject({ code: 'SNAPSHOT_STORE_REFUSED' });
+  });
+
   it('is its memory, device state, firmware and specification', async () => {
     const memory = newMemory();
     writePages(

@@ -14,6 +14,7 @@ export interface HostCredentials {
   readonly ca: string;
 }
 
+const CERTIFICATE = /^-----BEGIN (?:TRUSTED |X509 )?CERTIFICATE-----/m;
 const HOST_NAME = /^[A-Za-z0-9][A-Za-z0-9.-]{0,62}$/;
 /** The private CA puts it into every host's certificate, so that it says nothing of which host that is. */
 const EVERY_HOST = 'localhost';
@@ -34,6 +35,8 @@ export function secureContextOf({ name, certificate, key, ca }: HostCredentials)
   if (!isHostName(name)) throw unusable(`${JSON.stringify(name)} is no name that tells hosts apart`);
   try {
     const context = createSecureContext({ cert: certificate, key, ca, minVersion: 'TLSv1.3' });
+    // OpenSSL takes any file in its place, and then nobody is trusted.
+    if (!CERTIFICATE.test(ca)) throw new Error('the file of the CA has no certificate');
     if (carries(new X509Certificate(certificate), name)) return context;
   } catch (cause) {
     throw unusable(messageOf(cause), cause);
@@ -116,7 +119,7 @@ function notAHost({ subject }: X509Certificate): WireError {
 
 function peerName(reason: string, facts: Readonly<Record<string, unknown>>): WireError {
   return new WireError('WIRE_PEER_NAME', `the other side is not the host that is expected: ${reason}`, {
-    hint: 'Compare the names of both hosts with the DNS names of their certificates: `understudy pki list`.',
+    hint: 'Compare the names of both hosts with the DNS names of their certificates: `understudy pki ls`.',
     facts,
   });
 }

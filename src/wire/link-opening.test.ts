@@ -296,6 +296,7 @@ describe('a host that listens', () => {
 describe('credentials', () => {
   it.each<[string, () => Promise<HostCredentials>]>([
     ['of which the key is another’s', async () => ({ ...beta, key: alpha.key })],
+    ['with a CA that is a key', async () => ({ ...beta, ca: alpha.key })],
     ['that are no PEM', async () => ({ ...beta, certificate: 'nonsense' })],
     ['for another name than the host’s', async () => ({ ...beta, name: 'delta' })],
     [

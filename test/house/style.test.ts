@@ -8,6 +8,8 @@ const KEBAB_CASE = /^[a-z0-9]+(?:-[a-z0-9]+)*(?:\.test)?\.(?:ts|c)$/;
 const UNFINISHED = new RegExp(
   ['TO' + 'DO', 'FIX' + 'ME', 'X' + 'XX'].map((word) => `\\b${word}\\b`).join('|'),
 );
+/** Its `recursive` spins for ever in some places: src/base/make-directory.ts. */
+const ENDLESS = /\bmkdir(?:Sync)?\([^;]*recursive: true/;
 const SET_ASIDE = /\b(?:it|test|describe)\.(?:only|skip|todo)\b/;
 
 /** What Biome does not look at: it checks formatting, function length and the rest. */
@@ -24,6 +26,9 @@ function faultsOf({ path, text }: SourceFile): string[] {
   if (UNFINISHED.test(text)) faults.push(`${path} holds a note on unfinished work`);
   if (name.endsWith('.test.ts') && path !== 'test/house/style.test.ts' && SET_ASIDE.test(text)) {
     faults.push(`${path} sets a test aside`);
+  }
+  if (path.startsWith('src/') && !/\.test\.ts$|-fixture\.ts$/.test(path) && ENDLESS.test(text)) {
+    faults.push(`${path} may spin in mkdir: makeDirectory does not`);
   }
   return faults;
 }
@@ -42,6 +47,11 @@ describe('the style of the house', () => {
     ['a drawer for everything', { path: 'src/net/frame-utils.ts', text: '' }, 'says nothing'],
     ['a folder for everything', { path: 'src/utils/frame.ts', text: '' }, 'says nothing'],
     ['unfinished work', { path: 'src/net/a.ts', text: `// ${'TO' + 'DO'} later\n` }, 'unfinished'],
+    [
+      'a directory made by what may not end',
+      { path: 'src/net/a.ts', text: 'mkdirSync(path, { recursive: true });\n' },
+      'may spin',
+    ],
     ['a test that is skipped', { path: 'src/net/a.test.ts', text: "it.skip('x', () => {});\n" }, 'aside'],
   ])('is broken by %s', (_, file, fault) => {
     expect(faultsOf(file)).toEqual([expect.stringContaining(fault)]);

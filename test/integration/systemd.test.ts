@@ -61,16 +61,18 @@ async function hostIsAnotherThan(pid: string): Promise<void> {
 
 describe('under systemd, the units that were installed', () => {
   it('are without fault in its eyes, and confined as docs/systemd.md says', async () => {
-    const units = ['understudy-host.service', 'understudy-keeper@.service', 'understudy.slice'];
+    const units = ['understudy-host', 'understudy-keeper@', 'understudy-site'].map(
+      (unit) => `${unit}.service`,
+    );
     const { exitCode, stdout, stderr } = await machine.run([
       'systemd-analyze',
       'verify',
-      ...units.map((unit) => `${UNITS}/${unit}`),
+      ...[...units, 'understudy.slice'].map((unit) => `${UNITS}/${unit}`),
     ]);
     expect({ exitCode, said: stdout + stderr }).toEqual({ exitCode: 0, said: '' });
     const document = readFileSync(new URL('../../docs/systemd.md', import.meta.url), 'utf8');
     const version = /^systemd (\d+)/.exec(await machine.must('systemctl', '--version'))?.[1];
-    for (const unit of units.slice(0, 2)) {
+    for (const unit of units) {
       const path = `${UNITS}/${unit}`;
       const told = await machine.must('systemd-analyze', 'security', '--offline=true', '--no-pager', path);
       const exposure = Number(/Overall exposure level for .+?: ([\d.]+)/.exec(told)?.[1]);

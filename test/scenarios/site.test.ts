@@ -55,6 +55,10 @@ describe('two hosts with daemons, one of which owns a VM', () => {
     const { lodgers } = await b.call('listLodgers', {});
     expect(lodgers).toMatchObject([{ name: hosts.vm, state: 'shadowing', actsOn: 'a' }]);
     expect((await say('b', 'ls')).vms).toMatchObject([{ name: hosts.vm, state: 'shadowing', actsOn: 'a' }]);
+    const again = await say('b', 'run', join(hosts.folder, 'vm.yaml'));
+    expect(again.error).toMatchObject({ code: 'KEEPER_IS_SHADOW', hint: expect.stringContaining('migrate') });
+    expect(await say('b', 'stop', hosts.vm)).toMatchObject({ outcome: 'shadow ended', actsOn: 'a' });
+    await untilVm(({ state }) => state === 'protected');
     const { placement } = await hosts.status('a');
     expect(placement).toMatchObject({ host: 'b', candidates: [{ host: 'b' }] });
   });

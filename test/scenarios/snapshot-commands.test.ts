@@ -1,7 +1,8 @@
 import { execFile, spawn } from 'node:child_process';
 import { randomUUID } from 'node:crypto';
-import { chmodSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { once } from 'node:events';
+import { chmodSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { dirname, join } from 'node:path';
 import { text } from 'node:stream/consumers';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
@@ -75,6 +76,23 @@ describe('understudy snapshot', () => {
       code: 1,
       json: { snapshots: [{ problem: { code: 'SNAPSHOT_KEY_WRONG' } }] },
     });
+  });
+
+  it('leaves nothing of one that was given up with Ctrl-C, and the VM protected', async () => {
+    const [kept] = (await snapshot(['list', vm.name])).json.snapshots ?? [];
+    const folder = dirname(String(kept?.path));
+    const before = readdirSync(folder);
+    const begun = async () => (await vm.kinds()).filter((kind) => kind === 'snapshotting').length;
+    const begunBefore = await begun();
+    const child = spawn(process.execPath, [CLI, 'snapshot', 'create', vm.name, '--json']);
+    const ended = once(child, 'exit');
+    await expect.poll(begun, { timeout: WHOLE_MS, interval: 10 }).toBeGreaterThan(begunBefore);
+    child.kill('SIGINT');
+    const said = await text(child.stdout);
+    expect((await ended)[0], said).toBe(130);
+    expect(JSON.parse(said)).toMatchObject({ error: { code: 'CLI_INTERRUPTED' } });
+    expect(readdirSync(folder)).toEqual(before);
+    expect((await vm.status()).phase).toBe('protected');
   });
 
   it('restores the newest one when the VM and its keeper were killed: the same guest', async () => {

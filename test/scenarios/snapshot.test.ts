@@ -257,6 +257,18 @@ describe('a snapshot that is damaged', () => {
     });
   });
 
+  it('is named as the cause where the device state needs memory that it does not have', async () => {
+    copyFileSync(first, copy());
+    const [hold, background] = [vm.holdAt('restore.before-load'), vm.holdAt('restore.background')];
+    const starting = vm.startAgain({ restoreFrom: { path: copy() } });
+    const refused = expect(starting).rejects.toMatchObject({ code: 'SNAPSHOT_FILL_FAILED' });
+    await hold.reached;
+    damage({ from: PAGE_BYTES, to: statSync(copy()).size, step: 1000 });
+    hold.release();
+    await refused;
+    background.release();
+  });
+
   it('while memory still comes from it stops the VM, which has read nothing else in its place', async () => {
     copyFileSync(first, copy());
     const hold = vm.holdAt('restore.background');
