@@ -169,7 +169,7 @@ describe('the right to act as a VM', () => {
       onSuperseded: () => told.push('superseded'),
       onSure: () => told.push('sure'),
       onDoubt: (what) => told.push(what),
-      onStore: (contact) => told.push(contact),
+      onStore: (...contact) => told.push(contact.join(': ')),
     });
     store.isAway = true;
     await until(() => right.hasEnded);
@@ -180,7 +180,7 @@ describe('the right to act as a VM', () => {
     store.isAway = false;
     await right.regained();
     expect(right.mayRelease('unknown')).toBe(true);
-    expect(told).toEqual(['away', 'ended', 'back', 'regained']);
+    expect(told).toEqual(['away: no answer', 'ended', 'back: ', 'regained']);
     expect(right.status()).toMatchObject({ token: 2, mode: 'alone', storeAwayMs: null });
   });
 

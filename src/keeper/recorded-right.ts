@@ -101,6 +101,8 @@ export class RecordedRight implements ActingRight {
   #follows: string | undefined;
   #watcher: RightWatcher | undefined;
   #storeAwaySinceMs: number | undefined;
+  /** What a call of the store failed with last. */
+  #storeTrouble: string | undefined;
   readonly #doubt = new OutputDoubt();
   #isConfirming = false;
   /** While what waits leaves by what is on record. */
@@ -117,7 +119,10 @@ export class RecordedRight implements ActingRight {
       ...{ tickEveryMs: TICK_MS, probeEveryMs: PROBE_MS },
       carryOut: ({ kind }) => this.#carryOut(kind),
       onStep: (fact) => this.#note(fact),
-      log: (message, facts) => log.warn(message, facts),
+      log: (message, facts) => {
+        this.#storeTrouble = String(facts.error);
+        log.warn(message, facts);
+      },
     });
   }
 
@@ -232,7 +237,7 @@ export class RecordedRight implements ActingRight {
     this.#watcher = watcher;
     if (this.#isSuperseded) watcher.onSuperseded();
     else if (this.hasEnded) watcher.onEnded();
-    if (this.#storeAwaySinceMs !== undefined) watcher.onStore('away');
+    if (this.#storeAwaySinceMs !== undefined) watcher.onStore('away', this.#storeTrouble);
   }
 
   async regained(signal?: AbortSignal): Promise<void> {
@@ -427,7 +432,8 @@ export class RecordedRight implements ActingRight {
     const { isStoreAway } = this.#driver.state;
     if (isStoreAway !== (this.#storeAwaySinceMs !== undefined)) {
       this.#storeAwaySinceMs = isStoreAway ? this.#options.clock.nowMs() : undefined;
-      this.#watcher?.onStore(isStoreAway ? 'away' : 'back');
+      if (!isStoreAway) this.#storeTrouble = undefined;
+      this.#watcher?.onStore(isStoreAway ? 'away' : 'back', this.#storeTrouble);
     }
     this.#followDoubt(fact);
     this.#waiters.check();
