@@ -126,9 +126,17 @@ describe('the right to act as a VM', () => {
     await right.arm(shadow);
     await right[Symbol.asyncDispose]();
     const scratch = { fromScratch: true, anew: false };
+    // Nobody but a person can know that both are gone: each is told of the other, and what to type then.
+    const hint = expect.stringContaining('--anew');
     await expect(begin(store, 'a', scratch)).rejects.toMatchObject({
       code: 'KEEPER_SUPERSEDED',
-      facts: { host: 'b' },
+      message: expect.stringContaining(`the shadow of ${VM} on b acts, or will`),
+      ...{ hint, facts: { host: 'b' } },
+    });
+    await expect(begin(store, 'b', scratch)).rejects.toMatchObject({
+      code: 'KEEPER_SUPERSEDED',
+      message: expect.stringContaining(`a acts as ${VM}, or did until`),
+      ...{ hint, facts: { host: 'a' } },
     });
     expect((await begin(store, 'a', { ...scratch, anew: true })).token).toBe(2);
   });

@@ -6,7 +6,7 @@ import type { Logger } from '../base/logger.ts';
 import type { KeeperError } from '../control/keeper-error.ts';
 import { LeaseDriver, type VmEffect } from '../lease/lease-driver.ts';
 import { LeaseError } from '../lease/lease-error.ts';
-import { isSuspendedElsewhere, type LeaseRecord, type StoredLease } from '../lease/lease-record.ts';
+import { isSuspendedElsewhere, type StoredLease } from '../lease/lease-record.ts';
 import {
   heardForMs,
   heirLease,
@@ -20,7 +20,8 @@ import {
 import type { LeaseStore } from '../lease/lease-store.ts';
 import type { ActingRight, HeardWord, RightStatus, RightWatcher, ShadowClaimant } from './acting-right.ts';
 import { OutputDoubt } from './output-doubt.ts';
-import { disksElsewhere, superseded, suspendedElsewhere } from './refusals.ts';
+import { superseded, suspendedElsewhere } from './refusals.ts';
+import { actedLastElsewhere, actsElsewhere } from './right-refusals.ts';
 
 const RETRY_MS = 100;
 const RETRY_MS_MAX = 2000;
@@ -377,8 +378,7 @@ export class RecordedRight implements ActingRight {
     const { record, isHeld = false } = this.#stored ?? {};
     if (record !== undefined && !isHeld && isSuspendedElsewhere(record, host))
       return suspendedElsewhere(vm, record.holder);
-    const other = record?.holder === host ? record.shadow?.host : record?.holder;
-    return superseded(vm, other ?? 'another host');
+    return actsElsewhere(this.#options, record);
   }
 
   /** Waits until it is decided whether, and how, the VM may act here. */
@@ -438,17 +438,6 @@ export class RecordedRight implements ActingRight {
     this.#followDoubt(fact);
     this.#waiters.check();
   }
-}
-
-/** Why a VM may not be started here from its disks. */
-function actedLastElsewhere(
-  { vm, host }: Pick<RightOptions, 'vm' | 'host'>,
-  { record, isHeld }: StoredLease & { readonly record: LeaseRecord },
-): KeeperError {
-  if (record.mode === 'in-sync' || (record.mode === 'alone' && isHeld)) return superseded(vm, record.holder);
-  return isSuspendedElsewhere(record, host)
-    ? suspendedElsewhere(vm, record.holder)
-    : disksElsewhere(vm, record.holder);
 }
 
 interface Deciding {
