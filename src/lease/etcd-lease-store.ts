@@ -199,11 +199,17 @@ function parsed<Schema extends z.ZodType>(schema: Schema, body: unknown): z.infe
 }
 
 function away(why: string, cause: unknown): LeaseError {
-  const reason = cause === undefined ? '' : ` (${messageOf(cause)})`;
+  const reason = cause === undefined ? '' : ` (${shortly(cause)})`;
   return new LeaseError('LEASE_STORE_AWAY', `etcd is away: ${why}${reason}`, {
     hint: 'VMs in sync run on; nothing is taken over until most of its nodes answer again.',
     cause,
   });
+}
+
+/** OpenSSL's messages are a line of numbers and paths of its sources; `reason` is what they are about. */
+function shortly(cause: unknown): string {
+  const { reason } = Object(cause);
+  return typeof reason === 'string' ? reason : messageOf(cause);
 }
 
 function noneWhereAway(thrown: unknown): undefined {
