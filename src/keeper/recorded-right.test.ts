@@ -208,6 +208,18 @@ describe('the right to act as a VM', () => {
     expect(store.record).toMatchObject({ holder: 'b', mode: 'alone', token: 2 });
   });
 
+  it('is waited for while the store is away, and whoever wants it is told so once', async () => {
+    const store = new Store(time.clock);
+    store.isAway = true;
+    const told: string[] = [];
+    const beginning = begin(store, 'a', { onStoreAway: (why) => void told.push(why) });
+    await time.clock.sleep(TTL_MS);
+    expect(told).toEqual(['no answer']);
+    store.isAway = false;
+    expect((await beginning).token).toBe(1);
+    expect(told).toHaveLength(1);
+  });
+
   it('in sync does not end, however long the store is away', async () => {
     const store = new Store(time.clock);
     const right = await begin(store, 'a');

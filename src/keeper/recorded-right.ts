@@ -54,6 +54,8 @@ export interface Beginning {
   readonly anew: boolean;
   /** The VM is that of a host that acts alone and may be gone: told once, when its right is waited for to end. */
   readonly onWait?: ((holder: string) => void) | undefined;
+  /** It cannot be found out who acts: told once, with the reason, and waited for. */
+  readonly onStoreAway?: ((why: string) => void) | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -135,7 +137,7 @@ export class RecordedRight implements ActingRight {
   static async begin(options: RightOptions, beginning: Beginning): Promise<RecordedRight> {
     const { fromScratch, anew, signal, onWait, writesDisks = false } = beginning;
     const { host } = options;
-    const stored = await readUntilAnswered(options, signal);
+    const stored = await readUntilAnswered(options, beginning);
     const { record } = stored;
     // Once this host is on record nobody knows any more where the newest disks are.
     if (writesDisks && !anew && record !== undefined && record.holder !== host)
@@ -468,7 +470,7 @@ function guarded(store: LeaseStore, failpoints: Failpoints): LeaseStore {
 /** What there is to begin with. @throws the signal's reason */
 async function readUntilAnswered(
   { store, vm, clock, log }: RightOptions,
-  signal: AbortSignal | undefined,
+  { signal, onStoreAway = () => {} }: Pick<Beginning, 'signal' | 'onStoreAway'>,
 ): Promise<StoredLease> {
   for (let retryMs = RETRY_MS; ; retryMs = Math.min(retryMs * 2, RETRY_MS_MAX)) {
     signal?.throwIfAborted();
@@ -477,6 +479,7 @@ async function readUntilAnswered(
     } catch (cause) {
       if (!(cause instanceof LeaseError)) throw cause;
       log.warn('it is not known who acts; asking again', { vm, ...errorFacts(cause), retryMs });
+      if (retryMs === RETRY_MS) onStoreAway(cause.message);
     }
     await clock.sleep(retryMs, signal);
   }
