@@ -1,5 +1,6 @@
 import { once } from 'node:events';
 import { rmSync } from 'node:fs';
+import { connect as connectTcp } from 'node:net';
 import { connect as connectTls } from 'node:tls';
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
@@ -81,7 +82,10 @@ describe('a door to other hosts', () => {
     await expect
       .poll(() => told.map((line) => line.trim()))
       .toEqual(['127.0.0.1 WIRE_PEER_NAME', '127.0.0.1 WIRE_REFUSED WIRE_PEER_NAME']);
-    // Negative control: of those who may come nothing is told.
+    // Negative control: of those who may come nothing is told, nor of those who only look whether the port answers.
+    const probe = connectTcp({ host: '127.0.0.1', port: door.port });
+    await once(probe, 'connect');
+    probe.destroy();
     expect(await codeOf(there, 'a')).toBeUndefined();
     expect(told).toHaveLength(2);
   });

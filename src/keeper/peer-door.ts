@@ -107,7 +107,8 @@ export async function openDoor(
   const log = new TurnedAwayLog();
   const onRefused = (error: WireError, { address }: { readonly address: string }) => {
     if (error.code === 'WIRE_CERTIFICATE_UNUSABLE') onTrouble(error.message);
-    else if (log.isNews({ address, code: error.code }, systemClock.nowMs())) onTurnedAway(error, address);
+    else if (!hasHungUp(error) && log.isNews({ address, code: error.code }, systemClock.nowMs()))
+      onTurnedAway(error, address || 'somebody');
   };
   return await openSamePort(hostsOf(site.listen), {
     port,
@@ -120,6 +121,11 @@ export async function openDoor(
       });
     },
   });
+}
+
+/** Who came and left without a word was not turned away: they looked whether the port answers, or had no time left. */
+function hasHungUp({ cause }: WireError): boolean {
+  return Object(cause).code === 'ECONNRESET';
 }
 
 interface DoorOptions {
