@@ -1,6 +1,7 @@
 import { systemClock as clock } from '../base/clock.ts';
 import { type EvacuationReport, evacuate, type Lodger, lodgers } from '../site/evacuation.ts';
 import { beginMaintenance, endMaintenance, maintenanceOf } from '../site/maintenance.ts';
+import { CliError } from './cli-error.ts';
 import { EXIT_CODES } from './exit-codes.ts';
 import { Interruption } from './interruption.ts';
 import { type Output, table } from './output.ts';
@@ -16,9 +17,20 @@ export async function maintenanceOn(
   const report = await evacuate({
     ...{ clock, force, timeoutMs, signal: interruption.signal },
     onProgress: (step, detail) => out.progress(step, detail),
+  }).catch((thrown) => {
+    throw thrown instanceof CliError && thrown.code === 'CLI_INTERRUPTED' ? stays(thrown) : thrown;
   });
   out.result({ maintenance: true, sinceMs, ...report }, () => reportText(report));
   return report.left.length === 0 ? EXIT_CODES.ok.code : EXIT_CODES.failed.code;
+}
+
+/** What Ctrl-C does not take back. */
+function stays(interruption: CliError): CliError {
+  return new CliError('CLI_INTERRUPTED', interruption.message, {
+    hint: 'This host stays in maintenance. `understudy maintenance on` goes on emptying it, `understudy maintenance off` ends that.',
+    facts: interruption.facts,
+    cause: interruption,
+  });
 }
 
 /** VMs that look for a place for their shadow find this host again by themselves. */

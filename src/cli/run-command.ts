@@ -33,14 +33,24 @@ export async function run(specPath: string, options: RunOptions, out: Output): P
   using interruption = new Interruption();
   out.progress(`starting ${spec.name}`);
   const keeper = startKeeper(text, { vm: spec.name, source: resolve(specPath), anew: options.anew });
+  const patience = new StartPatience(spec.name, { clock, timeoutMs: options.timeoutMs });
+  const onWait = (what: string) => {
+    out.progress(what);
+    patience.begin(what);
+  };
   try {
-    await interruption.orInterrupted(keeper.started((what) => out.progress(what)));
+    const started = keeper.started(onWait);
+    // It may fail while nobody waits for it any more.
+    started.catch(() => {});
+    await interruption.orInterrupted(Promise.race([started, patience.over]));
   } catch (thrown) {
-    if (interruption.signal.aborted) {
+    if (interruption.signal.aborted || isLate(thrown)) {
       await keeper.giveUp({ deadlineMs: GIVE_UP_DEADLINE_MS, clock });
       await RunDirectory.sweep(spec.name, { clock });
     }
     throw await ofShadow(thrown, spec.name);
+  } finally {
+    patience.end();
   }
   using control = await openControl(spec.name);
   // Without a shadow there is nothing to wait for.
@@ -59,6 +69,43 @@ export async function run(specPath: string, options: RunOptions, out: Output): P
     throw thrown;
   }
   return await stayWith(keeper, { vm: spec.name, interruption, out });
+}
+
+/** How long a start may wait for others: for etcd, or for the right of another host to end. */
+class StartPatience {
+  readonly over: Promise<never>;
+  readonly #late = Promise.withResolvers<never>();
+  readonly #vm: string;
+  readonly #options: { readonly clock: Clock; readonly timeoutMs: number };
+  #cancel: (() => void) | undefined;
+
+  constructor(vm: string, options: { readonly clock: Clock; readonly timeoutMs: number }) {
+    this.#vm = vm;
+    this.#options = options;
+    this.over = this.#late.promise;
+    this.over.catch(() => {});
+  }
+
+  /** Counts from the first thing that is waited for. */
+  begin(what: string): void {
+    const { clock, timeoutMs } = this.#options;
+    this.#cancel ??= clock.after(timeoutMs, () =>
+      this.#late.reject(
+        new CliError('CLI_WAIT_TIMEOUT', `${this.#vm} has not started after ${timeoutMs / 1000} s: ${what}`, {
+          hint: 'The start was taken back. Try again later, or give it more time with --timeout.',
+          facts: { vm: this.#vm },
+        }),
+      ),
+    );
+  }
+
+  end(): void {
+    this.#cancel?.();
+  }
+}
+
+function isLate(thrown: unknown): boolean {
+  return thrown instanceof CliError && thrown.code === 'CLI_WAIT_TIMEOUT';
 }
 
 /** A name that is taken by a shadow is that of a VM elsewhere: nobody is to choose another one, or to stop it. */

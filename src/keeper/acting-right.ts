@@ -24,7 +24,8 @@ export interface RightWatcher {
   readonly onSure: () => void;
   /** For so long such output waits, or waited until it left. Not told of each. */
   readonly onDoubt: (what: 'waits' | 'waited', forMs: number) => void;
-  readonly onStore: (contact: 'away' | 'back') => void;
+  /** `why` it is away, for people, where that is known. */
+  readonly onStore: (contact: 'away' | 'back', why?: string) => void;
 }
 
 /** How the right stands, as it is shown to people. */

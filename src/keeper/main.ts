@@ -149,7 +149,10 @@ async function keep({ spec, given, wishes }: Kept, keeping: Keeping): Promise<nu
       log.info('waits for the right of another host to end', { holder });
       reportWait(waitingFor(spec.name, holder));
     };
-    const kept = { spec, given, clock, log, failpoints, directory, anew, onWait, signal: signals.start };
+    const onStoreAway = (why: string) =>
+      reportWait(`it is not known whether another host acts as ${spec.name}: ${why}; asking again`);
+    const waits = { onWait, onStoreAway, signal: signals.start };
+    const kept = { spec, given, clock, log, failpoints, directory, anew, ...waits };
     remote = await joinSite(kept);
     const keeper = await Keeper.start({
       ...{ ...host, spec, log, clock, shadowWanted, savedIn, startFrom, restoreFrom },

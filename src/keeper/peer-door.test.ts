@@ -1,10 +1,12 @@
 import { once } from 'node:events';
 import { rmSync } from 'node:fs';
+import { connect as connectTcp } from 'node:net';
 import { connect as connectTls } from 'node:tls';
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import { describe, expect, it, onTestFinished } from 'vitest';
 import { MIB } from '../base/units.ts';
+import type { SiteConfig } from '../config/site-config.ts';
 import type { PeerLink } from '../replication/peer-link.ts';
 import { MESSAGE } from '../replication/peer-messages.ts';
 import { dialPeer, openDoor, SecurePeerLink } from './peer-door.ts';
@@ -50,6 +52,42 @@ describe('a door to other hosts', () => {
       expect(String(Buffer.from(value.body))).toBe('still there');
     }
     for (const link of [first, second, ...links]) link.close();
+  });
+
+  it('tells at both ends why somebody does not get in, whichever side minds', async () => {
+    const { a, b, pki } = await twoHosts(onTestFinished);
+    await pki.host('stranger', []);
+    const told: string[] = [];
+    using door = await openDoor(a, {
+      port: 0,
+      onLink: (link) => void link.close(),
+      onTurnedAway: ({ code, facts }, address) => told.push([address, code, facts.reason].join(' ')),
+    });
+    const there = b(`127.0.0.1:${door.port}`);
+    const codeOf = (site: SiteConfig, peer: string) =>
+      dialPeer(site, peer, { signal: AbortSignal.timeout(20_000) }).then(
+        ({ link }) => void link.close(),
+        ({ code, facts }) => [code, facts.reason].join(' '),
+      );
+    const stranger = (path: string) => path.replace(/b\.(\w+)$/, 'stranger.$1');
+    const unknown = {
+      ...there,
+      host: 'stranger',
+      certificate: stranger(b().certificate),
+      key: stranger(b().key),
+    };
+    expect(await codeOf(unknown, 'a')).toBe('WIRE_REFUSED WIRE_PEER_NAME');
+    const mistaken = { ...there, hosts: { elsewhere: there.hosts.a ?? [] } };
+    expect(await codeOf(mistaken, 'elsewhere')).toMatch('WIRE_PEER_NAME');
+    await expect
+      .poll(() => told.map((line) => line.trim()))
+      .toEqual(['127.0.0.1 WIRE_PEER_NAME', '127.0.0.1 WIRE_REFUSED WIRE_PEER_NAME']);
+    // Negative control: of those who may come nothing is told, nor of those who only look whether the port answers.
+    const probe = connectTcp({ host: '127.0.0.1', port: door.port });
+    await once(probe, 'connect');
+    probe.destroy();
+    expect(await codeOf(there, 'a')).toBeUndefined();
+    expect(told).toHaveLength(2);
   });
 });
 

@@ -7,8 +7,10 @@ import { LastingLink } from '../wire/lasting-link.ts';
 import { dialSecurely, listenSecurely } from '../wire/link-opening.ts';
 import { withResumeLimits } from '../wire/resume-messages.ts';
 import type { LinkEnd, SecureLink } from '../wire/secure-link.ts';
+import type { WireError } from '../wire/wire-error.ts';
 import { peerLost } from './refusals.ts';
 import { type OpenPort, openSamePort } from './same-port.ts';
+import { TurnedAwayLog } from './turned-away.ts';
 
 /** Not a part of `peerTimeoutMs`: the other side may have a shorter one. */
 const KEEPALIVE_MS = 100;
@@ -99,9 +101,15 @@ export interface DialledLink {
  */
 export async function openDoor(
   site: SiteConfig,
-  { port, onLink, onTrouble = () => {} }: DoorOptions,
+  { port, onLink, onTrouble = () => {}, onTurnedAway = () => {} }: DoorOptions,
 ): Promise<OpenPort> {
   const peers = Object.keys(site.hosts);
+  const log = new TurnedAwayLog();
+  const onRefused = (error: WireError, { address }: { readonly address: string }) => {
+    if (error.code === 'WIRE_CERTIFICATE_UNUSABLE') onTrouble(error.message);
+    else if (!hasHungUp(error) && log.isNews({ address, code: error.code }, systemClock.nowMs()))
+      onTurnedAway(error, address || 'somebody');
+  };
   return await openSamePort(hostsOf(site.listen), {
     port,
     open: (at) => {
@@ -109,10 +117,15 @@ export async function openDoor(
       return listenSecurely({
         ...{ ...openingOf(site, credentials.initial), ...at, peers },
         ...{ onLink: (link) => onLink(link, link.peer), renewed: () => credentials.renewed() },
-        onRefused: ({ code, message }) => code === 'WIRE_CERTIFICATE_UNUSABLE' && onTrouble(message),
+        onRefused,
       });
     },
   });
+}
+
+/** Who came and left without a word was not turned away: they looked whether the port answers, or had no time left. */
+function hasHungUp({ cause }: WireError): boolean {
+  return Object(cause).code === 'ECONNRESET';
 }
 
 interface DoorOptions {
@@ -120,6 +133,8 @@ interface DoorOptions {
   readonly onLink: (link: SecureLink, peer: string) => void;
   /** Renewed credentials cannot be used: why, for people. */
   readonly onTrouble?: (what: string) => void;
+  /** Somebody at `address` was turned away, or turned away; of the same cause not more often than once a minute. */
+  readonly onTurnedAway?: (error: WireError, address: string) => void;
 }
 
 function openingOf(site: SiteConfig, credentials: CredentialFiles, clock: Clock = systemClock) {

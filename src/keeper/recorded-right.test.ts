@@ -126,9 +126,17 @@ describe('the right to act as a VM', () => {
     await right.arm(shadow);
     await right[Symbol.asyncDispose]();
     const scratch = { fromScratch: true, anew: false };
+    // Nobody but a person can know that both are gone: each is told of the other, and what to type then.
+    const hint = expect.stringContaining('--anew');
     await expect(begin(store, 'a', scratch)).rejects.toMatchObject({
       code: 'KEEPER_SUPERSEDED',
-      facts: { host: 'b' },
+      message: expect.stringContaining(`the shadow of ${VM} on b acts, or will`),
+      ...{ hint, facts: { host: 'b' } },
+    });
+    await expect(begin(store, 'b', scratch)).rejects.toMatchObject({
+      code: 'KEEPER_SUPERSEDED',
+      message: expect.stringContaining(`a acts as ${VM}, or did until`),
+      ...{ hint, facts: { host: 'a' } },
     });
     expect((await begin(store, 'a', { ...scratch, anew: true })).token).toBe(2);
   });
@@ -169,7 +177,7 @@ describe('the right to act as a VM', () => {
       onSuperseded: () => told.push('superseded'),
       onSure: () => told.push('sure'),
       onDoubt: (what) => told.push(what),
-      onStore: (contact) => told.push(contact),
+      onStore: (...contact) => told.push(contact.join(': ')),
     });
     store.isAway = true;
     await until(() => right.hasEnded);
@@ -180,7 +188,7 @@ describe('the right to act as a VM', () => {
     store.isAway = false;
     await right.regained();
     expect(right.mayRelease('unknown')).toBe(true);
-    expect(told).toEqual(['away', 'ended', 'back', 'regained']);
+    expect(told).toEqual(['away: no answer', 'ended', 'back: ', 'regained']);
     expect(right.status()).toMatchObject({ token: 2, mode: 'alone', storeAwayMs: null });
   });
 
@@ -198,6 +206,18 @@ describe('the right to act as a VM', () => {
     store.isDeafTo = undefined;
     await superseded.promise;
     expect(store.record).toMatchObject({ holder: 'b', mode: 'alone', token: 2 });
+  });
+
+  it('is waited for while the store is away, and whoever wants it is told so once', async () => {
+    const store = new Store(time.clock);
+    store.isAway = true;
+    const told: string[] = [];
+    const beginning = begin(store, 'a', { onStoreAway: (why) => void told.push(why) });
+    await time.clock.sleep(TTL_MS);
+    expect(told).toEqual(['no answer']);
+    store.isAway = false;
+    expect((await beginning).token).toBe(1);
+    expect(told).toHaveLength(1);
   });
 
   it('in sync does not end, however long the store is away', async () => {

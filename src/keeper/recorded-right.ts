@@ -6,7 +6,7 @@ import type { Logger } from '../base/logger.ts';
 import type { KeeperError } from '../control/keeper-error.ts';
 import { LeaseDriver, type VmEffect } from '../lease/lease-driver.ts';
 import { LeaseError } from '../lease/lease-error.ts';
-import { isSuspendedElsewhere, type LeaseRecord, type StoredLease } from '../lease/lease-record.ts';
+import { isSuspendedElsewhere, type StoredLease } from '../lease/lease-record.ts';
 import {
   heardForMs,
   heirLease,
@@ -20,7 +20,8 @@ import {
 import type { LeaseStore } from '../lease/lease-store.ts';
 import type { ActingRight, HeardWord, RightStatus, RightWatcher, ShadowClaimant } from './acting-right.ts';
 import { OutputDoubt } from './output-doubt.ts';
-import { disksElsewhere, superseded, suspendedElsewhere } from './refusals.ts';
+import { superseded, suspendedElsewhere } from './refusals.ts';
+import { actedLastElsewhere, actsElsewhere } from './right-refusals.ts';
 
 const RETRY_MS = 100;
 const RETRY_MS_MAX = 2000;
@@ -53,6 +54,8 @@ export interface Beginning {
   readonly anew: boolean;
   /** The VM is that of a host that acts alone and may be gone: told once, when its right is waited for to end. */
   readonly onWait?: ((holder: string) => void) | undefined;
+  /** It cannot be found out who acts: told once, with the reason, and waited for. */
+  readonly onStoreAway?: ((why: string) => void) | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -101,6 +104,8 @@ export class RecordedRight implements ActingRight {
   #follows: string | undefined;
   #watcher: RightWatcher | undefined;
   #storeAwaySinceMs: number | undefined;
+  /** What a call of the store failed with last. */
+  #storeTrouble: string | undefined;
   readonly #doubt = new OutputDoubt();
   #isConfirming = false;
   /** While what waits leaves by what is on record. */
@@ -117,7 +122,10 @@ export class RecordedRight implements ActingRight {
       ...{ tickEveryMs: TICK_MS, probeEveryMs: PROBE_MS },
       carryOut: ({ kind }) => this.#carryOut(kind),
       onStep: (fact) => this.#note(fact),
-      log: (message, facts) => log.warn(message, facts),
+      log: (message, facts) => {
+        this.#storeTrouble = String(facts.error);
+        log.warn(message, facts);
+      },
     });
   }
 
@@ -129,7 +137,7 @@ export class RecordedRight implements ActingRight {
   static async begin(options: RightOptions, beginning: Beginning): Promise<RecordedRight> {
     const { fromScratch, anew, signal, onWait, writesDisks = false } = beginning;
     const { host } = options;
-    const stored = await readUntilAnswered(options, signal);
+    const stored = await readUntilAnswered(options, beginning);
     const { record } = stored;
     // Once this host is on record nobody knows any more where the newest disks are.
     if (writesDisks && !anew && record !== undefined && record.holder !== host)
@@ -232,7 +240,7 @@ export class RecordedRight implements ActingRight {
     this.#watcher = watcher;
     if (this.#isSuperseded) watcher.onSuperseded();
     else if (this.hasEnded) watcher.onEnded();
-    if (this.#storeAwaySinceMs !== undefined) watcher.onStore('away');
+    if (this.#storeAwaySinceMs !== undefined) watcher.onStore('away', this.#storeTrouble);
   }
 
   async regained(signal?: AbortSignal): Promise<void> {
@@ -372,8 +380,7 @@ export class RecordedRight implements ActingRight {
     const { record, isHeld = false } = this.#stored ?? {};
     if (record !== undefined && !isHeld && isSuspendedElsewhere(record, host))
       return suspendedElsewhere(vm, record.holder);
-    const other = record?.holder === host ? record.shadow?.host : record?.holder;
-    return superseded(vm, other ?? 'another host');
+    return actsElsewhere(this.#options, record);
   }
 
   /** Waits until it is decided whether, and how, the VM may act here. */
@@ -427,22 +434,12 @@ export class RecordedRight implements ActingRight {
     const { isStoreAway } = this.#driver.state;
     if (isStoreAway !== (this.#storeAwaySinceMs !== undefined)) {
       this.#storeAwaySinceMs = isStoreAway ? this.#options.clock.nowMs() : undefined;
-      this.#watcher?.onStore(isStoreAway ? 'away' : 'back');
+      if (!isStoreAway) this.#storeTrouble = undefined;
+      this.#watcher?.onStore(isStoreAway ? 'away' : 'back', this.#storeTrouble);
     }
     this.#followDoubt(fact);
     this.#waiters.check();
   }
-}
-
-/** Why a VM may not be started here from its disks. */
-function actedLastElsewhere(
-  { vm, host }: Pick<RightOptions, 'vm' | 'host'>,
-  { record, isHeld }: StoredLease & { readonly record: LeaseRecord },
-): KeeperError {
-  if (record.mode === 'in-sync' || (record.mode === 'alone' && isHeld)) return superseded(vm, record.holder);
-  return isSuspendedElsewhere(record, host)
-    ? suspendedElsewhere(vm, record.holder)
-    : disksElsewhere(vm, record.holder);
 }
 
 interface Deciding {
@@ -473,7 +470,7 @@ function guarded(store: LeaseStore, failpoints: Failpoints): LeaseStore {
 /** What there is to begin with. @throws the signal's reason */
 async function readUntilAnswered(
   { store, vm, clock, log }: RightOptions,
-  signal: AbortSignal | undefined,
+  { signal, onStoreAway = () => {} }: Pick<Beginning, 'signal' | 'onStoreAway'>,
 ): Promise<StoredLease> {
   for (let retryMs = RETRY_MS; ; retryMs = Math.min(retryMs * 2, RETRY_MS_MAX)) {
     signal?.throwIfAborted();
@@ -482,6 +479,7 @@ async function readUntilAnswered(
     } catch (cause) {
       if (!(cause instanceof LeaseError)) throw cause;
       log.warn('it is not known who acts; asking again', { vm, ...errorFacts(cause), retryMs });
+      if (retryMs === RETRY_MS) onStoreAway(cause.message);
     }
     await clock.sleep(retryMs, signal);
   }

@@ -67,6 +67,8 @@ interface JoiningVm extends SiteOptions {
   readonly anew: boolean;
   /** Another host acts alone, and may be gone. */
   readonly onWait: (holder: string) => void;
+  /** It cannot be found out who acts, for this reason. */
+  readonly onStoreAway: (why: string) => void;
   readonly signal: AbortSignal;
 }
 

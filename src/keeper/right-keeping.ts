@@ -38,7 +38,10 @@ export class RightKeeping {
       onSuperseded: () => this.#giveWay(),
       onSure: () => this.#releaseDue(),
       onDoubt: (what, forMs) => this.#vm.publish(`output-${what}`, { [`${what}Ms`]: forMs }),
-      onStore: (contact) => this.#vm.publish(contact === 'away' ? 'lease-store-away' : 'lease-store-back'),
+      onStore: (contact, why) => {
+        const facts = why === undefined ? undefined : { error: why };
+        this.#vm.publish(contact === 'away' ? 'lease-store-away' : 'lease-store-back', facts);
+      },
     });
   }
 

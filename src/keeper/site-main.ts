@@ -20,6 +20,7 @@ import { RunDirectory } from '../control/run-directory.ts';
 import type { PeerLink } from '../replication/peer-link.ts';
 import { decodeWords, encodeWords, garbled, MESSAGE, type PeerWords } from '../replication/peer-messages.ts';
 import { assertNoMaintenance } from '../site/maintenance.ts';
+import { exposureOf } from '../site/site-credentials.ts';
 import { siteLeaseStore } from '../site/site-lease-store.ts';
 import { hostResources } from './host-resources.ts';
 import { startError } from './keeper-life.ts';
@@ -64,7 +65,13 @@ async function main(): Promise<number> {
       port: portOf(site),
       onLink: (link, peer) => void answer(site, { link: new SecurePeerLink(link), peer }),
       onTrouble: (what) => void process.stderr.write(`renewed credentials cannot be used: ${what}\n`),
+      onTurnedAway: ({ code, message, hint }, address) =>
+        void process.stderr.write(
+          `a connection from ${address} came to nothing: ${message} (${code}); ${hint}\n`,
+        ),
     });
+    const exposed = exposureOf(site.key);
+    if (exposed !== undefined) process.stderr.write(`warning: ${exposed}\n`);
     if (isForPeople) say(`host ${site.host} answers at port ${door.port}; Ctrl-C ends that, and no shadow`);
     else say({ ok: true, port: door.port });
     const sweeping = new AbortController();

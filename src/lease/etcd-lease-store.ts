@@ -1,5 +1,6 @@
 import { z } from 'zod';
 import type { Clock } from '../base/clock.ts';
+import { messageOf } from '../base/errors.ts';
 import { type CallOutcome, type EtcdAccess, EtcdGateway } from './etcd-gateway.ts';
 import { LeaseError } from './lease-error.ts';
 import type { StoredLease, SwapOutcome } from './lease-record.ts';
@@ -70,7 +71,7 @@ export class EtcdLeaseStore implements LeaseStore {
 
   async swap(vm: string, { expectedRevision, record, onlyIfUnheld }: LeaseWrite): Promise<SwapOutcome> {
     const keys = this.#keys(vm);
-    const lease = record.mode === 'alone' ? await this.#grant() : undefined;
+    const lease = record.mode === 'alone' ? await this.#granted().catch(noneWhereAway) : undefined;
     if (record.mode === 'alone' && lease === undefined) return { kind: 'unreachable' };
     const compare = [
       { key: keys.record, target: 'MOD', result: 'EQUAL', mod_revision: String(expectedRevision) },
@@ -92,8 +93,7 @@ export class EtcdLeaseStore implements LeaseStore {
 
   async renew(vm: string, { token }: { token: number }): Promise<'renewed' | 'refused'> {
     const keys = this.#keys(vm);
-    const lease = await this.#grant();
-    if (lease === undefined) throw away('it gives out no lease', undefined);
+    const lease = await this.#granted();
     const now = await this.#look(vm);
     if (now.heldToken !== token || now.record?.token !== token) return 'refused';
     // Only what was seen is moved: a renewal that is late must not put its lease in the place of a younger one.
@@ -144,12 +144,12 @@ export class EtcdLeaseStore implements LeaseStore {
     return seen(vm, this.#answered(txnSchema, await this.#gateway.call('/v3/kv/txn', body)));
   }
 
-  /** A lease that begins now, or undefined when it is not known that there is one. One too many ends by itself. */
-  async #grant(): Promise<string | undefined> {
+  /** A lease that begins now. One too many ends by itself. @throws LeaseError where it is not known that there is one */
+  async #granted(): Promise<string> {
     const outcome = await this.#gateway.call('/v3/lease/grant', { TTL: String(this.#ttlSeconds) });
-    if (outcome.kind !== 'answered') return undefined;
-    const granted = parsed(grantSchema, outcome.body);
-    return granted === undefined || granted.TTL < this.#ttlSeconds ? undefined : granted.ID;
+    const { TTL, ID } = this.#answered(grantSchema, outcome);
+    if (TTL < this.#ttlSeconds) throw away('it gives out no lease', undefined);
+    return ID;
   }
 
   #answered<Schema extends z.ZodType>(schema: Schema, outcome: CallOutcome): z.infer<Schema> {
@@ -199,10 +199,21 @@ function parsed<Schema extends z.ZodType>(schema: Schema, body: unknown): z.infe
 }
 
 function away(why: string, cause: unknown): LeaseError {
-  return new LeaseError('LEASE_STORE_AWAY', `etcd is away: ${why}`, {
+  const reason = cause === undefined ? '' : ` (${shortly(cause)})`;
+  return new LeaseError('LEASE_STORE_AWAY', `etcd is away: ${why}${reason}`, {
     hint: 'VMs in sync run on; nothing is taken over until most of its nodes answer again.',
     cause,
   });
+}
+
+/** OpenSSL's messages are a line of numbers and paths of its sources; `reason` is what they are about. */
+function shortly(cause: unknown): string {
+  const { reason } = Object(cause);
+  return typeof reason === 'string' ? reason : messageOf(cause);
+}
+
+function noneWhereAway(thrown: unknown): undefined {
+  if (!(thrown instanceof LeaseError) || thrown.code !== 'LEASE_STORE_AWAY') throw thrown;
 }
 
 function encoded(text: string): string {

@@ -1,21 +1,17 @@
 import type { Clock } from '../base/clock.ts';
 import type { Trace } from '../base/trace.ts';
 import { ControlClient } from '../control/control-client.ts';
-import { KeeperError, type KeeperErrorCode } from '../control/keeper-error.ts';
+import { KeeperError } from '../control/keeper-error.ts';
 import { controlSocketOf } from '../control/run-directory.ts';
 import type { VmEvent } from '../control/vm-event.ts';
 import type { VmStatus } from '../control/vm-status.ts';
 import { LeaseError } from '../lease/lease-error.ts';
+import { refusalOf } from './migration-refusal.ts';
 import { SiteRecords } from './site-records.ts';
 
 const POLL_MS = 100;
 /** The keeper says so before it answers. */
 const MOVED_DEADLINE_MS = 2000;
-/** So often in a row a host turns the shadow away before that is taken for its answer. */
-const REFUSALS_MAX = 5;
-/** Known from what the host says of itself: to ask again helps nothing. */
-const FINAL: readonly unknown[] = ['KEEPER_HOST_NO_ROOM', 'KEEPER_HOST_MAINTENANCE', 'KEEPER_HOST_REFUSED'];
-
 export interface MigrateOptions {
   /** Another host of the site; undefined: where its shadow is, or else wherever it finds a place. */
   readonly to: string | undefined;
@@ -99,7 +95,8 @@ async function untilInSync(
     if (phase === 'protected' && isThere) return;
     if (!shadowWanted) throw noShadowWanted(name);
     const failures = (await eventsSince(control, since)).filter(({ kind }) => kind === 'shadow-failed');
-    throwIfRefused(name, failures);
+    const refusal = refusalOf(name, failures);
+    if (refusal !== undefined) throw refusal;
     onProgress?.(
       `waiting for a shadow of ${name} in sync${to === undefined ? '' : ` on ${to}`}`,
       far(status),
@@ -113,17 +110,6 @@ function far({ phase, shadow }: VmStatus): string {
   const there =
     shadow?.host === undefined ? '' : ` on ${shadow.host}, ${Math.floor(100 * shadow.copiedShare)} %`;
   return `${phase}${there}`;
-}
-
-function throwIfRefused(name: string, failures: readonly VmEvent[]): void {
-  const last = failures.at(-1)?.facts;
-  if (last === undefined) return;
-  const alike = failures.filter(({ facts }) => facts.code === last.code).length;
-  if (!FINAL.includes(last.code) && !(last.code === 'KEEPER_PEER_REFUSED' && alike >= REFUSALS_MAX)) return;
-  throw new KeeperError(last.code as KeeperErrorCode, String(last.error), {
-    hint: `${name} goes on where it is. \`understudy events ${name}\` has more.`,
-    facts: { vm: name },
-  });
 }
 
 async function handOver(

@@ -1,9 +1,9 @@
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { chmodSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, it, onTestFinished } from 'vitest';
 import { HostCertificates } from '../../test/kit/host-certificates.ts';
-import { type CredentialFiles, RenewedCredentials } from './site-credentials.ts';
+import { type CredentialFiles, exposureOf, RenewedCredentials } from './site-credentials.ts';
 
 async function world() {
   const folder = mkdtempSync(join(tmpdir(), 'us-credentials-'));
@@ -54,5 +54,27 @@ describe('credentials that are renewed while they are used', () => {
     expect(credentials.renewed()).toBeUndefined();
     put(next);
     expect(credentials.renewed()).toMatchObject({ key: next.key });
+  });
+});
+
+describe('the private key of a host', () => {
+  it('that others can read is named, with what to type', async () => {
+    const { files } = await world();
+    const exposed = [0o644, 0o640, 0o604].map((mode) => {
+      chmodSync(files.key, mode);
+      return exposureOf(files.key);
+    });
+    const command = `chmod 600 ${files.key}`;
+    expect(exposed).toEqual(
+      ['0644', '0640', '0604'].map((mode) =>
+        expect.stringMatching(new RegExp(`mode ${mode}: .*${command}$`)),
+      ),
+    );
+  });
+
+  it('that its owner alone can read is not', async () => {
+    const { files } = await world();
+    chmodSync(files.key, 0o600);
+    expect(exposureOf(files.key)).toBeUndefined();
   });
 });

@@ -1,5 +1,5 @@
 import { X509Certificate } from 'node:crypto';
-import { readFileSync } from 'node:fs';
+import { readFileSync, statSync } from 'node:fs';
 import { createSecureContext } from 'node:tls';
 import { isDeepStrictEqual } from 'node:util';
 import { messageOf } from '../base/errors.ts';
@@ -26,6 +26,17 @@ export function readCredentials({ ca, certificate, key }: CredentialFiles): Cred
       cause,
     });
   }
+}
+
+/**
+ * What is wrong with who may read a private key, for people; undefined where only its owner may. Whoever can read it is
+ * this host to all others.
+ * @throws what `stat` throws
+ */
+export function exposureOf(key: string): string | undefined {
+  const mode = statSync(key).mode & 0o777;
+  if ((mode & 0o077) === 0) return undefined;
+  return `${key} has mode 0${mode.toString(8)}: others than its owner can be this host. Type: chmod 600 ${key}`;
 }
 
 /**
