@@ -65,16 +65,15 @@ async function nextWritten(console: GuestConsole): Promise<number> {
 
 /** Kills the QEMU that acts once the guest has written what no epoch has. Resolves when the shadow acts. */
 async function killUncut(vm: TestVm, console: GuestConsole, format: Format): Promise<void> {
-  let last = 0;
-  for (let count = 0; count < WRITTEN_AT_LEAST; count += 1) last = await nextWritten(console);
+  for (let count = 0; count < WRITTEN_AT_LEAST; count += 1) await nextWritten(console);
   const promoted = vm.nextEvent('promoted');
   const hold = vm.holdAt('cut.before-pause');
   await hold.reached;
-  // One number is said already, and one may be in an epoch that was cut.
-  const hasUncut = () => {
-    const { epochs } = vm.status.disks[0] ?? {};
-    return epochs === undefined ? Math.max(...numbersIn(format)) > last + 1 : epochs.heldBytes > 0;
-  };
+  const isInEpochs = vm.status.disks[0]?.epochs !== undefined;
+  // On a busy machine many numbers are in epochs by now; those that follow are in none.
+  const cut = isInEpochs ? 0 : Math.max(...numbersIn(format));
+  const hasUncut = () =>
+    isInEpochs ? (vm.status.disks[0]?.epochs?.heldBytes ?? 0) > 0 : Math.max(...numbersIn(format)) > cut;
   await clock.sleep(UNCUT_MS);
   while (!hasUncut()) await clock.sleep(50);
   vm.signalPrimary('SIGKILL');
@@ -144,10 +143,8 @@ describe('a disk that does not commit with epochs', () => {
     using console = await shellOf(vm);
     console.type(writer());
     await killUncut(vm, console, 'raw');
-    let after = '';
-    // One number may have been said before it was killed.
-    for (let count = 0; count < WRITTEN_AT_LEAST; count += 1) after += await said(console);
-    expect(after).toMatch(/newer:\d+/);
+    // Some numbers may have been said before it was killed.
+    await console.take(/newer:\d+/);
     // A copy of it would write to the image that it uses.
     await vm.untilProtected();
     await expect(vm.keeper.testFailover()).rejects.toMatchObject({ code: 'KEEPER_TEST_REFUSED' });
