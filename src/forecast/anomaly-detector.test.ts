@@ -285,17 +285,21 @@ describe('any series', () => {
       return isDuring(step) ? value + 30 : value;
     });
     fc.assert(
-      fc.property(fc.integer({ min: 0, max: values.length - 2 }), (moment) => {
-        const first = new AnomalyDetector({ stepMs });
-        for (const [step, value] of values.slice(0, moment).entries())
-          first.push(value, MONDAY_MS + step * stepMs);
-        const second = AnomalyDetector.restore({ stepMs }, first.save());
-        for (const [offset, value] of values.slice(moment, moment + 200).entries()) {
-          const startMs = MONDAY_MS + (moment + offset) * stepMs;
-          expect(second?.push(value, startMs)).toEqual(first.push(value, startMs));
-        }
-        expect(second?.save()).toEqual(first.save());
-      }),
+      // Also right before a step that has no value.
+      fc.property(
+        fc.oneof(fc.integer({ min: 0, max: values.length - 2 }), fc.constant(7 * 211 + 7)),
+        (moment) => {
+          const first = new AnomalyDetector({ stepMs });
+          for (const [step, value] of values.slice(0, moment).entries())
+            first.push(value, MONDAY_MS + step * stepMs);
+          const second = AnomalyDetector.restore({ stepMs }, first.save());
+          for (const [offset, value] of values.slice(moment, moment + 200).entries()) {
+            const startMs = MONDAY_MS + (moment + offset) * stepMs;
+            expect(second?.push(value, startMs)).toEqual(first.push(value, startMs));
+          }
+          expect(second?.save()).toEqual(first.save());
+        },
+      ),
       { numRuns: 15 },
     );
   });

@@ -51,11 +51,9 @@ export class AnomalySigns {
   readonly same = new RunLength({ least: STUCK_STEPS, memory: MEMORY_STEPS });
   readonly missing = new RunLength({ least: MISSING_STEPS, memory: MEMORY_STEPS });
   /** All else that it keeps. */
-  readonly kept = { last: 0, largest: 0, high: 0, low: 0, changes: 0 };
+  readonly kept = { last: 0, largest: 0, high: 0, low: 0, changes: 0, median: 0, scale: SMALLEST };
   // What belongs to the last step only.
   #before = 0;
-  #median = 0;
-  #scale = SMALLEST;
   #shift = SHIFT_OF_FEW;
   #recordReason = '';
   #missingReason = '';
@@ -99,11 +97,11 @@ export class AnomalySigns {
     const { window, envelope } = this;
     const low = Math.min(
       window.quantile(1 - USUAL_SHARE),
-      this.#median - this.#scale * envelope.usual(2 * LEVEL + 1),
+      this.kept.median - this.kept.scale * envelope.usual(2 * LEVEL + 1),
     );
     const high = Math.max(
       window.quantile(USUAL_SHARE),
-      this.#median + this.#scale * envelope.usual(2 * LEVEL),
+      this.kept.median + this.kept.scale * envelope.usual(2 * LEVEL),
     );
     // What was never negative is not expected to be.
     return { low: this.kept.low >= 0 ? Math.max(0, low) : low, high };
@@ -136,18 +134,18 @@ export class AnomalySigns {
 
   #compare(value: number): void {
     const { window, rarities, kept } = this;
-    this.#median = window.quantile(0.5);
+    this.kept.median = window.quantile(0.5);
     const floor = Math.max(SCALE_SHARE * kept.largest, SMALLEST);
     const tails = (window.quantile(0.95) - window.quantile(0.05)) / 4;
-    this.#scale = Math.max(quartiles(window), tails, floor) / QUARTILES_PER_SIGMA;
+    this.kept.scale = Math.max(quartiles(window), tails, floor) / QUARTILES_PER_SIGMA;
     const measured = [
-      value - this.#median,
+      value - this.kept.median,
       value - kept.last,
-      this.#few.quantile(0.5) - this.#median,
-      this.#some.mean() - this.#median,
+      this.#few.quantile(0.5) - this.kept.median,
+      this.#some.mean() - this.kept.median,
     ];
     for (const [quantity, kind] of QUANTITIES.entries()) {
-      const deviation = this.#beyondUsual(quantity, (measured[quantity] ?? 0) / this.#scale);
+      const deviation = this.#beyondUsual(quantity, (measured[quantity] ?? 0) / this.kept.scale);
       const rarity = this.#rarity(quantity, deviation);
       if (rarity <= rarities[kind]) continue;
       rarities[kind] = rarity;
@@ -163,8 +161,8 @@ export class AnomalySigns {
     const usual = this.histograms[quantity]?.quantile(USUAL_SHARE) ?? 0;
     const { envelope } = this;
     return [
-      this.#scale * (usual + envelope.usual(2 * quantity + 1)),
-      this.#scale * (usual + envelope.usual(2 * quantity)),
+      this.kept.scale * (usual + envelope.usual(2 * quantity + 1)),
+      this.kept.scale * (usual + envelope.usual(2 * quantity)),
     ];
   }
 
@@ -178,7 +176,7 @@ export class AnomalySigns {
   #shiftReason(): string {
     const isFew = this.#shift === SHIFT_OF_FEW;
     const [down, up] = this.#usualDeviations(this.#shift);
-    const usual = `${inWords(this.#median - down)} to ${inWords(this.#median + up)}`;
+    const usual = `${inWords(this.kept.median - down)} to ${inWords(this.kept.median + up)}`;
     return isFew
       ? `the median of the last ${FEW_STEPS} values is ${inWords(this.#few.quantile(0.5))}; usual is ${usual}`
       : `the mean of the last ${SOME_STEPS} values is ${inWords(this.#some.mean())}; usual is ${usual}`;
@@ -207,8 +205,8 @@ export class AnomalySigns {
       this.#recordReason = `${inWords(value)}; all values before were ${inWords(kept.low)} to ${inWords(kept.high)}`;
     // The range shrinks towards the median, so that a record of long ago is one again.
     const forgotten = 1 / RANGE_MEMORY_STEPS;
-    kept.high -= (kept.high - this.#median) * forgotten;
-    kept.low += (this.#median - kept.low) * forgotten;
+    kept.high -= (kept.high - this.kept.median) * forgotten;
+    kept.low += (this.kept.median - kept.low) * forgotten;
     return RECORD_WEIGHT * Math.log10(1 + RECORD_SLOPE * beyond);
   }
 

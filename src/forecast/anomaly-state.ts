@@ -35,12 +35,16 @@ export type AnomalyProgress = z.infer<typeof progressSchema>;
 
 const stateSchema = z.strictObject({
   progress: progressSchema,
-  kept: z.strictObject({ last: number, largest: count, high: number, low: number, changes: count }),
+  kept: z.strictObject({
+    ...{ last: number, largest: count, high: number, low: number, changes: count },
+    ...{ median: number, scale: count },
+  }),
   same: runSchema,
   missing: runSchema,
   totals: z.array(count),
   day: number,
   days: count,
+  slot: z.int().min(0).max(23),
 });
 
 /** Some kilobytes: a version, the length of a JSON object, that object, and arrays in the byte order of this machine. */
@@ -54,6 +58,7 @@ export function saveAnomalyState(signs: AnomalySigns, progress: AnomalyProgress)
     totals: histograms.map(({ total }) => total),
     day: envelope.day,
     days: envelope.days,
+    slot: envelope.slot,
   };
   const json = Buffer.from(JSON.stringify(state));
   const head = Buffer.alloc(HEAD_BYTES);
@@ -77,7 +82,7 @@ export function restoreAnomalyState(
   const parsed = stateSchema.safeParse(parsedJson(buffer.subarray(HEAD_BYTES, arraysAt)));
   if (!parsed.success) return undefined;
   const signs = new AnomalySigns();
-  const { progress, kept, same, missing, totals, day, days } = parsed.data;
+  const { progress, kept, same, missing, totals, day, days, slot } = parsed.data;
   const singlesBytes = singles(signs).reduce((sum, { byteLength }) => sum + byteLength, 0);
   const windowBytes = buffer.length - arraysAt - singlesBytes;
   const values = windowBytes / Float64Array.BYTES_PER_ELEMENT;
@@ -99,7 +104,7 @@ export function restoreAnomalyState(
   Object.assign(signs.kept, kept);
   Object.assign(signs.same, same);
   Object.assign(signs.missing, missing);
-  Object.assign(signs.envelope, { day, days });
+  Object.assign(signs.envelope, { day, days, slot });
   return { signs, progress };
 }
 

@@ -13,8 +13,9 @@ export class DailyEnvelope {
   readonly largest: Float32Array;
   day = -1;
   days = 0;
+  /** The hour of the day. */
+  slot = 0;
   readonly #quantities: number;
-  #slot = 0;
 
   constructor({ quantities }: { readonly quantities: number }) {
     this.#quantities = quantities;
@@ -24,7 +25,7 @@ export class DailyEnvelope {
   /** Goes to a time: Unix time in ms. UTC: hours of other zones are only numbered differently. */
   moveTo(timeMs: number): void {
     const day = Math.floor(timeMs / DAY_MS);
-    this.#slot = Math.floor(((timeMs - day * DAY_MS) / DAY_MS) * SLOTS);
+    this.slot = Math.floor(((timeMs - day * DAY_MS) / DAY_MS) * SLOTS);
     if (day === this.day) return;
     const size = this.#quantities * SLOTS;
     this.largest.copyWithin(size, 0, size * (DAYS - 1));
@@ -40,7 +41,7 @@ export class DailyEnvelope {
   }
 
   add(quantity: number, deviation: number): void {
-    const index = this.#index(0, quantity) + this.#slot;
+    const index = this.#index(0, quantity) + this.slot;
     if (deviation > (this.largest[index] ?? 0)) this.largest[index] = deviation;
   }
 
@@ -48,7 +49,7 @@ export class DailyEnvelope {
   #around(daysAgo: number, quantity: number): number {
     const first = this.#index(daysAgo, quantity);
     let largest = 0;
-    for (const slot of [this.#slot + SLOTS - 1, this.#slot, this.#slot + 1])
+    for (const slot of [this.slot + SLOTS - 1, this.slot, this.slot + 1])
       largest = Math.max(largest, this.largest[first + (slot % SLOTS)] ?? 0);
     return largest;
   }
