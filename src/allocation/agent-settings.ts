@@ -15,6 +15,8 @@ export interface AgentSettings {
 const CPU_MIN_SHARE = 0.1;
 /** Of other resources: never nothing, or nothing would show that more is needed. */
 const MIN_SHARE = 0.01;
+/** A guest that has too little memory kills its processes. */
+const MEMORY_MIN_SHARE = 0.25;
 
 /** A VM begins with all that it may get: that is what it has without an agent. */
 export function agentSettings(spec: VmSpec): AgentSettings {
@@ -23,20 +25,36 @@ export function agentSettings(spec: VmSpec): AgentSettings {
   const { mode, scalingPolicy, preAllocationThreshold } = allocation;
   const { quantile, margin: marginShare, lowerAfterMs } = scalingPolicy;
   const common = { quantile, marginShare, lowerAfterMs, preAllocationThreshold, reservationMs: horizonMs };
-  const scaledFrom = (max: number, min = Math.ceil(max * MIN_SHARE)): ScaledResource => ({
+  const scaledFrom = (
+    { max, all }: { readonly max: number; readonly all: number },
+    min = Math.ceil(max * MIN_SHARE),
+  ): ScaledResource => ({
     policy: { ...DEFAULT_SCALING, ...common, min: Math.min(min, max), max },
     allocated: max,
+    all,
   });
   const cpuMax = allocation.cpu?.max ?? spec.vcpus * 1000;
   const scaled: Partial<Record<Resource, ScaledResource>> = {
-    cpuMillicores: scaledFrom(cpuMax, allocation.cpu?.min ?? Math.ceil(cpuMax * CPU_MIN_SHARE)),
+    cpuMillicores: scaledFrom(
+      { max: cpuMax, all: spec.vcpus * 1000 },
+      allocation.cpu?.min ?? Math.ceil(cpuMax * CPU_MIN_SHARE),
+    ),
   };
   if (allocation.memory !== undefined)
-    scaled.memoryBytes = scaledFrom(allocation.memory.max ?? spec.memoryBytes, allocation.memory.min);
+    scaled.memoryBytes = scaledFrom(
+      { max: allocation.memory.max ?? spec.memoryBytes, all: spec.memoryBytes },
+      allocation.memory.min ?? Math.ceil(spec.memoryBytes * MEMORY_MIN_SHARE),
+    );
   // Without a largest amount there is nothing that could be kept ready.
   if (allocation.disk?.max !== undefined)
-    scaled.diskBytesPerSecond = scaledFrom(allocation.disk.max, allocation.disk.min);
+    scaled.diskBytesPerSecond = scaledFrom(
+      { max: allocation.disk.max, all: Number.POSITIVE_INFINITY },
+      allocation.disk.min,
+    );
   if (allocation.net?.max !== undefined)
-    scaled.netBytesPerSecond = scaledFrom(allocation.net.max, allocation.net.min);
+    scaled.netBytesPerSecond = scaledFrom(
+      { max: allocation.net.max, all: Number.POSITIVE_INFINITY },
+      allocation.net.min,
+    );
   return { mode, horizonMs, scaled };
 }

@@ -25,6 +25,8 @@ export interface ScaledResource {
   readonly policy: ScalingPolicy;
   /** What the VM has when its agent begins. */
   readonly allocated: number;
+  /** From here on it has all that there is, and needs no limit. */
+  readonly all: number;
 }
 
 /** Quantiles of the highest demand within the horizon, by level. */
@@ -61,12 +63,15 @@ export class ResourceTracker {
   readonly #anomalies: AnomalyDetector;
   readonly #verdicts: AnomalyVerdict[] = [];
   readonly policy: ScalingPolicy | undefined;
+  /** See {@link ScaledResource.all}. */
+  readonly all: number | undefined;
   #scaling: ScalingState | undefined;
   #decidedMs = Number.NEGATIVE_INFINITY;
 
   constructor({ scaled, horizonMs, phase, scratch, saved }: TrackerOptions) {
     const before = saved === undefined ? undefined : readTracker(saved);
     this.policy = scaled?.policy;
+    this.all = scaled?.all;
     this.#scaling = scaled === undefined ? undefined : scalingFrom(scaled, before);
     const steps = { stepMs: MINUTES_STEP_MS };
     this.#anomalies =

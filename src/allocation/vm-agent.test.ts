@@ -21,7 +21,7 @@ function sample(atMs: number, cores: number, more: Readonly<Record<string, numbe
 }
 
 function agentWith(allocated: number): VmAgent {
-  return new VmAgent({ horizonMs: HOUR_MS, scaled: { cpuMillicores: { policy, allocated } } });
+  return new VmAgent({ horizonMs: HOUR_MS, scaled: { cpuMillicores: { policy, allocated, all: 8000 } } });
 }
 
 /** A day of little work, but for two hours from noon on. */
@@ -104,7 +104,7 @@ test('an agent that goes on from what another one saved says the same', () => {
   const agent = agentWith(1000);
   run(agent, { fromMs: 0, toMs: 2 * DAY_MS });
   const saved = agent.save();
-  const options = { horizonMs: HOUR_MS, scaled: { cpuMillicores: { policy, allocated: 1000 } } };
+  const options = { horizonMs: HOUR_MS, scaled: { cpuMillicores: { policy, allocated: 1000, all: 8000 } } };
   const next = new VmAgent(options, saved);
   expect(next.forecast('cpuMillicores')).toEqual(agent.forecast('cpuMillicores'));
   expect(next.view('cpuMillicores').scaling?.allocated).toBe(agent.view('cpuMillicores').scaling?.allocated);

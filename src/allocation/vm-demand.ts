@@ -46,7 +46,8 @@ const DEMANDS: Readonly<Record<Resource, (values: Values) => Demand | undefined>
     return resident === undefined ? undefined : plain(resident, values['pressure.memoryShare']);
   },
   diskBytesPerSecond: (values) =>
-    sumOf(values, /^disk\..+\.(?:read|write)BytesPerSecond$/, values['pressure.ioShare']),
+    // What waits for a disk does so with and without a limit: only the limit itself shows that it is too low.
+    sumOf(values, /^disk\..+\.(?:read|write)BytesPerSecond$/, 0),
   netBytesPerSecond: (values) => sumOf(values, /^net\..+\.(?:received|sent)BytesPerSecond$/, 0),
 };
 

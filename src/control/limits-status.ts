@@ -23,7 +23,7 @@ export const limitsOrderSchema = z.strictObject({
 
 export type LimitsOrder = z.output<typeof limitsOrderSchema>;
 
-const amount = z.number().nonnegative().nullable();
+const amount = z.int().nonnegative().nullable();
 
 const limitStatusSchema = z.object({
   /** What this order says, or what the last one that was carried out said. Null: no limit. */
@@ -31,7 +31,7 @@ const limitStatusSchema = z.object({
   /** As the kernel or QEMU says now. Null: no limit. */
   inForce: amount,
   /** Why `inForce` is not what is wanted, or cannot be read. */
-  problem: z.object({ code: z.string(), message: z.string() }).optional(),
+  problem: z.object({ code: z.string().max(64), message: z.string().max(1000) }).optional(),
 });
 
 /** What a keeper answers to `limits`. It is checked by who asked: the keeper may be of another version. */

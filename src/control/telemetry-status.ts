@@ -1,13 +1,16 @@
 import { z } from 'zod';
 import type { SampleSubscription, SubscribeOptions } from '../telemetry/sample-feed.ts';
 
-const amount = z.number().nonnegative();
+/** The last moment that a date can be of. */
+const WALL_MS_MAX = 8.64e15;
+/** More than anything can be: what is made of it has to stay a number. */
+const amount = z.number().nonnegative().max(1e18);
 
 export const sampleSchema = z.object({
   vm: z.string(),
   instanceId: z.string(),
-  wallMs: z.number(),
-  monotonicMs: z.number(),
+  wallMs: z.number().min(0).max(WALL_MS_MAX),
+  monotonicMs: z.number().min(-1e15).max(1e15),
   intervalMs: amount,
   values: z.record(z.string(), amount),
 });

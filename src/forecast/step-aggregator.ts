@@ -80,7 +80,8 @@ export class StepAggregator {
       mean: isEmpty ? Number.NaN : open.sum / open.count,
       max: isEmpty ? Number.NaN : open.max,
       startMs: open.startMs,
-      learn: open.learn === 1,
+      // There is nothing to be learnt from nothing; and a gap of days has many such steps.
+      learn: open.learn === 1 && !isEmpty,
     });
     open.sum = 0;
     open.max = Number.NEGATIVE_INFINITY;

@@ -8,6 +8,8 @@ export const DECISION_KIND = 'allocation';
 const FAILURE_KIND = 'allocation-failed';
 /** The same decision again within this time is counted, not told: a VM that gets nothing asks each second. */
 const QUIET_MS = 60_000;
+/** And within this one if it came to nothing: events are kept for a year, and are many enough. */
+const QUIET_IN_VAIN_MS = 3_600_000;
 
 export interface NotedDecision {
   readonly vm: string;
@@ -38,7 +40,7 @@ export class DecisionLog {
 
   /** What was decided could not be carried out, or nobody answered. */
   noteFailure({ vm, resource, wanted, inForce, problem }: SetOutcome): void {
-    if (this.#isQuiet([vm, resource, 'failed', problem?.code].join(' '))) return;
+    if (this.#isQuiet([vm, resource, 'failed'].join(' '), QUIET_IN_VAIN_MS)) return;
     this.#options.publish(FAILURE_KIND, vm, { resource, wanted, inForce, ...problem });
   }
 
@@ -48,7 +50,7 @@ export class DecisionLog {
     // Another answer is news.
     const key = [vm, resource, kind, reason, granted === 0].join(' ');
     const before = this.#quiet.get(key)?.times ?? 0;
-    if (this.#isQuiet(key)) return;
+    if (this.#isQuiet(key, granted === 0 ? QUIET_IN_VAIN_MS : QUIET_MS)) return;
     const stated = peak?.levels.map((level, index) => [level, peak.values[index]]);
     this.#options.publish(DECISION_KIND, vm, {
       ...{ resource, mode, decision: kind, reason },
@@ -63,14 +65,14 @@ export class DecisionLog {
   }
 
   /** Counts what was told a short while ago, and need not be told again. */
-  #isQuiet(key: string): boolean {
+  #isQuiet(key: string, quietMs: number): boolean {
     const nowMs = this.#options.clock.nowMs();
     const quiet = this.#quiet.get(key);
     if (quiet !== undefined && nowMs < quiet.untilMs) {
       quiet.times += 1;
       return true;
     }
-    this.#quiet.set(key, { untilMs: nowMs + QUIET_MS, times: 0 });
+    this.#quiet.set(key, { untilMs: nowMs + quietMs, times: 0 });
     return false;
   }
 }

@@ -4,6 +4,7 @@ import type { HostEvent } from '../api/resources.ts';
 import type { Clock } from '../base/clock.ts';
 import type { VmEvent } from '../control/vm-event.ts';
 import type { StateDatabase } from './state-database.ts';
+import type { DeclaredVm } from './vm-inventory.ts';
 import type { VmTokens } from './vm-tokens.ts';
 
 export interface EventRetention {
@@ -101,11 +102,16 @@ export class EventLog {
     return [gap, ...this.#read(forgotten, { limit: limit - 1, ...filter })];
   }
 
-  /** The last events of one kind of a VM, newest first. */
-  newestOf(vm: string, { kind, limit }: { readonly kind: string; readonly limit: number }): HostEvent[] {
+  /** The last events of one kind of a VM, newest first: not those of another one that had its name before. */
+  newestOf(
+    { name, tenant, createdMs }: Pick<DeclaredVm, 'name' | 'tenant' | 'createdMs'>,
+    { kind, limit }: { readonly kind: string; readonly limit: number },
+  ): HostEvent[] {
     const rows = this.#database
-      .statement('SELECT * FROM events WHERE vm = ? AND kind = ? ORDER BY id DESC LIMIT ?')
-      .all(vm, kind, limit);
+      .statement(
+        'SELECT * FROM events WHERE vm = ? AND kind = ? AND tenant IS ? AND time >= ? ORDER BY id DESC LIMIT ?',
+      )
+      .all(...[name, kind, tenant, new Date(createdMs).toISOString(), limit]);
     return rows.map(eventFrom);
   }
 

@@ -68,11 +68,15 @@ export class Foresight implements ForesightService, AsyncDisposable {
     this.#agents = new VmAgents({
       ...{ clock, log, order, capacity: hostCapacity() },
       settingsOf: (vm) => settings.of(vm),
-      files: new AgentFiles(join(options.stateDirectory, 'agents')),
+      files: AgentFiles.open(join(options.stateDirectory, 'agents'), {
+        isKnown: (vm) => options.inventory.outline(vm) !== undefined,
+      }),
       publish: (kind, vm, facts) => events.publish(kind, { vm, facts }),
     });
     events.onEvent(({ kind, vm }) => {
-      if (kind === 'deleted' && vm !== null) this.#agents.forget(vm);
+      if (kind !== 'deleted' || vm === null) return;
+      this.#agents.forget(vm);
+      settings.forget(vm);
     });
   }
 
@@ -146,7 +150,10 @@ export class Foresight implements ForesightService, AsyncDisposable {
         ...{ resource: name, unit: UNITS[name] },
         ...outlook(agent.view(RESOURCE_OF[name])),
       })),
-      decisions: this.#options.events.newestOf(vm, { kind: DECISION_KIND, limit }),
+      decisions: this.#options.events.newestOf(this.#options.inventory.get(vm), {
+        kind: DECISION_KIND,
+        limit,
+      }),
     };
   }
 

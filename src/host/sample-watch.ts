@@ -41,6 +41,7 @@ export class SampleWatch implements Disposable {
     using client = await ControlClient.connect(controlSocketOf(vm), { vm, clock });
     this.#client = client;
     if (this.#abort.signal.aborted) return;
-    for await (const fed of client.samples()) onSample(fed);
+    // A keeper speaks for its own VM only.
+    for await (const fed of client.samples()) if (fed.sample.vm === vm) onSample(fed);
   }
 }

@@ -20,6 +20,10 @@ export class SettingsOfAgents {
     this.#options = options;
   }
 
+  forget(vm: string): void {
+    this.#known.delete(vm);
+  }
+
   /** Undefined for a VM that is not declared, or whose specification cannot be read. */
   of(vm: string): AgentSettings | undefined {
     const { inventory, specs } = this.#options;

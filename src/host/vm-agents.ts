@@ -27,6 +27,9 @@ const SUM_EVERY_MS = 1000;
 /** A VM that has been silent for so many of its intervals, and so long, uses nothing. */
 const SILENT_INTERVALS = 3;
 const SILENT_MS = 10_000;
+/** So long an order may still be under way when all ends. */
+const SETTLE_MS = 5000;
+const RESOURCE_NAMES = Object.keys(RESOURCES) as Resource[];
 
 export interface VmAgentsOptions {
   /** Undefined for a VM that is none of this host's. */
@@ -49,6 +52,10 @@ interface Attended {
   savedAtMs: number;
   lookedAtMs: number;
   last: Sample;
+  /** Until when its next sample is awaited: CLOCK_MONOTONIC. */
+  silentAtMs: number;
+  /** Whether limits that were decided may hold for it. */
+  isLimited: boolean;
 }
 
 /** Amounts of a resource of this host. */
@@ -93,7 +100,7 @@ export class VmAgents implements AsyncDisposable {
     ) as Record<Resource, ResourcePool>;
     this.#outlook = new HostOutlook({ horizonMs: HORIZON_MS_DEFAULT, scratch: this.#scratch });
     this.#limits = new LimitSetter({
-      ...{ clock, order: options.order },
+      ...{ clock, log: options.log, order: options.order },
       onFailure: (outcome) => this.#onFailure(outcome),
     });
     this.#decisions = new DecisionLog({ clock, publish });
@@ -108,7 +115,7 @@ export class VmAgents implements AsyncDisposable {
     const { decisions, anomalies } = agent.take(sample);
     for (const anomaly of anomalies) this.#tellOf(anomaly, sample.vm);
     for (const decision of decisions) this.#carryOut(decision, { vm: sample.vm, agent, mode: settings.mode });
-    if (settings.mode === 'auto') this.#limits.want(sample.vm, limitsOf(agent));
+    this.#limit(sample.vm, attended);
     this.#expire();
     if (this.#options.clock.nowMs() - attended.savedAtMs >= SAVE_EVERY_MS) this.#save(sample.vm, attended);
   }
@@ -138,27 +145,60 @@ export class VmAgents implements AsyncDisposable {
   /** The VM is gone for good. */
   forget(vm: string): void {
     this.#attended.delete(vm);
-    this.#outlook.forget(vm);
-    for (const pool of Object.values(this.#pools)) pool.remove(vm);
+    this.#release(vm);
     this.#decisions.forget(vm);
-    this.#limits.forget(vm);
     this.#follow(vm, this.#options.files.forget(vm));
   }
 
   /** Writes down what all of them have learnt. */
   async [Symbol.asyncDispose](): Promise<void> {
     for (const [vm, attended] of this.#attended) this.#save(vm, attended);
-    await Promise.all([...this.#writing, this.#limits.settled()]);
+    await Promise.all([...this.#writing, this.#limits.settle(SETTLE_MS)]);
   }
 
   #sumUp(sample: Sample): void {
     const { clock } = this.#options;
     const nowMs = clock.nowMs();
     const untilMs = nowMs + SILENT_INTERVALS * sample.intervalMs + SILENT_MS;
+    const attended = this.#attended.get(sample.vm);
+    if (attended !== undefined) attended.silentAtMs = untilMs;
     this.#outlook.note(sample.vm, { demands: demandsOf(sample), untilMs });
     if (nowMs - this.#summedAtMs < SUM_EVERY_MS) return;
     this.#summedAtMs = nowMs;
+    for (const [vm, { silentAtMs }] of this.#attended) if (silentAtMs < nowMs) this.#leave(vm);
     this.#outlook.take({ wallMs: clock.wallMs(), monotonicMs: nowMs });
+  }
+
+  /** It has ended, or acts elsewhere: what it had is free, what was learnt of it stays. */
+  #leave(vm: string): void {
+    const attended = this.#attended.get(vm);
+    if (attended !== undefined) this.#save(vm, attended);
+    this.#attended.delete(vm);
+    this.#release(vm);
+  }
+
+  #release(vm: string): void {
+    this.#outlook.forget(vm);
+    for (const pool of Object.values(this.#pools)) pool.remove(vm);
+    this.#limits.forget(vm);
+  }
+
+  /** Has what is decided carried out; or, where nobody decides any more, what was decided taken back, until it is. */
+  #limit(vm: string, attended: Attended): void {
+    const { agent, settings } = attended;
+    const { files } = this.#options;
+    if (settings.mode === 'auto') {
+      const wanted = limitsOf(agent);
+      if (!attended.isLimited && Object.values(wanted).some((amount) => amount !== null)) {
+        files.noteLimited(vm, true);
+        attended.isLimited = true;
+      }
+      this.#limits.want(vm, wanted);
+      return;
+    }
+    if (!attended.isLimited || !this.#limits.release(vm, { limited: RESOURCE_NAMES })) return;
+    files.noteLimited(vm, false);
+    attended.isLimited = false;
   }
 
   #attend(sample: Sample): Attended | undefined {
@@ -181,16 +221,23 @@ export class VmAgents implements AsyncDisposable {
     };
     const agent = new VmAgent(options, known?.agent.save() ?? files.load(sample.vm));
     const attended = {
-      ...{ agent, settings, key, last: sample },
-      ...{ savedAtMs: known?.savedAtMs ?? nowMs, lookedAtMs: nowMs },
+      ...{ agent, settings, key, last: sample, silentAtMs: Number.POSITIVE_INFINITY },
+      // Not all at the same moment, after a start of the daemon.
+      savedAtMs: known?.savedAtMs ?? nowMs - phaseOf(sample.vm) * SAVE_EVERY_MS,
+      lookedAtMs: nowMs,
+      isLimited: known?.isLimited ?? files.isLimited(sample.vm),
     };
     this.#attended.set(sample.vm, attended);
-    // Nobody decides any more: what was decided before is taken back.
-    if (known?.settings.mode === 'auto' && settings.mode !== 'auto') this.#limits.release(sample.vm);
     for (const [resource, pool] of Object.entries(this.#pools) as [Resource, ResourcePool][]) {
       pool.remove(sample.vm);
-      const { scaling } = agent.view(resource);
-      if (scaling !== undefined) this.#adopt(pool, { resource, vm: sample.vm, allocated: scaling.allocated });
+      const standing = agent.standing(resource);
+      if (standing === undefined) continue;
+      const { policy } = standing;
+      // What was only recommended is not what it has: carried out, it would lose all of that at once.
+      if (settings.mode === 'auto' && !files.isLimited(sample.vm))
+        agent.tell(resource, { kind: 'measured', allocated: policy.max });
+      const { allocated } = agent.standing(resource)?.scaling ?? standing.scaling;
+      this.#adopt(pool, { resource, vm: sample.vm, allocated });
     }
     return attended;
   }
@@ -220,7 +267,7 @@ export class VmAgents implements AsyncDisposable {
       ({ granted } = pool.reserve(vm, { amount: effect.amount, untilMs }));
       agent.tell(resource, { kind: 'reserved', granted });
     } else if (effect.kind === 'relief') {
-      ({ granted } = pool.allocate(vm, effect.amount));
+      granted = this.#relieve(pool, { resource, vm, amount: effect.amount });
       agent.tell(resource, { kind: 'relieved', granted });
     } else if (effect.kind === 'hand-over') ({ granted } = pool.handOver(vm, effect.amount));
     else if (effect.kind === 'release') pool.release(vm, effect.amount);
@@ -232,11 +279,24 @@ export class VmAgents implements AsyncDisposable {
   #onFailure({ vm, resource, wanted, inForce, problem }: SetOutcome): void {
     this.#decisions.noteFailure({ vm, resource, wanted, inForce, problem });
     const agent = this.#attended.get(vm)?.agent;
-    const policy = agent?.view(resource).policy;
+    const policy = agent?.standing(resource)?.policy;
     if (agent === undefined || policy === undefined || inForce === undefined) return;
     const allocated = Math.min(policy.max, Math.max(policy.min, inForce ?? policy.max));
     agent.tell(resource, { kind: 'measured', allocated });
     this.#adopt(this.#pools[resource], { resource, vm, allocated });
+  }
+
+  /**
+   * Processor time can be given although it is promised to others: the kernel shares it out by weight, and a VM that is held back
+   * must not wait for those that do not use theirs. Memory is there or it is not.
+   */
+  #relieve(
+    pool: ResourcePool,
+    { resource, vm, amount }: { readonly resource: Resource; readonly vm: string; readonly amount: number },
+  ): number {
+    if (resource !== 'cpuMillicores') return pool.allocate(vm, amount).granted;
+    this.#adopt(pool, { resource, vm, allocated: pool.holding(vm).allocated + amount });
+    return amount;
   }
 
   #expire(): void {
@@ -277,13 +337,13 @@ function phaseOf(vm: string): number {
   return crc32(vm) / 2 ** 32;
 }
 
-/** A VM that has all that it may get is not limited at all. */
 function limitsOf(agent: VmAgent): Wanted {
   const wanted: Partial<Record<Resource, number | null>> = {};
-  for (const resource of Object.keys(RESOURCES) as Resource[]) {
-    const { scaling, policy } = agent.view(resource);
-    if (scaling === undefined || policy === undefined) continue;
-    wanted[resource] = scaling.allocated >= policy.max ? null : scaling.allocated;
+  for (const resource of RESOURCE_NAMES) {
+    const standing = agent.standing(resource);
+    if (standing === undefined) continue;
+    const { allocated } = standing.scaling;
+    wanted[resource] = allocated >= standing.all ? null : allocated;
   }
   return wanted;
 }

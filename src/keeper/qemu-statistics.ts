@@ -121,8 +121,9 @@ export class BalloonSource implements MetricSource {
     this.#path ??= await this.#find();
     if (this.#path === null) return NOTHING_READ;
     const answer = await this.#qmp.execute('qom-get', { path: this.#path, property: 'guest-stats' }, ROUTINE);
-    const { availableBytes, freeBytes } = parseGuestStatistics(answer) ?? {};
+    const { totalBytes, availableBytes, freeBytes } = parseGuestStatistics(answer) ?? {};
     const gauges = {
+      ...(totalBytes !== undefined && { 'memory.guestTotalBytes': totalBytes }),
       ...(availableBytes !== undefined && { 'memory.guestAvailableBytes': availableBytes }),
       ...(freeBytes !== undefined && { 'memory.guestFreeBytes': freeBytes }),
     };

@@ -29,6 +29,9 @@ export interface OutputGateOptions {
   readonly unsafeReleaseUncommitted?: boolean;
 }
 
+/** So many that have left stay in the list before it is made anew without them. */
+const DUE_LEFT_MAX = 4096;
+
 /**
  * Output commit: what a guest sends leaves only once the shadow holds the state that sent it (Remus, NSDI
  * 2008, section 3.4). Every item belongs to the epoch in which it was pushed, and items leave in order.
@@ -39,7 +42,9 @@ export class OutputGate implements EpochParticipant {
   readonly #gauge: PressureGauge;
   #holding = false;
   /** Would have left, if that were allowed. Before all else, in order. */
+  // Those before `#dueAt` have left: taking the first of very many away one by one would move all others each time.
   #due: DueItem[] = [];
+  #dueAt = 0;
   #dueBytes = 0;
   #open: Items = [];
   #sealed: { epoch: EpochId; items: Items }[] = [];
@@ -83,9 +88,13 @@ export class OutputGate implements EpochParticipant {
 
   /** What had to wait because it was not allowed to leave may be allowed now. */
   releaseDue(): void {
-    for (let next = this.#due[0]; next !== undefined; next = this.#due[0]) {
+    for (let next = this.#due[this.#dueAt]; next !== undefined; next = this.#due[this.#dueAt]) {
       if (!this.#isAllowed(next.what)) return;
-      this.#due.shift();
+      this.#dueAt += 1;
+      if (this.#dueAt === this.#due.length || this.#dueAt >= DUE_LEFT_MAX) {
+        this.#due = this.#due.slice(this.#dueAt);
+        this.#dueAt = 0;
+      }
       this.#dueBytes -= next.item.length;
       this.#release(next.item);
       this.#letGo(next.item);
@@ -174,7 +183,7 @@ export class OutputGate implements EpochParticipant {
 
   get #waitingItems(): Items {
     return [
-      ...this.#due.map(({ item }) => item),
+      ...this.#due.slice(this.#dueAt).map(({ item }) => item),
       ...this.#sealed.flatMap(({ items }) => items),
       ...this.#open,
     ];

@@ -10,14 +10,17 @@ const answer = (stats: Record<string, unknown>, lastUpdate = 1_700_000_000) => (
 describe('what a guest says of its memory', () => {
   it('is in bytes', () => {
     const stats = { 'stat-free-memory': 5, 'stat-available-memory': 9, 'stat-total-memory': 10 };
-    expect(parseGuestStatistics(answer(stats))).toEqual({ availableBytes: 9, freeBytes: 5 });
+    expect(parseGuestStatistics(answer(stats))).toMatchObject({ availableBytes: 9, freeBytes: 5 });
   });
 
   it('is only what it has said', () => {
     // Number(2n ** 64n - 1n), as JSON brings it.
     const stats = { 'stat-free-memory': 18_446_744_073_709_552_000, 'stat-available-memory': 9 };
-    expect(parseGuestStatistics(answer(stats))).toEqual({ availableBytes: 9, freeBytes: undefined });
-    expect(parseGuestStatistics(answer({}))).toEqual({ availableBytes: undefined, freeBytes: undefined });
+    expect(parseGuestStatistics(answer(stats))).toMatchObject({ availableBytes: 9, freeBytes: undefined });
+    expect(parseGuestStatistics(answer({}))).toMatchObject({
+      availableBytes: undefined,
+      freeBytes: undefined,
+    });
   });
 
   it.each([undefined, null, 7, {}, { stats: 7, 'last-update': 1 }, answer({ 'stat-free-memory': 5 }, 0)])(

@@ -1,5 +1,6 @@
 /** What a guest says of its memory, in bytes; undefined what it does not say. */
 export interface GuestMemoryStatistics {
+  readonly totalBytes: number | undefined;
   readonly availableBytes: number | undefined;
   readonly freeBytes: number | undefined;
 }
@@ -18,5 +19,9 @@ export function parseGuestStatistics(answer: unknown): GuestMemoryStatistics | u
     const value = (stats as Record<string, unknown>)[name];
     return typeof value === 'number' && value >= 0 && value < UNSAID ? value : undefined;
   };
-  return { availableBytes: bytes('stat-available-memory'), freeBytes: bytes('stat-free-memory') };
+  return {
+    totalBytes: bytes('stat-total-memory'),
+    availableBytes: bytes('stat-available-memory'),
+    freeBytes: bytes('stat-free-memory'),
+  };
 }

@@ -17,6 +17,7 @@ export const METRICS = {
   'cpu.overheadCores': { meaning: 'time on a CPU of the other threads of QEMU, and of the keeper' },
   'memory.residentBytes': { meaning: 'guest memory that takes up memory of the host' },
   'memory.workingSetBytes': { meaning: 'guest memory written within the last minute, from the dirty log' },
+  'memory.guestTotalBytes': { meaning: 'what the guest has, as its balloon driver says' },
   'memory.guestAvailableBytes': {
     meaning: 'what the guest could use without swapping, as its balloon driver says',
   },

@@ -95,7 +95,7 @@ it('a VM is forecast soon after its start, goes on to be over a takeover, and by
 /** What an agent has learnt of two days in which the VM needed little: it has 0.3 of a core. */
 function savedAgent(): Uint8Array {
   const policy = { ...DEFAULT_SCALING, min: 300, max: 1000 };
-  const scaled = { cpuMillicores: { policy, allocated: 300 } };
+  const scaled = { cpuMillicores: { policy, allocated: 300, all: 1000 } };
   const agent = new VmAgent({ horizonMs: 3_600_000, scaled, phase: 0 });
   const startMs = Date.now() - 2 * 3_600_000;
   for (let second = 0; second < 7000; second += 10)
@@ -110,7 +110,12 @@ function savedAgent(): Uint8Array {
 
 it('a VM that has what it usually needs gets more at once when it is held back', async () => {
   mkdirSync(join(host.stateDirectory, 'agents'), { recursive: true });
-  writeFileSync(join(host.stateDirectory, 'agents', 'seen.agent'), savedAgent());
+  const [learnt, limited] = ['agent', 'limited'].map((name) =>
+    join(host.stateDirectory, 'agents', `seen.${name}`),
+  );
+  writeFileSync(learnt ?? '', savedAgent());
+  // What it has is not only recommended: it was carried out before.
+  writeFileSync(limited ?? '', '');
   const before = await host.lastEventId();
   await declare('allocation: {mode: auto, cpu: {min: 0.3, max: 1}}\n');
   const relief = await host.nextEvent('allocation', { vm: 'seen', after: before });
