@@ -1,5 +1,6 @@
 import { z } from 'zod';
 import { ALLOCATION_MODES } from '../config/allocation-schema.ts';
+import { RESOLUTIONS, type Resolution } from '../telemetry/series-store.ts';
 
 /** Names of what can be foreseen, as people type them. */
 export const RESOURCE_NAMES = ['cpu', 'memory', 'disk', 'net'] as const;
@@ -108,6 +109,32 @@ export const outlookSchema = z
   })
   .meta({ id: 'Outlook', description: 'What this host has, against what its VMs will need together.' });
 
+/** A metric as samples name it: ASCII, as those of METRICS with the name of a disk or network card in it. */
+export const metricNameSchema = z
+  .string()
+  .regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$/, 'expected the name of a metric, such as cpu.usedCores');
+
+export const seriesSchema = z
+  .object({
+    vm: z.string(),
+    metric: z.string(),
+    resolution: z.enum(RESOLUTIONS),
+    buckets: z.array(
+      z.object({
+        startedAt: z.iso.datetime(),
+        count: z.int(),
+        ...{ min: z.number(), mean: z.number(), max: z.number() },
+        ...{ p50: z.number(), p90: z.number(), p99: z.number() },
+      }),
+    ),
+    metrics: z.array(z.string()).meta({ description: 'All that is known of this VM.' }),
+  })
+  .meta({
+    id: 'Series',
+    description: 'What was measured of a VM, oldest first; times without a sample are not in it.',
+  });
+
+export type Series = z.output<typeof seriesSchema>;
 export type Outlook = z.output<typeof outlookSchema>;
 export type Forecast = z.output<typeof forecastSchema>;
 export type Allocation = z.output<typeof allocationSchema>;
@@ -116,6 +143,11 @@ export type Allocation = z.output<typeof allocationSchema>;
 export interface ForesightService {
   /** @throws HostError HOST_VM_UNKNOWN, HOST_NO_TELEMETRY */
   forecast(vm: string, resource: ResourceName): Forecast;
+  /** Of the last `seconds`. @throws HostError HOST_VM_UNKNOWN, HOST_NO_SERIES; TelemetryError */
+  series(
+    vm: string,
+    query: { readonly metric: string; readonly resolution: Resolution; readonly seconds: number },
+  ): Promise<Series>;
   /** @throws HostError HOST_UNKNOWN */
   outlook(host: string, options: { readonly risk: number }): Outlook;
   /** With at most `limit` decisions. @throws HostError HOST_VM_UNKNOWN, HOST_NO_TELEMETRY */

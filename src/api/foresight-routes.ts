@@ -1,12 +1,15 @@
 import { z } from 'zod';
+import { RESOLUTIONS } from '../telemetry/series-store.ts';
 import {
   allocationSchema,
   forecastSchema,
+  metricNameSchema,
   outlookSchema,
   resourceNameSchema,
+  seriesSchema,
 } from './foresight-resources.ts';
 import { hostNameSchema } from './resources.ts';
-import { limit, oneVm, type Route } from './route-parts.ts';
+import { decimal, limit, oneVm, type Route } from './route-parts.ts';
 
 const risk = z
   .preprocess(
@@ -15,6 +18,10 @@ const risk = z
   )
   .default(0.01)
   .meta({ description: 'Probability that is accepted for too little within the horizon: 0.01 to 0.5.' });
+
+const seconds = decimal(z.int().min(1).max(34_560_000))
+  .default(3600)
+  .meta({ description: 'So long ago it begins: up to 400 days.' });
 
 export const foresightRoutes = {
   getOutlook: {
@@ -27,6 +34,16 @@ export const foresightRoutes = {
     query: z.strictObject({ risk }),
     status: 200,
     answer: outlookSchema,
+  },
+  getSeries: {
+    role: 'viewer',
+    method: 'GET',
+    path: '/v1/vms/{name}/series/{metric}',
+    summary: 'What was measured of a VM until now, by second, minute or hour.',
+    params: oneVm.extend({ metric: metricNameSchema }),
+    query: z.strictObject({ resolution: z.enum(RESOLUTIONS).default('1m'), seconds }),
+    status: 200,
+    answer: seriesSchema,
   },
   getForecast: {
     role: 'viewer',

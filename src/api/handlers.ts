@@ -60,6 +60,9 @@ export const handlers: { readonly [Id in HandledId]: Handler<Id> } = {
   getOutlook: ({ foresight }, { params, query }) => ({
     body: foresight.outlook(params.name, { risk: query.risk }),
   }),
+  getSeries: async ({ foresight }, { params, query }) => ({
+    body: await foresight.series(params.name, { metric: params.metric, ...query }),
+  }),
   getForecast: ({ foresight }, { params }) => ({ body: foresight.forecast(params.name, params.resource) }),
   getAllocation: ({ foresight }, { params, query }) => ({
     body: foresight.allocation(params.name, { limit: query.limit }),

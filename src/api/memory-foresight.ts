@@ -1,5 +1,13 @@
+import type { Resolution } from '../telemetry/series-store.ts';
 import { ApiError, type ApiErrorCode } from './api-error.ts';
-import type { Allocation, Forecast, ForesightService, Outlook, ResourceName } from './foresight-resources.ts';
+import type {
+  Allocation,
+  Forecast,
+  ForesightService,
+  Outlook,
+  ResourceName,
+  Series,
+} from './foresight-resources.ts';
 
 const AT = '2026-01-01T00:00:00.000Z';
 
@@ -17,6 +25,15 @@ export class MemoryForesight implements ForesightService {
     const given = { allocated: 0, reserved: 0, lent: 0 };
     const foreseen = { peakOfSum: null, sumOfPeaks: null, needed: null, promisable: null };
     return { host, risk, horizonSeconds: 3600, resources: [{ ...cpu, ...given, ...foreseen }] };
+  }
+
+  async series(
+    vm: string,
+    { metric, resolution }: { readonly metric: string; readonly resolution: Resolution },
+  ): Promise<Series> {
+    this.#ensureVm(vm);
+    const values = { count: 1, min: 1, mean: 1, max: 1, p50: 1, p90: 1, p99: 1 };
+    return { vm, metric, resolution, buckets: [{ startedAt: AT, ...values }], metrics: [metric] };
   }
 
   forecast(vm: string, resource: ResourceName): Forecast {

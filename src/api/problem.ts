@@ -16,6 +16,7 @@ const CODES_BY_STATUS: Readonly<Record<number, readonly string[]>> = {
   404: [
     'API_NOT_FOUND',
     'HOST_NO_SAVED_STATE',
+    'HOST_NO_SERIES',
     'HOST_NO_TELEMETRY',
     'HOST_POLICY_UNKNOWN',
     'HOST_TENANT_UNKNOWN',

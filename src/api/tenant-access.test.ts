@@ -100,6 +100,7 @@ function requestOf(id: RouteId, name = 'alpha'): Asked {
     .replace('{name}', name)
     .replace('{kind}', 'snapshot')
     .replace('{resource}', 'cpu')
+    .replace('{metric}', 'cpu.usedCores')
     .replace('{id}', path.includes('snapshots') ? '20261127T021500123Z' : '0123456789ab');
   const body = bodies[id] === undefined ? undefined : JSON.stringify(bodies[id]);
   return { method, path: filled, headers: { 'if-match': '"1"' }, body };

@@ -28,6 +28,7 @@ const BY_ERROR_CODE: Readonly<Record<string, keyof typeof EXIT_CODES>> = {
   KEEPER_LOST: 'notFound',
   HOST_VM_UNKNOWN: 'notFound',
   HOST_NO_SAVED_STATE: 'notFound',
+  HOST_NO_SERIES: 'notFound',
   HOST_NO_TELEMETRY: 'notFound',
   HOST_TENANT_UNKNOWN: 'notFound',
   CLI_TENANT_UNKNOWN: 'notFound',

@@ -1,5 +1,7 @@
-import { Argument, type Command, InvalidArgumentError } from 'commander';
+import { Argument, type Command, InvalidArgumentError, Option } from 'commander';
 import { RESOURCE_NAMES } from '../api/foresight-resources.ts';
+import { parseDuration } from '../base/durations.ts';
+import { RESOLUTIONS } from '../telemetry/series-store.ts';
 import { command, examples, type Finish } from './command-definition.ts';
 import type { Output } from './output.ts';
 
@@ -19,6 +21,31 @@ export function addForesight(program: Command, out: Output, finish: Finish): voi
     .action(async (name: string, resource) => {
       const { forecast } = await import('./forecast-command.ts');
       finish(await forecast(name, { resource }, out));
+    });
+  command(
+    program,
+    'history <name> [metric]',
+    'show what was measured of a VM: mean, quantiles and range by time',
+  )
+    .addOption(
+      new Option('--resolution <step>', 'by second, minute or hour').choices(RESOLUTIONS).default('1m'),
+    )
+    .option('--since <time>', 'so long ago it begins, such as 30m, 12h or 7d', since, 3600)
+    .addHelpText(
+      'after',
+      examples(
+        'understudy history redis-demo',
+        'understudy history redis-demo disk.data.writeBytesPerSecond --since 7d --resolution 1h',
+        'understudy history redis-demo cpu.waitedCores --json | jq .buckets',
+      ),
+    )
+    .addHelpText(
+      'after',
+      '\nFor VMs of a host daemon. Without a metric: cpu.usedCores, and which others there are.',
+    )
+    .action(async (name: string, metric: string | undefined, { resolution, since: seconds }) => {
+      const { history } = await import('./history-command.ts');
+      finish(await history(name, { metric, resolution, seconds }, out));
     });
   command(program, 'capacity', 'show what this host has, against what its VMs will need together')
     .option('--risk <share>', 'probability of too little that is accepted, 0.01 to 0.5', riskShare, 0.01)
@@ -41,6 +68,12 @@ export function addForesight(program: Command, out: Output, finish: Finish): voi
       const { explain } = await import('./forecast-command.ts');
       finish(await explain(name, { limit }, out));
     });
+}
+
+function since(text: string): number {
+  const ms = parseDuration(text);
+  if (ms !== undefined && ms >= 1000 && ms <= 34_560_000_000) return Math.round(ms / 1000);
+  throw new InvalidArgumentError('Expected a time from 1s to 400d, such as 30m, 12h or 7d.');
 }
 
 function riskShare(text: string): number {

@@ -9,18 +9,22 @@ import type {
   ForesightService,
   Outlook,
   ResourceName,
+  Series,
 } from '../api/foresight-resources.ts';
 import type { Clock } from '../base/clock.ts';
+import { errorFacts } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { HORIZON_MS_DEFAULT } from '../config/allocation-schema.ts';
 import { MINUTES_STEP_MS } from '../forecast/forecaster.ts';
 import type { Sample } from '../telemetry/sample.ts';
+import type { Resolution, SeriesStore } from '../telemetry/series-store.ts';
 import { AgentFiles } from './agent-files.ts';
 import { DECISION_KIND } from './decision-log.ts';
 import type { EventLog } from './event-log.ts';
 import type { LimitSetterOptions } from './limit-setter.ts';
 import { hostCapacity } from './machine-facts.ts';
-import { noTelemetry } from './refusals.ts';
+import { noStore, noTelemetry } from './refusals.ts';
+import { SeriesWriter } from './series-writer.ts';
 import { SettingsOfAgents } from './settings-of-agents.ts';
 import type { TenantSpecs } from './tenant-specs.ts';
 import { type AgentView, VmAgents } from './vm-agents.ts';
@@ -28,6 +32,8 @@ import type { VmInventory } from './vm-inventory.ts';
 
 /** A day is drawn. */
 const HISTORY_STEPS = 288;
+/** The newest of them are answered. */
+const SERIES_BUCKETS_MAX = 10_000;
 
 const RESOURCE_OF: Readonly<Record<ResourceName, Resource>> = {
   cpu: 'cpuMillicores',
@@ -50,6 +56,8 @@ interface ForesightOptions {
   readonly stateDirectory: string;
   readonly clock: Clock;
   readonly log: Logger;
+  /** Where samples are kept; undefined: nowhere. */
+  readonly store?: SeriesStore | undefined;
   /** Asks the VM's keeper to limit it. */
   readonly order: LimitSetterOptions['order'];
   /** @throws HostError HOST_UNKNOWN for the name of another host */
@@ -60,6 +68,7 @@ interface ForesightOptions {
 export class Foresight implements ForesightService, AsyncDisposable {
   readonly #options: ForesightOptions;
   readonly #agents: VmAgents;
+  readonly #writer: SeriesWriter | undefined;
 
   constructor(options: ForesightOptions) {
     this.#options = options;
@@ -73,8 +82,13 @@ export class Foresight implements ForesightService, AsyncDisposable {
       }),
       publish: (kind, vm, facts) => events.publish(kind, { vm, facts }),
     });
+    const { store } = options;
+    this.#writer = store && new SeriesWriter({ store, clock, log });
     events.onEvent(({ kind, vm }) => {
       if (kind !== 'deleted' || vm === null) return;
+      store
+        ?.forget(vm)
+        .catch((thrown) => log.warn('samples of a VM stay behind', { vm, ...errorFacts(thrown) }));
       this.#agents.forget(vm);
       settings.forget(vm);
     });
@@ -82,11 +96,34 @@ export class Foresight implements ForesightService, AsyncDisposable {
 
   take(sample: Sample): void {
     this.#agents.take(sample);
+    // Of VMs that are this host's.
+    if (this.#agents.view(sample.vm) !== undefined) this.#writer?.take(sample);
   }
 
   /** What agents have learnt is written down. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#agents[Symbol.asyncDispose]();
+    await this.#writer?.[Symbol.asyncDispose]();
+  }
+
+  async series(
+    vm: string,
+    {
+      metric,
+      resolution,
+      seconds,
+    }: { readonly metric: string; readonly resolution: Resolution; readonly seconds: number },
+  ): Promise<Series> {
+    const { store, clock, inventory } = this.#options;
+    inventory.get(vm);
+    if (store === undefined) throw noStore();
+    const toMs = clock.wallMs() + 1;
+    const found = await store.range({ vm, metric, resolution, fromMs: toMs - seconds * 1000, toMs });
+    const buckets = found.slice(-SERIES_BUCKETS_MAX).map(({ startMs, ...rest }) => ({
+      startedAt: new Date(startMs).toISOString(),
+      ...rest,
+    }));
+    return { vm, metric, resolution, buckets, metrics: [...(await store.metrics(vm))] };
   }
 
   forecast(vm: string, name: ResourceName): Forecast {

@@ -9,6 +9,7 @@ export type HostErrorCode =
   | 'HOST_VM_STUCK'
   | 'HOST_VM_SUSPENDED'
   | 'HOST_NO_SAVED_STATE'
+  | 'HOST_NO_SERIES'
   | 'HOST_NO_TELEMETRY'
   | 'HOST_VM_RUNS'
   | 'HOST_VM_ELSEWHERE'

@@ -32,6 +32,7 @@ import type { Termination } from '../config/vm-spec-schema.ts';
 import { checkSpec } from '../qemu/protectability.ts';
 import { maintenanceOf } from '../site/maintenance.ts';
 import { migrateVm } from '../site/migration.ts';
+import type { SeriesStore } from '../telemetry/series-store.ts';
 import { AccessTokens } from './access-tokens.ts';
 import { AnswerStore } from './answer-store.ts';
 import { Convergence } from './convergence.ts';
@@ -67,6 +68,8 @@ export interface HostOptions {
   /** Where the state of VMs is saved. */
   readonly stateDirectory: string;
   readonly version: string;
+  /** Where samples are kept; undefined: nowhere. */
+  readonly store?: SeriesStore | undefined;
   readonly clock: Clock;
   readonly log: Logger;
 }
@@ -222,8 +225,7 @@ export class Host implements HostService, AsyncDisposable {
   }
 
   changeVm(name: string, { spec, directory }: ChangeVm, { ifVersion }: { ifVersion: number }): Vm {
-    const { tenant } = this.#inventory.get(name);
-    const parsed = this.#specs.admit({ spec, directory, tenant });
+    const parsed = this.#specs.admit({ spec, directory, tenant: this.#inventory.get(name).tenant });
     if (parsed.name !== name) {
       throw new HostError('HOST_NAME_FIXED', `the specification is of ${parsed.name}, not of ${name}`, {
         hint: 'A VM keeps its name. Declare a new one and delete this one.',
@@ -306,17 +308,16 @@ export class Host implements HostService, AsyncDisposable {
     { to, wait, timeoutSeconds, trace }: MigrateVm & RequestContext,
   ): Promise<Migration> {
     this.#getHere(name);
-    const { clock } = this.#options;
     const order = { to, until: wait, timeoutMs: timeoutSeconds * 1000 };
-    const report = await migrateVm(name, { ...order, clock, trace });
+    const report = await migrateVm(name, { ...order, clock: this.#options.clock, trace });
     this.#events.publish('migrated', { vm: name, facts: { ...report, ...traceFacts(trace) } });
     this.#convergence.renew(name, undefined);
     return report;
   }
 
   async listLodgers(): Promise<LodgerPage> {
-    const all = await this.#convergence.fleet.strangers((name) => this.#inventory.find(name) !== undefined);
-    return { lodgers: all };
+    const isDeclared = (name: string) => this.#inventory.find(name) !== undefined;
+    return { lodgers: await this.#convergence.fleet.strangers(isDeclared) };
   }
 
   async stats({ reach = WHOLE_REACH }: Reached = {}): Promise<Stats> {

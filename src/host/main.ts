@@ -35,6 +35,8 @@ import { dropOldRelics } from '../control/relic.ts';
 import { hostSocket, runRoot, stateDirectory } from '../control/run-paths.ts';
 import { groupIdOf } from '../linux/group.ts';
 import { ServiceManager } from '../linux/service-manager.ts';
+import { openSeriesStore } from '../telemetry/open-series-store.ts';
+import type { SeriesStore } from '../telemetry/series-store.ts';
 import { Host, type HostSettings } from './host.ts';
 import { HostError } from './host-error.ts';
 import { type StartKeeper, startDirectly } from './keeper-starters.ts';
@@ -95,7 +97,9 @@ async function main(): Promise<number> {
     makeOwnDirectory(runRoot(), { othersMayPass: socketAccess.groupId !== undefined });
     dropOldRelics();
     using manager = ServiceManager.of(process.env, { clock, log });
+    await using store = await storeOf(config, state);
     await using host = new Host({
+      ...(store !== undefined && { store }),
       databasePath: join(state, 'host.db'),
       endDirectory,
       stateDirectory: state,
@@ -123,6 +127,16 @@ async function main(): Promise<number> {
   } catch (thrown) {
     log.error('host could not start', errorFacts(thrown));
     return thrown instanceof ConfigError ? EXIT_CONFIG : EXIT_FAILED;
+  }
+}
+
+/** A host looks after its VMs also where nothing can be kept of what they use. */
+async function storeOf(config: HostConfig, state: string): Promise<SeriesStore | undefined> {
+  try {
+    return await openSeriesStore(config.telemetry, { directory: join(state, 'telemetry') });
+  } catch (thrown) {
+    log.error('samples are not kept: their store cannot be opened', errorFacts(thrown));
+    return undefined;
   }
 }
 

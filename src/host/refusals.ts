@@ -17,6 +17,12 @@ export function noSavedState(vm: string, kind: SavedKind): HostError {
   });
 }
 
+export function noStore(): HostError {
+  return new HostError('HOST_NO_SERIES', 'this host keeps no samples: its series store could not be opened', {
+    hint: 'The log of the daemon says why. `telemetry` of its configuration says where they are kept.',
+  });
+}
+
 export function noTelemetry(vm: string): HostError {
   return new HostError('HOST_NO_TELEMETRY', `there is no sample of ${vm} yet`, {
     hint: 'Samples come from VMs that act on this host, some seconds after their start.',

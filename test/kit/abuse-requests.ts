@@ -100,7 +100,24 @@ export class AbuseRequests {
     ];
     this.#pool = [
       ...vms.map((name) => `name: ${name}`),
-      ...[...this.#names, '/', null, true, false, 0, 0.05, 1, 60, [], {}, '"1"', '"2"', '"3"', 'k1'],
+      ...[
+        ...this.#names,
+        '/',
+        null,
+        true,
+        false,
+        0,
+        0.05,
+        1,
+        60,
+        [],
+        {},
+        '"1"',
+        '"2"',
+        '"3"',
+        'k1',
+        'cpu.usedCores',
+      ],
     ];
   }
 

@@ -90,6 +90,14 @@ it('a VM is forecast soon after its start, goes on to be over a takeover, and by
     { timeout: DEADLINE_MS, interval: 50 },
   );
   expect(again.rows.length).toBe(first.rows.length);
+
+  // What was measured before the takeover and before this daemon is kept.
+  const measured = JSON.parse((await understudy('history', 'seen', '--resolution', '1s', '--json')).stdout);
+  const before = measured.buckets.filter(
+    ({ startedAt }: { startedAt: string }) => Date.parse(startedAt) < takenMs,
+  );
+  expect(before.length).toBeGreaterThan(1);
+  expect(measured.metrics).toContain('memory.residentBytes');
 });
 
 /** What an agent has learnt of two days in which the VM needed little: it has 0.3 of a core. */
