@@ -272,7 +272,10 @@ describe('a VM of a tenant whose files were swapped for links since it was start
     expect((await nextEvent('start-failed', after)).facts).toMatchObject({ code: 'HOST_SPEC_REFUSED' });
     expect(await observed()).toMatchObject({ problem: { code: 'HOST_SPEC_REFUSED' } });
     // Nothing has touched it, and nothing is lost.
-    expect(stateOf(primary?.pid ?? 0)).toBe('T');
+    await vi.waitFor(() => expect(stateOf(primary?.pid ?? 0)).toBe('T'), {
+      timeout: DEADLINE_MS,
+      interval: 20,
+    });
     putBack();
     await acme.call('startVm', { params: { name: 'inside' }, body: {} });
     await nextEvent('taken-back', after);
