@@ -314,8 +314,6 @@ export class RemoteShadow implements Shadow {
       if (!this.#mayTakeOver) return { kind: 'free', error };
       if (disk !== undefined) return await this.#leaveTo(error);
       const outcome = await this.#orUnknown((signal) => right.yieldThenGoAlone(TAKE_OVER_GRACE_MS, signal));
-      // As it was told to, though nobody heard it say so: there is nothing to dismiss.
-      if (outcome === 'superseded' && reason === 'planned') this.#isHandedOver = true;
       return outcome === 'granted' ? { kind: 'free', error } : { kind: outcome, error };
     }
   }

@@ -115,26 +115,21 @@ async function handOver(
   shadow: RemoteShadow,
   { atMs, reason, disk, trace }: Omit<ReturnType<TakenOverVm['loss']>, 'noticedAtMs'>,
 ): Promise<void> {
-  const { remote, clock } = vm.options;
-  const token = remote?.right.token ?? 0;
   const outcome = await shadow.handOver({ reason: reason ?? 'planned', disk, trace });
-  const { host } = shadow.describe();
-  // With the way of the answer: a little more than what the guest's clients saw.
-  const pauseMs = clock.nowMs() - atMs;
-  const common = { host, reason, pauseMs, ...traceFacts(trace) };
   switch (outcome.kind) {
     case 'acts':
-      vm.publish('moved', { ...common, promoteMs: outcome.tookMs, token: outcome.token });
+      vm.publish('moved', {
+        ...{ host: shadow.describe().host, reason, promoteMs: outcome.tookMs, token: outcome.token },
+        // With the way of the answer: a little more than what the guest's clients saw.
+        ...{ pauseMs: vm.options.clock.nowMs() - atMs, ...traceFacts(trace) },
+      });
       return vm.dispatch({ kind: 'moved' });
     case 'superseded':
-      vm.publish('hand-over-unanswered', { host, error: outcome.error });
-      if (reason !== 'planned') return vm.dispatch({ kind: 'superseded' });
-      // What was asked for has come about. The shadow takes the next token; how long it took by itself it alone knows.
-      vm.publish('moved', { ...common, promoteMs: pauseMs, token: token + 1 });
-      return vm.dispatch({ kind: 'moved' });
+      vm.publish('hand-over-unanswered', { host: shadow.describe().host, error: outcome.error });
+      return vm.dispatch({ kind: 'superseded' });
     // Not to be begun anew here.
     case 'left':
-      vm.publish('hand-over-unanswered', { host, error: outcome.error });
+      vm.publish('hand-over-unanswered', { host: shadow.describe().host, error: outcome.error });
       return vm.dispatch({ kind: 'promote-failed' });
     // It is being stopped, and that comes next.
     case 'unknown':

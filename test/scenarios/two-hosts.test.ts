@@ -372,25 +372,3 @@ describe('a VM whose hosts lose each other', () => {
     expect(seen).toMatch(/^on record were a, and frames came .* from b/);
   });
 });
-
-/** What a keeper says when it has taken over is lost. */
-const UNHEARD = `
-  const { LastingLink } = await import(${JSON.stringify(new URL('../../src/wire/lasting-link.ts', import.meta.url).href)});
-  const { send } = LastingLink.prototype;
-  LastingLink.prototype.send = async function (message) {
-    if (!Buffer.from(message.body ?? []).includes('"kind":"acts"')) await send.call(this, message);
-  };`;
-
-describe('a VM that is moved, and whose new host is not heard to say so', () => {
-  it('has been moved', async () => {
-    await using pair = await TwoHosts.withVm({ clients: 1, plants: { a: UNHEARD, b: UNHEARD } });
-    const token = (await pair.record())?.token ?? 0;
-    const said = await pair.cli('a', 'migrate', pair.vm, '--to', 'b', '--wait', 'moved', '--json');
-    expect(JSON.parse(said)).toMatchObject({ from: 'a', to: 'b', token: token + 1 });
-    expect(await pair.record()).toMatchObject({ holder: 'b', token: token + 1 });
-    await pair.eventually('the end of the keeper', () =>
-      pair.qemuPids('a').length === 0 ? true : undefined,
-    );
-    expect(await pair.load.command('PING')).toBe('PONG');
-  });
-});
