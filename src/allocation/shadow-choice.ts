@@ -105,7 +105,8 @@ function judge({ host, resources, hasRefused, failure }: Candidate, wanted: Want
       .map(([label, value]) => `${label}=${value}`),
     // A hundredth more or less is chance, and no reason to prefer one to the other.
     freeShare: Math.round(100 * Math.min(1, Math.max(0, Math.min(memoryShare, cpuShare)))) / 100,
-    shadows: resources.shadows,
+    // What the VM itself left there is no burden: it is where the next copy needs the least.
+    shadows: Math.max(0, resources.shadows - (resources.vms.some(({ name }) => name === wanted.vm) ? 1 : 0)),
   };
 }
 

@@ -248,7 +248,7 @@ describe('a VM with its shadow on a host with clocks, certificates and room of i
     await hosts.cli(other, 'run', join(hosts.folder, 'vm.yaml'), '--wait', 'started', '--anew');
     expect(await hosts.record()).toMatchObject({ holder: other, token: (before?.token ?? 0) + 1 });
     // Or it has the shadow of that one already.
-    await expect(hosts.start(here)).rejects.toThrow(/KEEPER_SUPERSEDED|KEEPER_NAME_TAKEN/);
+    await expect(hosts.start(here)).rejects.toThrow(/KEEPER_SUPERSEDED|KEEPER_IS_SHADOW|KEEPER_NAME_TAKEN/);
     await hosts.until(other, 'protected');
     expect(oracle.judgeActing()).toEqual([]);
   });
