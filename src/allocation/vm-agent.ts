@@ -8,7 +8,7 @@ import { RESOURCES, type Resource } from './resource.ts';
 import { type Peak, ResourceTracker, type ScaledResource, type TrackedDecision } from './resource-tracker.ts';
 import type { ScalingEvent, ScalingState } from './scaling-decision.ts';
 import type { ScalingPolicy } from './scaling-policy.ts';
-import { demandsOf } from './vm-demand.ts';
+import { type Demands, demandsOf } from './vm-demand.ts';
 
 const NAMES = Object.keys(RESOURCES) as Resource[];
 const STATE_VERSION = 1;
@@ -33,6 +33,7 @@ export interface AgentAnomaly {
 }
 
 export interface AgentReport {
+  readonly demands: Demands;
   readonly decisions: readonly AgentDecision[];
   /** Episodes that began or ended. */
   readonly anomalies: readonly AgentAnomaly[];
@@ -91,7 +92,7 @@ export class VmAgent {
       for (const verdict of tracker.learn(demand, sample)) anomalies.push({ resource, verdict });
       for (const decision of tracker.decide(demand)) decisions.push({ resource, ...decision });
     }
-    return { decisions, anomalies };
+    return { demands, decisions, anomalies };
   }
 
   /** What came of a decision, or what was found to be so. */

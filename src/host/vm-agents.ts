@@ -5,7 +5,7 @@ import { RESOURCES, type Resource } from '../allocation/resource.ts';
 import { ResourcePool } from '../allocation/resource-pool.ts';
 import type { Peak } from '../allocation/resource-tracker.ts';
 import { type AgentAnomaly, type AgentDecision, VmAgent } from '../allocation/vm-agent.ts';
-import { demandsOf } from '../allocation/vm-demand.ts';
+import type { Demands } from '../allocation/vm-demand.ts';
 import type { Clock } from '../base/clock.ts';
 import { errorFacts } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
@@ -111,12 +111,11 @@ export class VmAgents implements AsyncDisposable {
     if (attended === undefined) return;
     const { agent, settings } = attended;
     attended.last = sample;
-    this.#sumUp(sample);
-    const { decisions, anomalies } = agent.take(sample);
+    const { demands, decisions, anomalies } = agent.take(sample);
     for (const anomaly of anomalies) this.#tellOf(anomaly, sample.vm);
     for (const decision of decisions) this.#carryOut(decision, { vm: sample.vm, agent, mode: settings.mode });
     this.#limit(sample.vm, attended);
-    this.#expire();
+    this.#sumUp(sample, demands);
     if (this.#options.clock.nowMs() - attended.savedAtMs >= SAVE_EVERY_MS) this.#save(sample.vm, attended);
   }
 
@@ -156,15 +155,17 @@ export class VmAgents implements AsyncDisposable {
     await Promise.all([...this.#writing, this.#limits.settle(SETTLE_MS)]);
   }
 
-  #sumUp(sample: Sample): void {
+  #sumUp(sample: Sample, demands: Demands): void {
     const { clock } = this.#options;
     const nowMs = clock.nowMs();
     const untilMs = nowMs + SILENT_INTERVALS * sample.intervalMs + SILENT_MS;
     const attended = this.#attended.get(sample.vm);
     if (attended !== undefined) attended.silentAtMs = untilMs;
-    this.#outlook.note(sample.vm, { demands: demandsOf(sample), untilMs });
+    this.#outlook.note(sample.vm, { demands, untilMs });
     if (nowMs - this.#summedAtMs < SUM_EVERY_MS) return;
     this.#summedAtMs = nowMs;
+    // Once a second for all, not with each sample: it looks at what every VM has.
+    this.#expire();
     for (const [vm, { silentAtMs }] of this.#attended) if (silentAtMs < nowMs) this.#leave(vm);
     this.#outlook.take({ wallMs: clock.wallMs(), monotonicMs: nowMs });
   }

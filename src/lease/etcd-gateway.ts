@@ -1,5 +1,6 @@
 import type { ClientRequest, IncomingMessage } from 'node:http';
 import { Agent, request } from 'node:https';
+import { boundedText } from '../base/bounded-text.ts';
 import { messageOf } from '../base/errors.ts';
 import { LeaseError } from './lease-error.ts';
 
@@ -168,7 +169,7 @@ export class EtcdGateway implements Disposable {
         else socket.once('secureConnect', () => (mayHaveLeft = true));
       });
       sent.on('response', (response) => {
-        collect(response).then((text) => {
+        boundedText(response, RESPONSE_BYTES_MAX).then((text) => {
           clearTimeout(timer);
           resolve(judge(response.statusCode ?? 0, text));
         }, fail);
@@ -210,17 +211,6 @@ function judge(status: number, text: string): TryOutcome {
   });
   // Others are "timed out", "no leader", "too many requests": the proposal may have got through all the same.
   return NEVER.has(code) || REFUSALS.has(status) ? { kind: 'refused', cause } : { kind: 'unknown', cause };
-}
-
-async function collect(response: IncomingMessage): Promise<string> {
-  const chunks: Buffer[] = [];
-  let sizeBytes = 0;
-  for await (const chunk of response) {
-    sizeBytes += chunk.length;
-    if (sizeBytes > RESPONSE_BYTES_MAX) throw new Error('the answer is too long');
-    chunks.push(chunk);
-  }
-  return Buffer.concat(chunks).toString('utf8');
 }
 
 function splitLines(response: IncomingMessage, line: (text: string) => void, end: () => void): void {

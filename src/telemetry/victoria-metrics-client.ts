@@ -1,6 +1,7 @@
 import { readFileSync } from 'node:fs';
-import { Agent as HttpAgent, type IncomingMessage, request as requestHttp } from 'node:http';
+import { Agent as HttpAgent, request as requestHttp } from 'node:http';
 import { Agent as HttpsAgent, request as requestHttps } from 'node:https';
+import { boundedText } from '../base/bounded-text.ts';
 import { messageOf } from '../base/errors.ts';
 import { isLoopbackHost } from '../base/loopback.ts';
 import { MIB } from '../base/units.ts';
@@ -115,7 +116,7 @@ export class VictoriaMetricsClient {
       );
       outgoing.on('error', fail);
       outgoing.on('response', (response) => {
-        collect(response).then((text) => {
+        boundedText(response, RESPONSE_BYTES_MAX).then((text) => {
           clearTimeout(timer);
           resolve({ status: response.statusCode ?? 0, text });
         }, fail);
@@ -136,17 +137,6 @@ function checkedUrl(text: string): URL {
     hint: 'Use https://, with telemetry.ca where a private CA signs; plain http only to a loopback address.',
     facts: { url: url.origin },
   });
-}
-
-async function collect(response: IncomingMessage): Promise<string> {
-  const chunks: Buffer[] = [];
-  let sizeBytes = 0;
-  for await (const chunk of response) {
-    sizeBytes += chunk.length;
-    if (sizeBytes > RESPONSE_BYTES_MAX) throw new Error('the answer is too long');
-    chunks.push(chunk);
-  }
-  return Buffer.concat(chunks).toString('utf8');
 }
 
 function away(url: URL, cause: unknown): TelemetryError {
